@@ -1,0 +1,29 @@
+"""What every command line shares: options from dataclasses, one-line errors, exit status."""
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import tyro
+
+from pipeline.shards import InputError
+
+Options = TypeVar("Options")
+
+
+def run(options: type[Options], description: str | None, job: Callable[[Options], int]) -> None:
+    """Read the command line into `options` and run the job.
+
+    Exit status: the job's own, 2 for bad usage or settings, 130 when interrupted.
+    """
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    try:
+        chosen = tyro.cli(options, description=description, config=config)
+        status = job(chosen)
+    except (InputError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)

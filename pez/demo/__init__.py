@@ -1,0 +1,28 @@
+"""The shipped demo: drawn scenes, and two small CLIPs trained on them, so that everything runs without a download."""
+
+from pathlib import Path
+
+import torch
+
+from pez.clip import Clip, Precision, load_clip
+from pez.demo.scenes import caption_words
+
+GUIDE = Path(__file__).parent / "guide"
+"""the CLIP that prompts are learned with"""
+JUDGE = Path(__file__).parent / "judge"
+"""a CLIP trained from another seed, which only scores"""
+
+
+def load_demo_clip(
+    device: str | torch.device = "cpu", precision: Precision = "fp32", folder: Path = GUIDE
+) -> Clip:
+    """Load a shipped demo CLIP for 64x64 scenes; its recommended vocabulary is the words of its captions.
+
+    Args:
+        folder: GUIDE or JUDGE.
+    """
+    clip = load_clip(f"local-dir:{folder}", None, device, precision)
+    clip.name = "demo" if folder == GUIDE else f"demo-{folder.name}"
+    clip.recommended = torch.zeros(clip.tower.token_embedding.num_embeddings, dtype=torch.bool)
+    clip.recommended[[clip.tokenizer.encode(word)[0] for word in caption_words()]] = True
+    return clip

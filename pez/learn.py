@@ -1,0 +1,120 @@
+"""Images or texts in, hard prompts out."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pez.clip import Clip, ClipObjective
+from pez.objective import Target
+from pez.optimizer import Learned, Step, Task, learn
+from pez.prompt import Prompt
+from pez.settings import PezSettings
+
+OnStep = Callable[[Step], None]
+
+
+def learn_prompts(
+    clip: Clip,
+    images: Sequence[Image.Image],
+    settings: PezSettings | None = None,
+    keys: Sequence[str] | None = None,
+    on_step: OnStep | None = None,
+) -> list[Prompt]:
+    """Learn one prompt for each image.
+
+    Args:
+        images: PIL images, RGB.
+        keys: with the seed, fix each image's random start; default = a hash of its pixels, so that a prompt depends on
+            its image alone and not on its neighbours.
+        on_step: called with every step of the optimiser.
+
+    Returns:
+        prompts in the order of the images.
+    """
+    settings = settings or PezSettings()
+    if not images:
+        return []
+    pixels = torch.stack([clip.preprocess(image) for image in images])
+    keys = [hash_of(p) for p in pixels] if keys is None else list(keys)
+    if len(keys) != len(images):
+        raise ValueError(f"{len(keys)} keys for {len(images)} images; expected one each")
+    targets = [Target(feature[None]) for feature in clip.pixel_features(pixels)]
+    return learn_for_targets(clip, targets, keys, settings, on_step)
+
+
+def learn_prompt(
+    clip: Clip,
+    images: Sequence[Image.Image],
+    settings: PezSettings | None = None,
+    weights: Sequence[float] | None = None,
+    on_step: OnStep | None = None,
+) -> Prompt:
+    """Learn one prompt for all images together.
+
+    Args:
+        images: PIL images, RGB.
+        weights: one for each image, 1 = near, negative = away from; default = all 1.
+    """
+    if not images:
+        raise ValueError("no images; expected one or more")
+    if weights is not None and len(weights) != len(images):
+        raise ValueError(f"{len(weights)} weights for {len(images)} images; expected one each")
+    pixels = torch.stack([clip.preprocess(image) for image in images])
+    target = Target(clip.pixel_features(pixels), None if weights is None else torch.tensor(weights))
+    return learn_for_targets(clip, [target], [hash_of(pixels)], settings or PezSettings(), on_step)[0]
+
+
+def distill(clip: Clip, text: str, settings: PezSettings | None = None, on_step: OnStep | None = None) -> Prompt:
+    """Shorten a prompt: few tokens whose text feature is near that of the whole text.
+
+    Source: Wen et al. 2023, section 4.3.
+    """
+    target = Target(clip.text_features([text]))
+    return learn_for_targets(clip, [target], [text], settings or PezSettings(), on_step)[0]
+
+
+def learn_for_targets(
+    clip: Clip, targets: Sequence[Target], keys: Sequence[str], settings: PezSettings, on_step: OnStep | None = None
+) -> list[Prompt]:
+    """Learn one prompt for each target, in their order."""
+    tasks = (Task(k, t.direction(), handle=i) for i, (k, t) in enumerate(zip(keys, targets, strict=True)))
+    prompts: dict[int, Prompt] = {}
+    lanes = min(64, -(-len(targets) // 16) * 16)
+    for learned in learn_tasks(clip, tasks, settings, lanes, on_step):
+        prompts.update((result.task.handle, prompt) for result, prompt in learned)
+    return [prompts[i] for i in range(len(targets))]
+
+
+def learn_tasks(
+    clip: Clip, tasks: Iterable[Task], settings: PezSettings, lanes: int, on_step: OnStep | None = None
+) -> Iterator[list[tuple[Learned, Prompt]]]:
+    """Learn a prompt for every task as they come, and score each as the text that a user pastes.
+
+    Args:
+        tasks: targets are directions, (dim,) in the clip's full precision and on its device.
+        lanes: prompts learned side by side, a multiple of 16.
+
+    Yields:
+        results with their prompts, in lists of those that end together.
+    """
+    objective = ClipObjective(clip.encoder(settings.tokens))
+    for ended in learn(objective, clip.vocabulary(settings), tasks, settings, lanes, on_step):
+        ids = torch.stack([result.token_ids for result in ended])
+        directions = torch.stack([result.task.target for result in ended])
+        texts = [clip.text_of(row) for row in ids.tolist()]
+        of_text = (clip.text_features(texts) * directions).sum(-1).tolist()
+        of_tokens = (clip.token_features(ids) * directions).sum(-1).tolist()
+        yield [
+            (result, Prompt(text, tuple(row), similarity, token_similarity, result.steps))
+            for result, text, row, similarity, token_similarity in zip(
+                ended, texts, ids.tolist(), of_text, of_tokens, strict=True
+            )
+        ]
+
+
+def hash_of(pixels: Tensor) -> str:
+    """A name for preprocessed pixels by their content."""
+    return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,233 @@
+"""Algorithm 1 of PEZ over independent lanes.
+
+One lane is one prompt being learned. For each lane, with a soft prompt P:
+
+1. Project: P' = the nearest vocabulary rows of P, by cosine.
+2. Score P' against the lane's target, and keep its token ids if they are the best so far.
+3. g = gradient of the loss (minus the score) at P'.
+4. Update P, not P', with g by AdamW.
+
+A lane that has had its steps gives its best ids back and takes the next task, at once and without a change of shape. Every
+lane has its own step count, moments and start, the losses are summed and not averaged, and idle lanes are computed along:
+so a result depends on the lane's task alone.
+
+Source: Wen et al. 2023, arXiv:2302.03668. The authors' code averages the loss over prompts learned together, which shrinks
+gradients towards Adam's epsilon; with one prompt the steps are the same.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pez.objective import Objective
+from pez.settings import PezSettings
+from pez.vocabulary import Vocabulary
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # AdamW's defaults, as in the authors' code
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One prompt to learn."""
+
+    key: str
+    """with the settings' seed, fixes the random start"""
+    target: Tensor
+    """what the objective scores against, one lane's worth: (dim,) for a direction"""
+    initial_ids: Tensor | None = None
+    """(tokens,) int64 first token ids of the first start; None = random"""
+    handle: Any = None
+    """whatever the caller wants to find again on the result"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """The best prompt that a task's lane visited."""
+
+    task: Task
+    token_ids: Tensor
+    """(tokens,) int64, on the CPU"""
+    score: float
+    steps: int
+    """gradient steps taken, over all restarts"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What all lanes did in one step, before the update."""
+
+    tasks: list[Task | None]
+    """the task of each lane, None = idle"""
+    token_ids: Tensor
+    """(lanes, tokens) int64"""
+    score: Tensor
+    """(lanes,) float"""
+    best_ids: Tensor
+    """(lanes, tokens) int64, best of each lane so far, this step included"""
+    best_score: Tensor
+    """(lanes,) float"""
+
+
+def learn(
+    objective: Objective,
+    vocabulary: Vocabulary,
+    tasks: Iterable[Task],
+    settings: PezSettings,
+    lanes: int,
+    on_step: Callable[[Step], None] | None = None,
+) -> Iterator[list[Learned]]:
+    """Learn a prompt for every task, so many lanes at a time.
+
+    Args:
+        objective: scores soft prompts.
+        vocabulary: the tokens that prompts are made of; its dtype is that of the soft prompts.
+        tasks: drawn from when a lane is free, so it may be endless.
+        lanes: prompts learned side by side. With a multiple of 16 a result depends bit for bit on its task alone (matrix
+            libraries take other code paths for fewer rows).
+        on_step: called after each step's scores are known; reading them makes the host wait for the device.
+
+    Yields:
+        one result a task, in lists of those that end in the same step.
+    """
+    state = Lanes(objective, vocabulary, settings, lanes)
+    queue: Iterator[Task] = iter(tasks)
+    more = True
+    while True:
+        while more and state.free:
+            task = next(queue, None)
+            if task is None:
+                more = False
+            else:
+                state.admit(task)
+        if not state.busy:
+            return
+        state.step(on_step)
+        if ended := state.ended():
+            yield ended
+
+
+class Lanes:
+    """A fixed number of prompts being learned side by side; see the module's text."""
+
+    def __init__(self, objective: Objective, vocabulary: Vocabulary, settings: PezSettings, lanes: int) -> None:
+        self.objective, self.vocabulary, self.settings = objective, vocabulary, settings
+        tokens = settings.tokens
+        like = vocabulary.embedding
+        first = vocabulary.ids[:1].expand(lanes, tokens)
+        self.soft = vocabulary.start(first).clone()  # (lanes, tokens, width)
+        self.mean = torch.zeros_like(self.soft)  # AdamW's first moment
+        self.square = torch.zeros_like(self.soft)  # AdamW's second moment
+        self.count = torch.zeros(lanes, 1, 1, dtype=like.dtype, device=like.device)  # steps since the lane's start
+        self.best_ids = first.clone()  # (lanes, tokens)
+        self.best_score = torch.full((lanes,), -torch.inf, dtype=like.dtype, device=like.device)
+        self.target: Tensor | None = None  # (lanes, ...), shaped by the first task
+        self.tasks: list[Task | None] = [None] * lanes
+        self.taken = [0] * lanes  # steps of the lane's task, over all restarts
+
+    @property
+    def free(self) -> bool:
+        return None in self.tasks
+
+    @property
+    def busy(self) -> bool:
+        return any(self.tasks)
+
+    def admit(self, task: Task) -> None:
+        """Give a task a free lane.
+
+        Raises:
+            ValueError: initial ids of another length than the settings' tokens.
+        """
+        lane = self.tasks.index(None)
+        ids = task.initial_ids
+        if ids is not None and ids.shape != (self.settings.tokens,):
+            raise ValueError(f"initial_ids have shape {tuple(ids.shape)}; expected ({self.settings.tokens},)")
+        if self.target is None:
+            self.target = torch.zeros(len(self.tasks), *task.target.shape, dtype=task.target.dtype).to(self.soft.device)
+        self.tasks[lane], self.taken[lane] = task, 0
+        self.target[lane] = task.target
+        self.best_score[lane] = -torch.inf
+        self._start(lane, task, restart=0)
+
+    def step(self, on_step: Callable[[Step], None] | None = None) -> None:
+        """One step of Algorithm 1 in every lane."""
+        assert self.target is not None, "a lane is busy"
+        settings = self.settings
+        ids = self.vocabulary.nearest(self.soft)
+        projected = self.vocabulary.embed(ids).requires_grad_()
+        score = self.objective.score(projected, self.target)  # (lanes,)
+        (gradient,) = torch.autograd.grad(-score.sum(), projected)
+
+        with torch.no_grad():
+            score = score.detach().to(self.best_score.dtype)
+            better = score > self.best_score
+            self.best_score = torch.where(better, score, self.best_score)
+            self.best_ids = torch.where(better.unsqueeze(-1), ids, self.best_ids)
+            if on_step is not None:
+                on_step(Step(list(self.tasks), ids, score, self.best_ids, self.best_score))
+            self.count += 1
+            adamw(
+                self.soft, gradient, self.mean, self.square, self.count, settings.learning_rate, settings.weight_decay
+            )
+
+        for lane, task in enumerate(self.tasks):
+            if task is not None:
+                self.taken[lane] += 1
+                restart, ended = divmod(self.taken[lane], settings.steps)
+                if ended == 0 and restart < settings.restarts:
+                    self._start(lane, task, restart)
+
+    def ended(self) -> list[Learned]:
+        """Take the tasks out that have had all their steps."""
+        total = self.settings.steps * self.settings.restarts
+        done = [i for i, task in enumerate(self.tasks) if task is not None and self.taken[i] == total]
+        if not done:
+            return []
+        best_ids, best_score = self.best_ids[done].cpu(), self.best_score[done].tolist()
+        results = []
+        for lane, token_ids, score in zip(done, best_ids, best_score, strict=True):
+            task = self.tasks[lane]
+            assert task is not None
+            results.append(Learned(task, token_ids, score, total))
+            self.tasks[lane] = None
+        return results
+
+    def _start(self, lane: int, task: Task, restart: int) -> None:
+        if restart == 0 and task.initial_ids is not None:
+            ids = task.initial_ids.to(self.soft.device)
+        else:
+            ids = self.vocabulary.random_ids(self.settings.tokens, generator_for(self.settings.seed, task.key, restart))
+        self.soft[lane] = self.vocabulary.start(ids)
+        self.mean[lane] = 0
+        self.square[lane] = 0
+        self.count[lane] = 0
+
+
+def adamw(
+    parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, count: Tensor, rate: float, decay: float
+) -> None:
+    """One AdamW update in place, with a step count for each lane.
+
+    Args:
+        parameter, gradient, mean, square: (lanes, tokens, width) float.
+        count: (lanes, 1, 1) float, steps taken, this one included.
+
+    The operations and their order are those of torch.optim.AdamW, so that one lane moves bit for bit as there.
+    Source: Loshchilov and Hutter 2019, arXiv:1711.05101, Algorithm 2.
+    """
+    parameter.mul_(1 - rate * decay)
+    mean.lerp_(gradient, 1 - BETA1)
+    square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+    correction1, correction2 = 1 - BETA1**count, 1 - BETA2**count
+    denominator = (square.sqrt() / correction2.sqrt()).add_(EPSILON)
+    parameter.sub_(mean / denominator * (rate / correction1))
+
+
+def generator_for(seed: int, key: str, restart: int) -> torch.Generator:
+    """A CPU generator that depends on nothing but its arguments."""
+    digest = hashlib.sha256(f"{seed}|{restart}|{key}".encode("utf-8", "surrogateescape")).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

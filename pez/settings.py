@@ -1,0 +1,39 @@
+"""What a user may choose about the method."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class PezSettings:
+    """Settings of PEZ; with the image and the model they fix a prompt.
+
+    Source: arXiv:2302.03668, section 4, for the learning rate and the weight decay.
+    """
+
+    tokens: int = 8
+    """tokens of a prompt; what a prompt generates is best at 8 to 16"""
+    steps: int = 500
+    """gradient steps of one start"""
+    restarts: int = 1
+    """independent starts; the best prompt of all is kept"""
+    seed: int = 0
+    learning_rate: float = 0.1
+    weight_decay: float = 0.1
+    vocabulary: Literal["model", "words", "full"] = "model"
+    """tokens that may be chosen: model = what the model recommends (the demo: its caption words; others: full),
+    words = only tokens that are whole words of letters, full = all but the special tokens"""
+    blocklist: tuple[str, ...] = ()
+    """words that no prompt may hold; * and ? match any letters and any letter"""
+    allowlist: tuple[str, ...] = ()
+    """if given, the only words that a prompt may hold"""
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "steps", "restarts"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected 1 or more")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; expected more than 0")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay is {self.weight_decay}; expected 0 or more")

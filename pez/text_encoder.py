@@ -1,0 +1,289 @@
+"""Soft prompts to text features, with no work that cannot matter.
+
+A CLIP text tower reads a frame around the prompt: a start token before it, an end token after it, padding to the context
+length. The tower is causal and its feature is taken at the end token, so
+
+- positions after the end token change nothing: they are cut;
+- positions before the prompt do not see it: their keys and values are computed once;
+- in the last layer only the end token's output is read: the other queries and MLPs are left out.
+
+All of this is exact. Towers it does not hold for (bidirectional, pooled elsewhere) run in full by `FullContextEncoder`;
+`text_encoder` chooses, and checks the choice against the model's own `encode_text`.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer, text_global_pool
+from torch import Tensor, nn
+
+
+class TextEncoder(Protocol):
+    """Soft prompts to features."""
+
+    def __call__(self, soft: Tensor) -> Tensor:
+        """(n, tokens, width) float embeddings to (n, dim) features, not normalised, differentiable."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """The token ids around a prompt."""
+
+    before: list[int]
+    after: list[int]
+
+
+def text_encoder(model: nn.Module, tokenizer: Any, tokens: int, dtype: torch.dtype) -> TextEncoder:
+    """The fastest encoder that gives what the model's own `encode_text` gives.
+
+    Args:
+        model: an open_clip model, frozen, in float32 or float64.
+        tokens: learned tokens of a prompt.
+        dtype: of the computation; float32, float64 or bfloat16.
+
+    Raises:
+        ValueError: no room for so many tokens, or a text tower that neither encoder reproduces.
+    """
+    tower = text_tower(model)
+    length = tower.context_length
+    frame = frame_of(tokenizer, length)
+    room = length - len(frame.before) - 1
+    if not 1 <= tokens <= room:
+        raise ValueError(f"{tokens} tokens do not fit this model; its context of {length} has room for 1 to {room}")
+
+    dtypes = [next(tower.token_embedding.parameters()).dtype, dtype]
+    if _is_causal_with_end_pooling(model, tower):
+        end = frame.after[: 1 + _pooled_position(tower, torch.tensor([frame.after]))]
+        checked, wanted = (CausalEncoder(tower, Frame(frame.before, end), d) for d in dtypes)
+    else:
+        after = frame.after[: length - tokens - len(frame.before)]
+        checked, wanted = (FullContextEncoder(tower, Frame(frame.before, after), tokens, d) for d in dtypes)
+    _check(checked, model, tower, frame, tokens)
+    return wanted
+
+
+class CausalEncoder:
+    """A causal tower over the positions that matter; the module's text says which."""
+
+    def __init__(self, tower: nn.Module, frame: Frame, dtype: torch.dtype) -> None:
+        blocks = list(tower.transformer.resblocks)
+        self.dtype = dtype
+        self.heads = blocks[0].attn.num_heads
+        self.layers = [_Layer.of(block, dtype) for block in blocks]
+        self.final = _Norm.of(tower.ln_final, dtype)
+        projection = tower.text_projection
+        self.projection = projection.weight.T if isinstance(projection, nn.Linear) else projection
+        self.projection_bias = projection.bias if isinstance(projection, nn.Linear) else None
+        if self.projection is not None:
+            self.projection = self.projection.detach().to(dtype).contiguous()
+        device = tower.positional_embedding.device
+        self.positions = tower.positional_embedding.detach()
+        self.before = len(frame.before)
+        self.embedding_before = tower.token_embedding(torch.tensor(frame.before, device=device)).detach()
+        self.embedding_after = tower.token_embedding(torch.tensor(frame.after, device=device)).detach()
+        with torch.no_grad():
+            self.prefix = self._prefix()
+
+    def _prefix(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the positions before the prompt, (1, heads, before, head width) of each layer."""
+        x = (self.embedding_before + self.positions[: self.before]).to(self.dtype).unsqueeze(0)
+        kept = []
+        for layer in self.layers:
+            query, key, value = layer.heads_of(layer.norm1(x), self.heads)
+            kept.append((key, value))
+            x = layer.after_attention(x, _attend(query, key, value, causal_from=0))
+        return kept
+
+    def __call__(self, soft: Tensor) -> Tensor:
+        n, tokens, width = soft.shape
+        after = self.embedding_after
+        positions = self.positions[self.before : self.before + tokens + len(after)]
+        x = torch.cat([soft, after.expand(n, -1, -1).to(soft.dtype)], 1) + positions.to(soft.dtype)
+        x = x.to(self.dtype)  # (n, tokens + after, width)
+        *most, last = zip(self.layers, self.prefix, strict=True)
+        for layer, (key0, value0) in most:
+            query, key, value = layer.heads_of(layer.norm1(x), self.heads)
+            key = torch.cat([key0.expand(n, -1, -1, -1), key], 2)
+            value = torch.cat([value0.expand(n, -1, -1, -1), value], 2)
+            x = layer.after_attention(x, _attend(query, key, value, causal_from=self.before))
+        layer, (key0, value0) = last
+        query, key, value = layer.heads_of(layer.norm1(x), self.heads, last_query_only=True)
+        key = torch.cat([key0.expand(n, -1, -1, -1), key], 2)
+        value = torch.cat([value0.expand(n, -1, -1, -1), value], 2)
+        x = layer.after_attention(x[:, -1:], _attend(query, key, value, causal_from=None))
+        pooled = self.final(x[:, 0])  # (n, width)
+        if self.projection is None:
+            return pooled
+        features = pooled @ self.projection
+        return features if self.projection_bias is None else features + self.projection_bias
+
+
+class FullContextEncoder:
+    """Any open_clip text tower, over its whole context, by the tower's own modules."""
+
+    def __init__(self, tower: nn.Module, frame: Frame, tokens: int, dtype: torch.dtype) -> None:
+        self.tower, self.dtype = tower, dtype
+        device = tower.positional_embedding.device
+        self.ids = torch.tensor([*frame.before, *[frame.before[0] if frame.before else 0] * tokens, *frame.after])
+        self.before, self.tokens = len(frame.before), tokens
+        self.embedding = tower.token_embedding(self.ids.to(device)).detach()
+        self.own_dtype = self.embedding.dtype
+
+    def __call__(self, soft: Tensor) -> Tensor:
+        n, tokens, _ = soft.shape
+        before, after = self.embedding[: self.before], self.embedding[self.before + tokens :]
+        x = torch.cat([before.expand(n, -1, -1).to(soft), soft, after.expand(n, -1, -1).to(soft)], 1)
+        x = x + self.tower.positional_embedding[: x.shape[1]].to(soft)
+        # The tower's weights keep their precision; a lower one is left to autocast.
+        with torch.autocast(soft.device.type, self.dtype, enabled=self.dtype != self.own_dtype):
+            x = self.tower.transformer(x.to(self.own_dtype), attn_mask=self.tower.attn_mask)
+            x = self.tower.ln_final(x)
+            pooled = text_global_pool(x, self.ids.expand(n, -1).to(x.device), _pool_type(self.tower), _eos(self.tower))
+            projection = self.tower.text_projection
+            if projection is None:
+                return pooled
+            return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+
+
+def text_tower(model: nn.Module) -> nn.Module:
+    """The module of an open_clip model that holds the text tower's parts.
+
+    Raises:
+        ValueError: a tower of another library (Hugging Face encoders in open_clip models).
+    """
+    tower = getattr(model, "text", model)
+    if tower is not model and not isinstance(tower, TextTransformer):
+        raise ValueError(
+            f"the text tower is a {type(tower).__name__}; expected one of open_clip's own (choose a CLIP or SigLIP model)"
+        )
+    if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
+        raise ValueError("this text tower has a class token or a padding mask (CoCa-like); choose a CLIP or SigLIP model")
+    return tower
+
+
+def frame_of(tokenizer: Any, context_length: int) -> Frame:
+    """What the tokenizer puts before and after a text, read from what it makes of no text and of one letter."""
+    empty, letter = (tokenizer([text], context_length=context_length)[0].tolist() for text in ("", "a"))
+    before = next(i for i, (a, b) in enumerate(zip(empty, letter, strict=True)) if a != b)
+    return Frame(empty[:before], empty[before:])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Norm:
+    weight: Tensor
+    bias: Tensor
+    epsilon: float
+
+    @classmethod
+    def of(cls, norm: nn.LayerNorm, dtype: torch.dtype) -> "_Norm":
+        return cls(norm.weight.detach().to(dtype), norm.bias.detach().to(dtype), norm.eps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """One residual attention block's weights in the dtype of the computation."""
+
+    norm1: _Norm
+    norm2: _Norm
+    into: tuple[Tensor, Tensor]  # queries, keys and values: (3 width, width), (3 width,)
+    out: tuple[Tensor, Tensor]
+    up: tuple[Tensor, Tensor]
+    down: tuple[Tensor, Tensor]
+    activation: nn.Module
+
+    @classmethod
+    def of(cls, block: ResidualAttentionBlock, dtype: torch.dtype) -> "_Layer":
+        def cast(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+            return weight.detach().to(dtype), bias.detach().to(dtype)
+
+        return cls(
+            _Norm.of(block.ln_1, dtype),
+            _Norm.of(block.ln_2, dtype),
+            cast(block.attn.in_proj_weight, block.attn.in_proj_bias),
+            cast(block.attn.out_proj.weight, block.attn.out_proj.bias),
+            cast(block.mlp.c_fc.weight, block.mlp.c_fc.bias),
+            cast(block.mlp.c_proj.weight, block.mlp.c_proj.bias),
+            block.mlp.gelu,
+        )
+
+    def heads_of(self, x: Tensor, heads: int, last_query_only: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """(n, positions, width) to query, key and value, (n, heads, positions, head width) each."""
+        n, positions, width = x.shape
+        weight, bias = self.into
+        if not last_query_only:
+            parts = F.linear(x, weight, bias).view(n, positions, 3, heads, width // heads)
+            query, key, value = parts.permute(2, 0, 3, 1, 4)
+            return query, key, value
+        query = F.linear(x[:, -1:], weight[:width], bias[:width]).view(n, 1, heads, width // heads)
+        parts = F.linear(x, weight[width:], bias[width:]).view(n, positions, 2, heads, width // heads)
+        key, value = parts.permute(2, 0, 3, 1, 4)
+        return query.transpose(1, 2), key, value
+
+    def after_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """(n, positions, width) and (n, heads, positions, head width) to (n, positions, width)."""
+        x = x + F.linear(mixed.transpose(1, 2).flatten(2), *self.out)
+        return x + F.linear(self.activation(F.linear(self.norm2(x), *self.up)), *self.down)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, causal_from: int | None) -> Tensor:
+    """Softmax attention; query i sees keys up to causal_from + i, or all keys where that is None."""
+    mask = None
+    if causal_from is not None:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril(causal_from)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def _pool_type(tower: nn.Module) -> str:
+    return getattr(tower, "text_pool_type", None) or tower.pool_type
+
+
+def _eos(tower: nn.Module) -> int | None:
+    return getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
+
+
+def _pooled_position(tower: nn.Module, ids: Tensor) -> int:
+    """Where in a row of ids, (1, length), the tower takes its feature."""
+    where = torch.arange(ids.shape[1]).view(1, -1, 1)
+    return int(text_global_pool(where, ids, _pool_type(tower), _eos(tower)))
+
+
+def _is_causal_with_end_pooling(model: nn.Module, tower: nn.Module) -> bool:
+    mask = tower.attn_mask
+    causal = mask is not None and mask.ndim == 2 and bool(torch.isinf(mask).triu(1).sum() == torch.isinf(mask).sum())
+    causal = causal and int(torch.isinf(mask).sum()) == len(mask) * (len(mask) - 1) // 2
+    plain = all(
+        isinstance(b, ResidualAttentionBlock) and isinstance(b.ls_1, nn.Identity) and isinstance(b.ls_2, nn.Identity)
+        for b in tower.transformer.resblocks
+    )
+    return causal and plain and _pool_type(tower) in ("argmax", "eos")
+
+
+@torch.no_grad()
+def _check(encoder: TextEncoder, model: nn.Module, tower: nn.Module, frame: Frame, tokens: int) -> None:
+    """Compare an encoder with the model's own on two arbitrary prompts.
+
+    Raises:
+        ValueError: they differ.
+    """
+    vocab = tower.token_embedding.num_embeddings
+    special = {*frame.before, *frame.after}
+    ordinary = [i for i in range(min(vocab, 4096)) if i not in special]
+    ids = torch.tensor([[ordinary[(7 + 31 * i + 97 * lane) % len(ordinary)] for i in range(tokens)] for lane in (0, 1)])
+    own = model.encode_text(framed(ids, frame, tower.context_length).to(tower.positional_embedding.device))
+    ours = encoder(tower.token_embedding(ids.to(own.device)))
+    gap = float((F.normalize(own, dim=-1) - F.normalize(ours.to(own), dim=-1)).norm(dim=-1).max())
+    if not gap < 1e-3:
+        raise ValueError(f"this text tower is not understood: features differ from encode_text's by {gap:.1e}")
+
+
+def framed(ids: Tensor, frame: Frame, length: int) -> Tensor:
+    """(n, tokens) int64 prompts to (n, length) rows as the tokenizer would make them."""
+    n = len(ids)
+    before, after = (torch.tensor(part, dtype=ids.dtype, device=ids.device).expand(n, -1) for part in (frame.before, frame.after))
+    return torch.cat([before, ids, after], 1)[:, :length]

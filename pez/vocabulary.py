@@ -1,0 +1,121 @@
+"""The tokens a prompt is made of: which may be chosen, and which is nearest to a soft one."""
+
+import fnmatch
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SIMILARITIES_AT_ONCE = 2**25  # (soft tokens x vocabulary) products held in memory at a time
+
+
+class Vocabulary:
+    """A frozen token embedding, and the part of it that may be chosen.
+
+    Args:
+        embedding: (vocab, width) float, the model's token embedding.
+        allowed: (vocab,) bool; tokens marked False are never chosen.
+
+    Raises:
+        ValueError: no token is allowed, or the shapes do not fit.
+    """
+
+    def __init__(self, embedding: Tensor, allowed: Tensor) -> None:
+        if allowed.shape != embedding.shape[:1]:
+            raise ValueError(f"allowed has shape {tuple(allowed.shape)}; expected ({embedding.shape[0]},)")
+        if not allowed.any():
+            raise ValueError("no token is allowed; shorten the blocklist or widen the allowlist")
+        self.embedding = embedding.detach()
+        self.allowed = allowed.to(embedding.device)
+        self.ids = self.allowed.nonzero().squeeze(-1)  # (allowed,)
+        self.units = F.normalize(self.embedding[self.ids], dim=-1)  # (allowed, width)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(..., ) int64 token ids to (..., width) embeddings."""
+        return self.embedding[ids]
+
+    def start(self, ids: Tensor) -> Tensor:
+        """First soft prompts: the embeddings of `ids`, and zeros where a token is not allowed."""
+        return self.embedding[ids] * self.allowed[ids].unsqueeze(-1)
+
+    def nearest(self, soft: Tensor) -> Tensor:
+        """Project soft prompts onto the vocabulary.
+
+        Args:
+            soft: (lanes, tokens, width) float, the vectors being optimised.
+
+        Returns:
+            (lanes, tokens) int64, the nearest allowed token of each position by cosine similarity.
+
+        Source: PEZ, arXiv:2302.03668, Algorithm 1, Proj.
+        """
+        # The length of a soft vector scales all its products alike, so only the rows need to be units.
+        flat = soft.flatten(0, 1)
+        blocks = flat.split(max(1, _SIMILARITIES_AT_ONCE // len(self.ids)))
+        rows = torch.cat([(block @ self.units.T).argmax(-1) for block in blocks])
+        return self.ids[rows].view(soft.shape[:2])
+
+    def random_ids(self, tokens: int, generator: torch.Generator) -> Tensor:
+        """(tokens,) int64, drawn from the allowed tokens with a CPU generator."""
+        rows = torch.randint(len(self.ids), (tokens,), generator=generator)
+        return self.ids[rows.to(self.ids.device)]
+
+
+def whole_words(tokenizer: Any) -> Tensor:
+    """(vocab,) bool: tokens that are one word of letters, which survive being written as text.
+
+    Raises:
+        ValueError: the tokenizer is not CLIP's byte-pair tokenizer.
+    """
+    pieces = token_pieces(tokenizer)
+    return torch.tensor([piece.endswith("</w>") and piece[:-4].isalpha() for piece in pieces])
+
+
+def listed(tokenizer: Any, words: Iterable[str]) -> Tensor:
+    """(vocab,) bool: tokens that are one of the words (`*` and `?` as in file names), whole or inside a longer word.
+
+    Raises:
+        ValueError: a word that no single token spells.
+    """
+    pieces = token_pieces(tokenizer)
+    texts = [piece.removesuffix("</w>") for piece in pieces]
+    mask = torch.zeros(len(pieces), dtype=torch.bool)
+    for word in words:
+        matches = [i for i, text in enumerate(texts) if fnmatch.fnmatchcase(text, word.lower())]
+        if not matches:
+            raise ValueError(f"{word!r} in the allowlist is not one token of this model; name words that are")
+        mask[matches] = True
+    return mask
+
+
+def blocked(tokenizer: Any, words: Iterable[str]) -> Tensor:
+    """(vocab,) bool: tokens that must go so that no prompt can spell one of the words.
+
+    A token that matches goes, and so does every unfinished piece that could begin a match ("blo" for "blood"): a word cut
+    in several tokens cannot come back when the prompt is written as text.
+    """
+    pieces = token_pieces(tokenizer)
+    mask = torch.zeros(len(pieces), dtype=torch.bool)
+    for word in (w.lower() for w in words):
+        stem = word.split("*")[0].split("?")[0]
+        for i, piece in enumerate(pieces):
+            text = piece.removesuffix("</w>")
+            begins = text == piece and bool(text) and (stem.startswith(text) or (stem != word and text.startswith(stem)))
+            mask[i] |= begins or fnmatch.fnmatchcase(text, word)
+    return mask
+
+
+def token_pieces(tokenizer: Any) -> list[str]:
+    """Every token as the tokenizer writes it; `</w>` marks the end of a word.
+
+    Raises:
+        ValueError: the tokenizer is not CLIP's byte-pair tokenizer.
+    """
+    decoder = getattr(tokenizer, "decoder", None)
+    if not isinstance(decoder, dict):
+        raise ValueError(
+            f"word lists need CLIP's own tokenizer, this model has {type(tokenizer).__name__}; use vocabulary=full"
+        )
+    return [decoder[i] for i in range(len(decoder))]

@@ -1,0 +1,62 @@
+"""Work done ahead of the one who needs it, in threads, through a bounded queue, in order."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_END = object()
+
+
+def ahead(items: Iterable[Item], work: Callable[[Item], Result], threads: int, most: int) -> Iterator[Result]:
+    """Read `items` in a thread and do `work` on them in others, at most `most` ahead of the consumer.
+
+    Yields:
+        results in the order of the items. What reading or work raises is raised here, at its place in the order.
+    """
+    results: queue.Queue[object] = queue.Queue(maxsize=most)
+    stopped = threading.Event()
+
+    def put(value: object) -> None:
+        while not stopped.is_set():
+            try:
+                results.put(value, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def read(pool: ThreadPoolExecutor) -> None:
+        try:
+            for item in items:
+                put(pool.submit(work, item))
+                if stopped.is_set():
+                    return
+        except BaseException as error:
+            put(error)
+        put(_END)
+
+    with ThreadPoolExecutor(threads) as pool:
+        reader = threading.Thread(target=read, args=(pool,), daemon=True)
+        reader.start()
+        try:
+            while (value := results.get()) is not _END:
+                if isinstance(value, BaseException):
+                    raise value
+                assert isinstance(value, Future)
+                yield value.result()
+        finally:
+            stopped.set()
+            reader.join()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items; the last may be shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

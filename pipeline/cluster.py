@@ -1,0 +1,274 @@
+"""Shards over a Ray cluster: a pool of actors, one task = one shard. The only file that imports Ray.
+
+The driver gives each idle actor the next shard and waits for whichever ends first. A shard comes back into the queue when
+its actor dies, its node is lost or its time is up; an actor that is lost is replaced. What a shard may cost is bounded:
+`attempts` of its own, and more of those for which a lost node is to blame. Images never enter the object store.
+"""
+
+import dataclasses
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+import pez
+from pipeline.caption import Captioner, CaptionSettings, Progress, caption_shard
+from pipeline.shards import InputError, Shard
+from pipeline.table import PromptTable, ShardReport
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterSettings:
+    """How the work is spread; changes no row."""
+
+    actors: int | None = None
+    """actors that each hold a model; default = one a GPU, or one for every four CPU cores"""
+    gpus_per_actor: float | None = None
+    """default = 1 where the cluster has GPUs"""
+    cpus_per_actor: float | None = None
+    """default = the actor's share of the cores"""
+    address: str | None = None
+    """of a Ray cluster; default = RAY_ADDRESS, or a Ray of this machine only"""
+    attempts: int = 3
+    """tries that a shard has before it is given up"""
+    shard_timeout: float = 6 * 3600.0
+    """seconds after which an actor that is still on one shard is replaced"""
+
+    def __post_init__(self) -> None:
+        for name in ("actors", "gpus_per_actor", "cpus_per_actor", "attempts", "shard_timeout"):
+            value = getattr(self, name)
+            if value is not None and not value > (-1 if name == "gpus_per_actor" else 0):
+                raise ValueError(f"{name} is {value}; expected more than 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class ActorPlan:
+    """Resources and threads of each actor."""
+
+    actors: int
+    gpus: float
+    cpus: float
+    threads: int
+    device: str
+
+
+@dataclasses.dataclass
+class _Work:
+    shard: Shard
+    attempts: int = 0
+    losses: int = 0
+    """attempts for which a lost node is to blame"""
+
+
+@dataclasses.dataclass
+class _Member:
+    """One actor and what it does."""
+
+    actor: Any
+    starting: Any
+    """reference to its start, None once it is up"""
+    work: _Work | None = None
+    task: Any = None
+    deadline: float = float("inf")
+    node: str | None = None
+
+
+class ActorStartError(InputError):
+    """The model does not load in an actor."""
+
+
+def connect(settings: ClusterSettings) -> None:
+    """Join the cluster, or start Ray on this machine."""
+    if ray.is_initialized():
+        return
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    # Death notices of workers are reported by us, once and with what follows from them.
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only
+        options.update(address="local", include_dashboard=False, _node_ip_address="127.0.0.1")
+    else:
+        options.update(address=address)
+    try:
+        ray.init(**options)
+    except (ConnectionError, RayError) as error:
+        raise InputError(f"no Ray cluster at {address!r}: {' '.join(str(error).split())[:200]}") from error
+
+
+def plan_actors(settings: ClusterSettings, device: str | None) -> ActorPlan:
+    """How many actors, and what each gets, from what the cluster has."""
+    have = ray.cluster_resources()
+    gpus, cpus = have.get("GPU", 0.0), have.get("CPU", 1.0)
+    wants_gpu = settings.gpus_per_actor != 0 and device != "cpu" and (gpus > 0 or device == "cuda")
+    per_actor = (settings.gpus_per_actor or 1.0) if wants_gpu else 0.0
+    actors = settings.actors or max(1, int(gpus / per_actor) if wants_gpu else int(cpus // 4))
+    share = settings.cpus_per_actor or (max(cpus / actors, 0.01) if cpus < actors else float(int(cpus // actors)))
+    if wants_gpu:
+        share = settings.cpus_per_actor or min(share, 8.0)
+    return ActorPlan(actors, per_actor, share, max(1, int(share)), "cuda" if wants_gpu else "cpu")
+
+
+@ray.remote
+class CaptionActor:
+    """Holds one model and captions shards, one at a time."""
+
+    def __init__(
+        self, settings: CaptionSettings, method: pez.PezSettings, plan: ActorPlan, url: str, described: dict[str, Any]
+    ) -> None:
+        import torch
+
+        torch.set_num_threads(plan.threads)
+        self.captioner = Captioner(settings, method, plan.device, plan.threads)
+        self.table = PromptTable(url, described)
+
+    def ready(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+    def caption(self, shard: Shard) -> ShardReport:
+        return caption_shard(shard, self.captioner, self.table)
+
+    def progress(self) -> Progress:
+        return self.captioner.progress
+
+
+def run_on_ray(
+    shards: Sequence[Shard],
+    start_actor: Callable[[], Any],
+    settings: ClusterSettings,
+    actors: int,
+    on_report: Callable[[ShardReport], None],
+    on_progress: Callable[[list[Progress]], None] = lambda _: None,
+    on_note: Callable[[str], None] = lambda _: None,
+) -> dict[str, str]:
+    """Caption shards on a pool of actors.
+
+    Args:
+        start_actor: makes an actor with the methods of CaptionActor.
+        actors: how many; those for which there is room yet work already.
+        on_report: called for each finished shard.
+        on_progress: called now and then with what the busy actors have done of their shards.
+        on_note: called with one line for each thing that went wrong and was mended.
+
+    Returns:
+        reason by address, of the shards that were given up.
+
+    Raises:
+        ActorStartError: the model cannot be loaded; nothing was captioned by the actor that says so.
+    """
+    queue = deque(_Work(shard) for shard in shards)
+    failed: dict[str, str] = {}
+    pool = [_start(start_actor) for _ in range(min(actors, len(queue)))]
+    last_look, starts_failed = time.monotonic(), 0
+
+    def give_back(work: _Work, reason: str, node_lost: bool) -> None:
+        work.attempts += not node_lost
+        work.losses += node_lost
+        if work.attempts < settings.attempts and work.losses < 4 * settings.attempts:
+            queue.append(work)
+            on_note(f"{work.shard.stem}: {reason}; it is tried again")
+        else:
+            failed[work.shard.url] = f"{reason} ({work.attempts + work.losses} tries)"
+
+    try:
+        while queue or any(member.work for member in pool):
+            for member in pool:
+                if member.starting is None and member.work is None and queue:
+                    member.work = queue.popleft()
+                    member.task = member.actor.caption.remote(member.work.shard)
+                    member.deadline = time.monotonic() + settings.shard_timeout
+            waiting = {m.starting or m.task: m for m in pool if m.starting or m.task}
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
+            for reference in ready:
+                member = waiting[reference]
+                if member.starting is not None:
+                    try:
+                        member.node = ray.get(reference)
+                        member.starting = None
+                    except RayActorError as error:
+                        starts_failed += 1
+                        cause = _cause(error)
+                        if cause is not None or starts_failed > 3 * actors:
+                            raise ActorStartError(cause or f"actors do not start: {_one_line(error)}") from error
+                        _replace(pool, member, start_actor)
+                    continue
+                work = member.work
+                assert work is not None
+                member.work = member.task = None
+                try:
+                    on_report(ray.get(reference))
+                except RayTaskError as error:
+                    give_back(work, _one_line(error.cause), node_lost=False)
+                except RayActorError:
+                    lost = _node_lost(member.node)
+                    give_back(work, "its node was lost" if lost else "its actor died", lost)
+                    _replace(pool, member, start_actor)
+            now = time.monotonic()
+            for member in [m for m in pool if m.work and now > m.deadline]:
+                work = member.work
+                assert work is not None
+                ray.kill(member.actor)
+                member.work = member.task = None
+                give_back(work, f"not done after {settings.shard_timeout:g} s", node_lost=False)
+                _replace(pool, member, start_actor)
+            if now - last_look > 2:
+                last_look = now
+                on_progress(_progress_of([m for m in pool if m.work]))
+    finally:
+        for member in pool:
+            ray.kill(member.actor)
+    return failed
+
+
+def actor_starter(
+    settings: CaptionSettings, method: pez.PezSettings, plan: ActorPlan, url: str, described: dict[str, Any]
+) -> Callable[[], Any]:
+    """What makes the job's actors."""
+    # A second thread answers progress() while a shard is in work.
+    options = {"num_cpus": plan.cpus, "num_gpus": plan.gpus, "max_concurrency": 2}
+    return lambda: CaptionActor.options(**options).remote(settings, method, plan, url, described)  # type: ignore[attr-defined]
+
+
+def _start(start_actor: Callable[[], Any]) -> _Member:
+    actor = start_actor()
+    return _Member(actor, actor.ready.remote())
+
+
+def _replace(pool: list[_Member], member: _Member, start_actor: Callable[[], Any]) -> None:
+    pool[pool.index(member)] = _start(start_actor)
+
+
+def _node_lost(node: str | None) -> bool:
+    """True where the actor's node is gone, or is not answering; Ray takes some seconds to tell."""
+    alive = {n["NodeID"] for n in ray.nodes() if n["Alive"]}
+    if node not in alive:
+        return True
+    time.sleep(0.5)
+    return False
+
+
+def _progress_of(members: list[_Member]) -> list[Progress]:
+    found = []
+    for reference in [m.actor.progress.remote() for m in members]:
+        try:
+            found.append(ray.get(reference, timeout=0.5))
+        except (RayError, GetTimeoutError):
+            continue
+    return found
+
+
+def _cause(error: RayActorError) -> str | None:
+    """The exception that an actor's constructor raised, if that is why it died."""
+    cause = getattr(error, "cause", None) or error.__cause__
+    if cause is None and "creation task" in str(error):
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        return lines[-1].strip()
+    return _one_line(cause) if cause is not None else None
+
+
+def _one_line(error: BaseException | None) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__
