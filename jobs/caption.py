@@ -78,7 +78,9 @@ def caption(job: CaptionJob) -> int:
     return _conclude(job, table, shards, failed, console)
 
 
-def _conclude(job: CaptionJob, table: PromptTable, shards: list[Shard], failed: dict[str, str], console: Console) -> int:
+def _conclude(
+    job: CaptionJob, table: PromptTable, shards: list[Shard], failed: dict[str, str], console: Console
+) -> int:
     for url, reason in failed.items():
         console.print(f"failed: {url}: {reason}", style="red", highlight=False, soft_wrap=True, markup=False)
     shown = next((s for s in shards if s.url not in failed and table.finished(s)), None)
@@ -94,5 +96,3 @@ def _conclude(job: CaptionJob, table: PromptTable, shards: list[Shard], failed: 
 
 if __name__ == "__main__":
     command.run(CaptionJob, __doc__, caption)
-
-

@@ -1,8 +1,8 @@
 """Hard prompts by gradient: PEZ (Wen et al. 2023, arXiv:2302.03668) on open_clip models.
 
-    import pez
-    clip = pez.load_demo_clip()
-    prompts = pez.learn_prompts(clip, images, pez.PezSettings(tokens=8, steps=500))
+import pez
+clip = pez.load_demo_clip()
+prompts = pez.learn_prompts(clip, images, pez.PezSettings(tokens=8, steps=500))
 """
 
 from pez.clip import Clip, load_clip

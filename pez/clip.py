@@ -1,6 +1,7 @@
 """An open_clip model as PEZ needs it: images and texts to features, and soft prompts to scores."""
 
 import contextlib
+import functools
 import logging
 import os
 import pickle
@@ -13,7 +14,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from pez.settings import PezSettings
 from pez.text_encoder import TextEncoder, frame_of, framed, text_encoder, text_tower
@@ -58,12 +59,12 @@ class Clip:
         preprocess: PIL image to (3, height, width) float.
         tokenizer: open_clip's, for this model.
         name: what tables call it.
-        recommended: (vocab,) bool tokens for `vocabulary="model"`; None = all but the special ones.
+        recommended: (vocab,) bool tokens for `vocabulary="model"`; None = whole words.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         preprocess: Any,
         tokenizer: Any,
         name: str,
@@ -73,7 +74,7 @@ class Clip:
     ) -> None:
         self.dtype = DTYPES[precision]
         self.full = torch.float64 if precision == "fp64" else torch.float32
-        self.model = model.to(device=device, dtype=self.full).eval().requires_grad_(False)
+        self.model: Any = model.to(device=device, dtype=self.full).eval().requires_grad_(False)
         self.tower = text_tower(self.model)
         self.preprocess, self.tokenizer, self.name = preprocess, tokenizer, name
         self.device, self.precision, self.recommended = device, precision, recommended
@@ -123,15 +124,26 @@ class Clip:
         """The tokens that the settings allow."""
         embedding = self.tower.token_embedding.weight
         mask = self.ordinary_tokens()
-        if settings.vocabulary == "words":
-            mask &= _fit(whole_words(self.tokenizer), mask)
-        elif settings.vocabulary == "model" and self.recommended is not None and not settings.allowlist:
+        words = self.words
+        if settings.vocabulary == "model" and self.recommended is not None and not settings.allowlist:
             mask &= _fit(self.recommended, mask)
+        elif settings.vocabulary != "full" and words is not None:
+            mask &= words
+        elif settings.vocabulary == "words":
+            raise ValueError(f"{self.name} has no word tokens that are known; use vocabulary=full")
         if settings.allowlist:
             mask &= _fit(listed(self.tokenizer, settings.allowlist), mask)
         if settings.blocklist:
             mask &= ~_fit(blocked(self.tokenizer, settings.blocklist), mask)
-        return Vocabulary(embedding, mask)
+        return Vocabulary(embedding, mask, words)
+
+    @functools.cached_property
+    def words(self) -> Tensor | None:
+        """(vocab,) bool: tokens that are whole words and last as text; None where the tokenizer does not tell."""
+        try:
+            return _fit(whole_words(self.tokenizer), self.ordinary_tokens())
+        except ValueError:
+            return None
 
     def ordinary_tokens(self) -> Tensor:
         """(vocab,) bool: every token but the special ones (start, end, padding of real use)."""
@@ -161,7 +173,7 @@ def _fit(mask: Tensor, like: Tensor) -> Tensor:
     return fitted
 
 
-def _load_open_clip(name: str, pretrained: str | None) -> tuple[nn.Module, Any, Any]:
+def _load_open_clip(name: str, pretrained: str | None) -> tuple[Any, Any, Any]:
     schema, _, rest = name.partition(":")
     weights: str | None = None
     options: dict[str, Any] = {}

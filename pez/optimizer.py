@@ -11,6 +11,9 @@ A lane that has had its steps gives its best ids back and takes the next task, a
 lane has its own step count, moments and start, the losses are summed and not averaged, and idle lanes are computed along:
 so a result depends on the lane's task alone.
 
+Unless the settings say exact, rounds of token swaps follow (`swaps.py`): the walk never settles, and the best prompt it
+visits is improved for a fraction of the walk's cost.
+
 Source: Wen et al. 2023, arXiv:2302.03668. The authors' code averages the loss over prompts learned together, which shrinks
 gradients towards Adam's epsilon; with one prompt the steps are the same.
 """
@@ -25,6 +28,7 @@ from torch import Tensor
 
 from pez.objective import Objective
 from pez.settings import PezSettings
+from pez.swaps import swap_rounds
 from pez.vocabulary import Vocabulary
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # AdamW's defaults, as in the authors' code
@@ -46,7 +50,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Learned:
-    """The best prompt that a task's lane visited."""
+    """The best prompt found for a task."""
 
     task: Task
     token_ids: Tensor
@@ -58,7 +62,7 @@ class Learned:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What all lanes did in one step, before the update."""
+    """What all lanes did in one gradient step, before the update, or in one round of swaps."""
 
     tasks: list[Task | None]
     """the task of each lane, None = idle"""
@@ -80,7 +84,7 @@ def learn(
     lanes: int,
     on_step: Callable[[Step], None] | None = None,
 ) -> Iterator[list[Learned]]:
-    """Learn a prompt for every task, so many lanes at a time.
+    """Learn a prompt for every task, so many lanes at a time: gradient steps, then swaps unless the settings say exact.
 
     Args:
         objective: scores soft prompts.
@@ -93,6 +97,28 @@ def learn(
     Yields:
         one result a task, in lists of those that end in the same step.
     """
+    waiting: list[Learned] = []
+    for ended in _walk(objective, vocabulary, tasks, settings, lanes, on_step):
+        if settings.exact or not settings.swaps:
+            yield ended
+            continue
+        waiting += ended
+        while len(waiting) >= lanes:
+            yield _swap(objective, vocabulary, waiting[:lanes], settings, lanes, on_step)
+            waiting = waiting[lanes:]
+    if waiting:
+        yield _swap(objective, vocabulary, waiting, settings, lanes, on_step)
+
+
+def _walk(
+    objective: Objective,
+    vocabulary: Vocabulary,
+    tasks: Iterable[Task],
+    settings: PezSettings,
+    lanes: int,
+    on_step: Callable[[Step], None] | None,
+) -> Iterator[list[Learned]]:
+    """Algorithm 1 for every task."""
     state = Lanes(objective, vocabulary, settings, lanes)
     queue: Iterator[Task] = iter(tasks)
     more = True
@@ -108,6 +134,30 @@ def learn(
         state.step(on_step)
         if ended := state.ended():
             yield ended
+
+
+def _swap(
+    objective: Objective,
+    vocabulary: Vocabulary,
+    walked: list[Learned],
+    settings: PezSettings,
+    lanes: int,
+    on_step: Callable[[Step], None] | None,
+) -> list[Learned]:
+    """Swap rounds for at most `lanes` prompts; idle lanes repeat the last one."""
+    filled = [*walked, *[walked[-1]] * (lanes - len(walked))]
+    device = vocabulary.embedding.device
+    ids = torch.stack([learned.token_ids for learned in filled]).to(device)
+    target = torch.stack([learned.task.target for learned in filled]).to(device)
+    tasks = [*(learned.task for learned in walked), *[None] * (lanes - len(walked))]
+
+    def tell(ids: Tensor, score: Tensor) -> None:
+        if on_step is not None:
+            on_step(Step(tasks, ids, score, ids, score))
+
+    ids, score = swap_rounds(objective, vocabulary, ids, target, settings.swaps, settings.candidates, tell)
+    found = zip(walked, ids.cpu(), score.tolist(), strict=False)
+    return [dataclasses.replace(learned, token_ids=row, score=value) for learned, row, value in found]
 
 
 class Lanes:

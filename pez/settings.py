@@ -13,15 +13,21 @@ class PezSettings:
 
     tokens: int = 8
     """tokens of a prompt; what a prompt generates is best at 8 to 16"""
-    steps: int = 500
+    steps: int = 300
     """gradient steps of one start"""
+    swaps: int = 24
+    """rounds of token swaps after the gradient steps, each truly scored"""
+    candidates: int = 32
+    """tokens scored in each round of swaps"""
+    exact: bool = False
+    """the algorithm of the paper alone: no swaps"""
     restarts: int = 1
     """independent starts; the best prompt of all is kept"""
     seed: int = 0
     learning_rate: float = 0.1
     weight_decay: float = 0.1
     vocabulary: Literal["model", "words", "full"] = "model"
-    """tokens that may be chosen: model = what the model recommends (the demo: its caption words; others: full),
+    """tokens that may be chosen: model = what the model recommends (the demo: its caption words; others: words),
     words = only tokens that are whole words of letters, full = all but the special tokens"""
     blocklist: tuple[str, ...] = ()
     """words that no prompt may hold; * and ? match any letters and any letter"""
@@ -29,10 +35,10 @@ class PezSettings:
     """if given, the only words that a prompt may hold"""
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "steps", "restarts"):
+        for name, least in {"tokens": 1, "steps": 1, "restarts": 1, "swaps": 0, "candidates": 1}.items():
             value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name} is {value}; expected 1 or more")
+            if value < least:
+                raise ValueError(f"{name} is {value}; expected {least} or more")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; expected more than 0")
         if self.weight_decay < 0:

@@ -36,7 +36,7 @@ class Frame:
     after: list[int]
 
 
-def text_encoder(model: nn.Module, tokenizer: Any, tokens: int, dtype: torch.dtype) -> TextEncoder:
+def text_encoder(model: Any, tokenizer: Any, tokens: int, dtype: torch.dtype) -> TextEncoder:
     """The fastest encoder that gives what the model's own `encode_text` gives.
 
     Args:
@@ -54,6 +54,8 @@ def text_encoder(model: nn.Module, tokenizer: Any, tokens: int, dtype: torch.dty
     if not 1 <= tokens <= room:
         raise ValueError(f"{tokens} tokens do not fit this model; its context of {length} has room for 1 to {room}")
 
+    checked: TextEncoder
+    wanted: TextEncoder
     dtypes = [next(tower.token_embedding.parameters()).dtype, dtype]
     if _is_causal_with_end_pooling(model, tower):
         end = frame.after[: 1 + _pooled_position(tower, torch.tensor([frame.after]))]
@@ -68,7 +70,7 @@ def text_encoder(model: nn.Module, tokenizer: Any, tokens: int, dtype: torch.dty
 class CausalEncoder:
     """A causal tower over the positions that matter; the module's text says which."""
 
-    def __init__(self, tower: nn.Module, frame: Frame, dtype: torch.dtype) -> None:
+    def __init__(self, tower: Any, frame: Frame, dtype: torch.dtype) -> None:
         blocks = list(tower.transformer.resblocks)
         self.dtype = dtype
         self.heads = blocks[0].attn.num_heads
@@ -98,7 +100,7 @@ class CausalEncoder:
         return kept
 
     def __call__(self, soft: Tensor) -> Tensor:
-        n, tokens, width = soft.shape
+        n, tokens, _ = soft.shape
         after = self.embedding_after
         positions = self.positions[self.before : self.before + tokens + len(after)]
         x = torch.cat([soft, after.expand(n, -1, -1).to(soft.dtype)], 1) + positions.to(soft.dtype)
@@ -124,7 +126,7 @@ class CausalEncoder:
 class FullContextEncoder:
     """Any open_clip text tower, over its whole context, by the tower's own modules."""
 
-    def __init__(self, tower: nn.Module, frame: Frame, tokens: int, dtype: torch.dtype) -> None:
+    def __init__(self, tower: Any, frame: Frame, tokens: int, dtype: torch.dtype) -> None:
         self.tower, self.dtype = tower, dtype
         device = tower.positional_embedding.device
         self.ids = torch.tensor([*frame.before, *[frame.before[0] if frame.before else 0] * tokens, *frame.after])
@@ -148,7 +150,7 @@ class FullContextEncoder:
             return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
 
 
-def text_tower(model: nn.Module) -> nn.Module:
+def text_tower(model: Any) -> Any:
     """The module of an open_clip model that holds the text tower's parts.
 
     Raises:
@@ -160,7 +162,9 @@ def text_tower(model: nn.Module) -> nn.Module:
             f"the text tower is a {type(tower).__name__}; expected one of open_clip's own (choose a CLIP or SigLIP model)"
         )
     if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
-        raise ValueError("this text tower has a class token or a padding mask (CoCa-like); choose a CLIP or SigLIP model")
+        raise ValueError(
+            "this text tower has a class token or a padding mask (CoCa-like); choose a CLIP or SigLIP model"
+        )
     return tower
 
 
@@ -239,21 +243,21 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, causal_from: int | None) 
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
-def _pool_type(tower: nn.Module) -> str:
+def _pool_type(tower: Any) -> str:
     return getattr(tower, "text_pool_type", None) or tower.pool_type
 
 
-def _eos(tower: nn.Module) -> int | None:
+def _eos(tower: Any) -> int | None:
     return getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
 
 
-def _pooled_position(tower: nn.Module, ids: Tensor) -> int:
+def _pooled_position(tower: Any, ids: Tensor) -> int:
     """Where in a row of ids, (1, length), the tower takes its feature."""
     where = torch.arange(ids.shape[1]).view(1, -1, 1)
     return int(text_global_pool(where, ids, _pool_type(tower), _eos(tower)))
 
 
-def _is_causal_with_end_pooling(model: nn.Module, tower: nn.Module) -> bool:
+def _is_causal_with_end_pooling(model: Any, tower: Any) -> bool:
     mask = tower.attn_mask
     causal = mask is not None and mask.ndim == 2 and bool(torch.isinf(mask).triu(1).sum() == torch.isinf(mask).sum())
     causal = causal and int(torch.isinf(mask).sum()) == len(mask) * (len(mask) - 1) // 2
@@ -261,11 +265,11 @@ def _is_causal_with_end_pooling(model: nn.Module, tower: nn.Module) -> bool:
         isinstance(b, ResidualAttentionBlock) and isinstance(b.ls_1, nn.Identity) and isinstance(b.ls_2, nn.Identity)
         for b in tower.transformer.resblocks
     )
-    return causal and plain and _pool_type(tower) in ("argmax", "eos")
+    return bool(causal and plain) and _pool_type(tower) in ("argmax", "eos")
 
 
 @torch.no_grad()
-def _check(encoder: TextEncoder, model: nn.Module, tower: nn.Module, frame: Frame, tokens: int) -> None:
+def _check(encoder: TextEncoder, model: Any, tower: Any, frame: Frame, tokens: int) -> None:
     """Compare an encoder with the model's own on two arbitrary prompts.
 
     Raises:
@@ -285,5 +289,7 @@ def _check(encoder: TextEncoder, model: nn.Module, tower: nn.Module, frame: Fram
 def framed(ids: Tensor, frame: Frame, length: int) -> Tensor:
     """(n, tokens) int64 prompts to (n, length) rows as the tokenizer would make them."""
     n = len(ids)
-    before, after = (torch.tensor(part, dtype=ids.dtype, device=ids.device).expand(n, -1) for part in (frame.before, frame.after))
+    before, after = (
+        torch.tensor(part, dtype=ids.dtype, device=ids.device).expand(n, -1) for part in (frame.before, frame.after)
+    )
     return torch.cat([before, ids, after], 1)[:, :length]

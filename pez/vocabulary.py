@@ -17,12 +17,13 @@ class Vocabulary:
     Args:
         embedding: (vocab, width) float, the model's token embedding.
         allowed: (vocab,) bool; tokens marked False are never chosen.
+        lasting: (vocab,) bool; tokens that stay themselves when a prompt is written as text and read again. None = all.
 
     Raises:
         ValueError: no token is allowed, or the shapes do not fit.
     """
 
-    def __init__(self, embedding: Tensor, allowed: Tensor) -> None:
+    def __init__(self, embedding: Tensor, allowed: Tensor, lasting: Tensor | None = None) -> None:
         if allowed.shape != embedding.shape[:1]:
             raise ValueError(f"allowed has shape {tuple(allowed.shape)}; expected ({embedding.shape[0]},)")
         if not allowed.any():
@@ -30,6 +31,9 @@ class Vocabulary:
         self.embedding = embedding.detach()
         self.allowed = allowed.to(embedding.device)
         self.ids = self.allowed.nonzero().squeeze(-1)  # (allowed,)
+        kept = self.allowed if lasting is None else self.allowed & lasting.to(embedding.device)
+        self.lasting = kept if kept.any() else self.allowed
+        self.lasting_ids = self.lasting.nonzero().squeeze(-1)  # (lasting,)
         self.units = F.normalize(self.embedding[self.ids], dim=-1)  # (allowed, width)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -64,13 +68,22 @@ class Vocabulary:
 
 
 def whole_words(tokenizer: Any) -> Tensor:
-    """(vocab,) bool: tokens that are one word of letters, which survive being written as text.
+    """(vocab,) bool: tokens that are one word of letters, and that the tokenizer reads as themselves.
+
+    A prompt of such tokens survives being written as text, whatever their order.
 
     Raises:
         ValueError: the tokenizer is not CLIP's byte-pair tokenizer.
     """
     pieces = token_pieces(tokenizer)
-    return torch.tensor([piece.endswith("</w>") and piece[:-4].isalpha() for piece in pieces])
+    return torch.tensor(
+        [
+            piece.endswith("</w>")
+            and (text := tokenizer.decode([i]).strip()).isalpha()
+            and tokenizer.encode(text) == [i]
+            for i, piece in enumerate(pieces)
+        ]
+    )
 
 
 def listed(tokenizer: Any, words: Iterable[str]) -> Tensor:
@@ -102,7 +115,9 @@ def blocked(tokenizer: Any, words: Iterable[str]) -> Tensor:
         stem = word.split("*")[0].split("?")[0]
         for i, piece in enumerate(pieces):
             text = piece.removesuffix("</w>")
-            begins = text == piece and bool(text) and (stem.startswith(text) or (stem != word and text.startswith(stem)))
+            begins = (
+                text == piece and bool(text) and (stem.startswith(text) or (stem != word and text.startswith(stem)))
+            )
             mask[i] |= begins or fnmatch.fnmatchcase(text, word)
     return mask
 

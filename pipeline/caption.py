@@ -39,7 +39,9 @@ class CaptionSettings:
 
     def __post_init__(self) -> None:
         if self.lanes < 1 or self.lanes % 16:
-            raise ValueError(f"lanes is {self.lanes}; expected a multiple of 16, so that prompts do not depend on neighbours")
+            raise ValueError(
+                f"lanes is {self.lanes}; expected a multiple of 16, so that prompts do not depend on neighbours"
+            )
 
 
 @dataclasses.dataclass

@@ -137,7 +137,7 @@ class open_tar:  # noqa: N801 - reads as a function
             self.stream = _Watched(self.file, head)
             if head == b"\x1f\x8b":
                 self.stream = _Watched(gzip.GzipFile(fileobj=self.stream), b"")
-            self.tar = tarfile.open(fileobj=self.stream, mode="r|")  # noqa: SIM115
+            self.tar = tarfile.open(fileobj=self.stream, mode="r|")
         except (OSError, EOFError, tarfile.TarError) as error:
             raise self._error(error) from error
         return self
@@ -146,7 +146,7 @@ class open_tar:  # noqa: N801 - reads as a function
         try:
             for member in self.tar:
                 yield member
-                self.tar.members = []  # tarfile keeps every member it has seen
+                self.tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
             self.stream.drain()
         except (OSError, EOFError, tarfile.TarError) as error:
             raise self._error(error) from error

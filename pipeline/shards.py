@@ -74,7 +74,9 @@ def _expand(pattern: str) -> list[str]:
     if pattern.startswith("@"):
         return _listed(Path(pattern[1:]))
     if pattern.startswith("pipe:"):
-        raise InputError(f"{pattern!r} would run a shell command; give an address that fsspec opens, like s3:// or http://")
+        raise InputError(
+            f"{pattern!r} would run a shell command; give an address that fsspec opens, like s3:// or http://"
+        )
     if "://" not in pattern and os.path.exists(pattern):
         path = Path(pattern)
         return sorted(str(p) for p in path.glob("*.tar")) if path.is_dir() else [pattern]

@@ -1,9 +1,9 @@
 """The output folder: one Parquet and one report a shard, written so that nothing half-done looks finished.
 
-    out/<stem>.parquet     built in memory, published in one step
-    out/_reports/<stem>.json   written after it: the marker of a finished shard
-    out/_run.json          the settings; another run may only add to the folder with the same ones
-    out/_SUCCESS           when every shard is done
+out/<stem>.parquet     built in memory, published in one step
+out/_reports/<stem>.json   written after it: the marker of a finished shard
+out/_run.json          the settings; another run may only add to the folder with the same ones
+out/_SUCCESS           when every shard is done
 """
 
 import dataclasses
@@ -176,7 +176,11 @@ class PromptTable:
         if self.local:
             for folder in (self.path, self._at("_reports")):
                 for entry in os.scandir(folder):
-                    if entry.name.startswith(".") and ".tmp-" in entry.name and time.time() - entry.stat().st_mtime > 3600:
+                    if (
+                        entry.name.startswith(".")
+                        and ".tmp-" in entry.name
+                        and time.time() - entry.stat().st_mtime > 3600
+                    ):
                         os.unlink(entry.path)
 
     def read(self, shard: Shard) -> pa.Table:

@@ -42,6 +42,7 @@ def test_every_step_is_the_authors_step(clip: Clip, case: str) -> None:
         steps=len(golden["step_ids"]),
         learning_rate=float(golden["lr"]),
         weight_decay=float(golden["weight_decay"]),
+        exact=True,
     )
     target = Target(targets, torch.full((len(targets),), weight)).direction()
     seen: list[Step] = []

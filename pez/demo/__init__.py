@@ -13,9 +13,7 @@ JUDGE = Path(__file__).parent / "judge"
 """a CLIP trained from another seed, which only scores"""
 
 
-def load_demo_clip(
-    device: str | torch.device = "cpu", precision: Precision = "fp32", folder: Path = GUIDE
-) -> Clip:
+def load_demo_clip(device: str | torch.device = "cpu", precision: Precision = "fp32", folder: Path = GUIDE) -> Clip:
     """Load a shipped demo CLIP for 64x64 scenes; its recommended vocabulary is the words of its captions.
 
     Args:

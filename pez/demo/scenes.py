@@ -8,6 +8,7 @@ held out: training never draws it, so scores on held-out scenes are about new co
 import dataclasses
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,12 +119,17 @@ def variants(scene: Scene, attribute: str, count: int, rng: np.random.Generator)
     for i in rng.permutation(len(VALUES[attribute])):
         if count == 0:
             return
-        change = {attribute: VALUES[attribute][i], "seed": int(rng.integers(2**31))}
-        other = dataclasses.replace(scene, **change)
+        other = changed(scene, attribute, VALUES[attribute][i], seed=int(rng.integers(2**31)))
         distinct = VALUES[attribute][i] != getattr(scene, attribute)
         if distinct and other.color != other.background_color and not other.held_out:
             count -= 1
             yield other
+
+
+def changed(scene: Scene, attribute: str, value: str, seed: int | None = None) -> Scene:
+    """The scene with another value of one attribute, and with another seed if given."""
+    changes: dict[str, Any] = {attribute: value, "seed": scene.seed if seed is None else seed}
+    return dataclasses.replace(scene, **changes)
 
 
 def caption(scene: Scene, rng: np.random.Generator | None = None, say: str | None = None) -> str:
@@ -174,17 +180,17 @@ def render(scene: Scene) -> NDArray[np.uint8]:
 _COLUMN, _ROW = np.meshgrid(np.arange(SIZE, dtype=np.float32) + 0.5, np.arange(SIZE, dtype=np.float32) + 0.5)
 
 
-def _shade(color: str, rng: np.random.Generator) -> NDArray[np.float32]:
+def _shade(color: str, rng: np.random.Generator) -> NDArray[np.floating]:
     return (np.array(_RGB[color]) + rng.uniform(-12, 12, 3)).clip(0, 255).astype(np.float32)
 
 
-def _contrast(shade: NDArray[np.float32], amount: float) -> NDArray[np.float32]:
+def _contrast(shade: NDArray[np.floating], amount: float) -> NDArray[np.floating]:
     """The same hue, darker where it is bright and lighter where it is dark."""
     goal = np.float32(0.0 if shade.mean() > 90 else 255.0)
     return shade + np.float32(amount) * (goal - shade)
 
 
-def _background(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
+def _background(scene: Scene, rng: np.random.Generator) -> NDArray[np.floating]:
     shade = _shade(scene.background_color, rng)
     other = _contrast(shade, 0.38)
     angle, phase, period = rng.uniform(0, 2 * np.pi), rng.uniform(0, 2 * np.pi), rng.uniform(9, 13)
@@ -200,7 +206,9 @@ def _background(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
             mix = np.clip(2.0 - lines, 0, 1)
         case "cloudy":
             waves = rng.normal(0, 1, (6, 2)) * 0.11
-            mix = sum(np.sin(a * _COLUMN + b * _ROW + p) for (a, b), p in zip(waves, rng.uniform(0, 6.3, 6), strict=True))
+            mix = sum(
+                np.sin(a * _COLUMN + b * _ROW + p) for (a, b), p in zip(waves, rng.uniform(0, 6.3, 6), strict=True)
+            )
             mix = np.clip(0.45 + 0.28 * mix, 0, 1)
         case "wavy":
             mix = 0.5 + 0.5 * np.sin(2 * np.pi / period * (_ROW + 2.5 * np.sin(_COLUMN / 6 + phase)))
@@ -211,7 +219,7 @@ def _background(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
 
 def _object_frame(
     scene: Scene, radius: float, rng: np.random.Generator
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Pixel coordinates in the object's own frame, in radii, y upwards."""
     words = scene.position.split()
     middle, away = SIZE / 2, 0.28 * SIZE
@@ -223,8 +231,8 @@ def _object_frame(
 
 
 def _object_color(
-    scene: Scene, x: NDArray[np.float32], y: NDArray[np.float32], radius: float, rng: np.random.Generator
-) -> NDArray[np.float32]:
+    scene: Scene, x: NDArray[np.floating], y: NDArray[np.floating], radius: float, rng: np.random.Generator
+) -> NDArray[np.floating]:
     shade = _shade(scene.color, rng)
     pitch = 5.5 / radius  # stripes and dots are equally wide in pixels whatever the object's size
     match scene.texture:
@@ -240,7 +248,7 @@ def _object_color(
     return shade + mix[..., None] * (_contrast(shade, 0.5) - shade)
 
 
-def _distance(shape: str, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
+def _distance(shape: str, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.floating]:
     """Signed distance to the outline in radii, negative inside (exact or a close bound, enough for smooth edges)."""
     rho = np.hypot(x, y)
     match shape:

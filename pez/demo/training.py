@@ -11,7 +11,8 @@ Sources: CLIP, arXiv:2103.00020; hard negatives by attribute, NegCLIP, arXiv:221
 import dataclasses
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -23,12 +24,17 @@ from torch import Tensor, nn
 from pez.demo import scenes
 from pez.demo.scenes import Scene
 
-MODEL_CONFIG = {
+MODEL_CONFIG: dict[str, Any] = {
     "embed_dim": 64,
     "vision_cfg": {"image_size": scenes.SIZE, "layers": [1, 2, 2, 1], "width": 16, "head_width": 64},
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 3},
 }
-PREPROCESS_CONFIG = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "shortest"}
+PREPROCESS_CONFIG = {
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
 
 GROUP = 4
 _GROUP_ATTRIBUTES = {
@@ -71,7 +77,7 @@ def train_demo_clip(settings: TrainingSettings, log: Callable[[str], None] = pri
             nn.init.constant_(parameter, 0.5)
     heads = nn.Linear(MODEL_CONFIG["embed_dim"], sum(len(v) for v in scenes.VALUES.values()))
 
-    def batches(count: int):
+    def batches(count: int) -> Iterator[tuple[np.ndarray, Tensor]]:
         groups = len(data) // GROUP
         order = np.concatenate([rng.permutation(groups) for _ in range(count * settings.batch // len(data) + 1)])
         for step in range(count):

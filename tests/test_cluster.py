@@ -1,0 +1,94 @@
+"""The pool of actors: what dies, hangs or fails is tried again, bounded, and told; all the rest is done."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import MakeTar, encoded
+from faulty import FaultyActor
+
+import pez
+from pipeline.caption import CaptionSettings, describe
+from pipeline.cluster import ActorPlan, ActorStartError, ClusterSettings, actor_starter, plan_actors, run_on_ray
+from pipeline.shards import Shard, name_shards
+from pipeline.table import PromptTable, ShardReport
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def starter(folder: Path, **options: Any) -> Callable[[], Any]:
+    return lambda: FaultyActor.options(num_cpus=0.5, max_concurrency=2).remote(str(folder), **options)
+
+
+def run(
+    folder: Path, names: list[str], actors: int = 2, **settings: Any
+) -> tuple[list[str], dict[str, str], list[str]]:
+    reports: list[ShardReport] = []
+    notes: list[str] = []
+    shards = [Shard(f"mem://{name}", name) for name in names]
+    failed = run_on_ray(
+        shards, starter(folder), ClusterSettings(**settings), actors, reports.append, on_note=notes.append
+    )
+    return sorted(r.stem for r in reports), failed, notes
+
+
+def test_every_shard_is_done_once(tmp_path: Path) -> None:
+    names = [f"fine-{i:02d}" for i in range(20)]
+    assert run(tmp_path, names) == (names, {}, [])
+    assert all((tmp_path / name).read_text() == "x" for name in names)
+
+
+def test_a_shard_whose_actor_dies_is_done_by_another(tmp_path: Path) -> None:
+    done, failed, notes = run(tmp_path, ["fine-0", "kills-once", "fine-1", "fine-2"])
+    assert (done, failed) == (["fine-0", "fine-1", "fine-2", "kills-once"], {})
+    assert notes == ["kills-once: its actor died; it is tried again"]
+
+
+def test_a_shard_that_kills_every_actor_is_given_up(tmp_path: Path) -> None:
+    done, failed, _ = run(tmp_path, ["fine-0", "kills-always", "fine-1", "fine-2"], attempts=2)
+    assert done == ["fine-0", "fine-1", "fine-2"]
+    assert failed == {"mem://kills-always": "its actor died (2 tries)"}
+
+
+def test_a_shard_that_hangs_is_tried_again(tmp_path: Path) -> None:
+    done, failed, notes = run(tmp_path, ["fine-0", "hangs", "fine-1"], shard_timeout=3.0)
+    assert (done, failed) == (["fine-0", "fine-1", "hangs"], {})
+    assert notes == ["hangs: not done after 3 s; it is tried again"]
+
+
+def test_a_shard_that_fails_says_why_in_one_line(tmp_path: Path) -> None:
+    done, failed, _ = run(tmp_path, ["fine-0", "bad-0"])
+    assert done == ["fine-0"]
+    assert failed == {"mem://bad-0": "this shard is bad (3 tries)"}
+
+
+def test_a_model_that_does_not_load_ends_the_job(tmp_path: Path) -> None:
+    with pytest.raises(ActorStartError, match="no such weights"):
+        run_on_ray(
+            [Shard("mem://a", "a")], starter(tmp_path, start_error="no such weights"), ClusterSettings(), 1, print
+        )
+
+
+def test_one_and_two_actors_write_the_same_rows(make_tar: MakeTar, images: list, tmp_path: Path) -> None:
+    shards = name_shards(
+        [make_tar(f"in/{t}.tar", [(f"{i:03d}.png", encoded(images[i])) for i in range(t, 20, 4)]) for t in range(4)]
+    )
+    settings, method = CaptionSettings(model="demo", lanes=16), pez.PezSettings(tokens=6, steps=20)
+    described = describe(settings, method, "cpu")
+    tables = []
+    for actors, threads in ((1, 2), (2, 1)):
+        plan = ActorPlan(actors, 0, 2 / actors, threads, "cpu")
+        table = PromptTable(str(tmp_path / f"out-{actors}"), described)
+        start = actor_starter(settings, method, plan, table.url, described)
+        assert run_on_ray(shards, start, ClusterSettings(), actors, lambda _: None) == {}
+        tables.append(pq.read_table(table.url).sort_by("key"))
+    assert tables[0].num_rows == 20
+    assert tables[0].equals(tables[1])
+
+
+def test_the_plan_fits_the_cluster() -> None:
+    assert plan_actors(ClusterSettings(), None) == ActorPlan(1, 0.0, 2.0, 2, "cpu")
+    assert plan_actors(ClusterSettings(actors=2), None) == ActorPlan(2, 0.0, 1.0, 1, "cpu")
+    assert plan_actors(ClusterSettings(actors=4), None) == ActorPlan(4, 0.0, 0.5, 1, "cpu")

@@ -1,0 +1,161 @@
+"""Every key of a tar becomes one sample, and a tar that is not whole is noticed."""
+
+import gzip
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import MakeTar, encoded
+from PIL import Image
+
+from pipeline.samples import ShardError, decode_image, read_samples
+from pipeline.shards import Shard
+
+PICTURE = Image.new("RGB", (8, 6), (200, 30, 30))
+PNG, JPEG = encoded(PICTURE), encoded(PICTURE, "JPEG")
+
+
+def read(path: str, **keys: str) -> list[tuple[str, str, str | None]]:
+    return [(s.key, s.status, s.caption) for s in read_samples(Shard(path, "s"), **keys)]
+
+
+def test_an_image_with_a_caption_is_one_sample(make_tar: MakeTar) -> None:
+    tar = make_tar("a.tar", [("1.jpg", JPEG), ("1.txt", b" a cat \n"), ("2.png", PNG)])
+    assert read(tar) == [("1", "ok", "a cat"), ("2", "ok", None)]
+
+
+def test_a_key_without_an_image_says_what_was_found(make_tar: MakeTar) -> None:
+    tar = make_tar("a.tar", [("1.txt", b"text"), ("2.jpg", JPEG), ("3.json", b"{}")])
+    assert [(s.key, s.status, s.problem) for s in read_samples(Shard(tar, "s"))] == [
+        ("2", "ok", None),
+        ("1", "no_image", "no image of this key; found a caption"),
+        ("3", "no_image", "no image of this key; found json"),
+    ]
+
+
+def test_the_index_is_the_order_of_the_keys(make_tar: MakeTar) -> None:
+    tar = make_tar("a.tar", [("1.txt", b"text"), ("2.jpg", JPEG), ("1.jpg", JPEG)])
+    assert sorted((s.index, s.key) for s in read_samples(Shard(tar, "s"))) == [(0, "1"), (1, "2")]
+
+
+def test_parts_of_a_key_may_be_far_apart(make_tar: MakeTar) -> None:
+    tar = make_tar("a.tar", [("1.txt", b"one"), ("2.txt", b"two"), ("1.jpg", JPEG), ("2.jpg", JPEG)])
+    assert sorted(read(tar)) == [("1", "ok", "one"), ("2", "ok", "two")]
+
+
+def test_dots_in_names_do_not_merge_samples(make_tar: MakeTar) -> None:
+    tar = make_tar("a.tar", [("photo.1.jpg", JPEG), ("photo.2.jpg", JPEG), ("a.b/c.jpg", JPEG)])
+    assert [key for key, _, _ in read(tar)] == ["photo.1", "photo.2", "a.b/c"]
+
+
+def test_an_ending_of_two_parts_can_be_asked_for(make_tar: MakeTar) -> None:
+    tar = make_tar("a.tar", [("1.left.jpg", JPEG), ("1.right.jpg", JPEG), ("1.txt", b"x")])
+    assert read(tar, image_key="left.jpg")[0][:2] == ("1", "ok")
+
+
+def test_only_the_named_endings_are_read(make_tar: MakeTar) -> None:
+    tar = make_tar("a.tar", [("1.jpg", b"not this"), ("1.png", PNG), ("1.txt", b"not this"), ("1.cap", b"this")])
+    assert read(tar, image_key="png", caption_key="cap") == [("1", "ok", "this")]
+
+
+def test_the_same_key_twice_is_one_sample(make_tar: MakeTar) -> None:
+    tar = make_tar("a.tar", [("1.jpg", JPEG), ("1.JPG", JPEG), ("2.jpg", JPEG), ("1.jpg", b"again")])
+    assert [key for key, _, _ in read(tar)] == ["1", "2"]
+
+
+def test_hidden_files_folders_and_pickles_are_not_samples_to_load(make_tar: MakeTar) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            raise AssertionError("a pickle was loaded or made")
+
+    tar = make_tar("a.tar", [(".DS_Store", b"x"), ("README", b"x"), ("1.jpg", JPEG), ("1.pkl", pickle.dumps([1]))])
+    assert read(tar) == [("1", "ok", None)]
+
+
+def test_names_of_any_bytes_become_keys(make_tar: MakeTar) -> None:
+    tar = make_tar("a.tar", [("日本/é<b>.jpg", JPEG), ("x" * 300 + ".jpg", JPEG), ("../up.jpg", JPEG)])
+    assert [key for key, _, _ in read(tar)] == ["日本/é<b>", "x" * 300, "../up"]
+
+
+def test_a_compressed_tar_is_read(make_tar: MakeTar, tmp_path: Path) -> None:
+    tar = make_tar("a.tar", [("1.jpg", JPEG), ("2.jpg", JPEG)])
+    packed = tmp_path / "a.tar.gz"
+    packed.write_bytes(gzip.compress(Path(tar).read_bytes()))
+    assert [key for key, _, _ in read(str(packed))] == ["1", "2"]
+
+
+@pytest.mark.parametrize("keep", [1, 100, 512, 700, 1024, 1024 + 512, 2048 + 100])
+def test_a_tar_cut_short_is_noticed_wherever_it_ends(make_tar: MakeTar, keep: int) -> None:
+    tar = make_tar("a.tar", [(f"{i}.png", PNG) for i in range(3)])  # a header and a block each
+    assert len(PNG) <= 512
+    Path(tar).write_bytes(Path(tar).read_bytes()[:keep])
+    with pytest.raises(ShardError, match="a.tar"):
+        read(tar)
+
+
+def test_a_damaged_header_in_the_middle_is_noticed(make_tar: MakeTar) -> None:
+    tar = make_tar("a.tar", [(f"{i}.png", PNG) for i in range(3)])
+    data = bytearray(Path(tar).read_bytes())
+    data[1024 + 10 : 1024 + 200] = b"x" * 190
+    Path(tar).write_bytes(bytes(data))
+    with pytest.raises(ShardError, match="is damaged or cut short after 1024 bytes; make or copy it again"):
+        read(tar)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 700, b"<html>not found</html>" * 100])
+def test_what_is_not_a_tar_says_so(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(ShardError, match="a.tar"):
+        read(str(tmp_path / "a.tar"))
+
+
+def test_a_missing_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="cannot read .*gone.tar"):
+        read(str(tmp_path / "gone.tar"))
+
+
+def grey16() -> Image.Image:
+    return Image.fromarray(np.full((6, 8), 200 * 257, np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("data", "color"),
+    [
+        (encoded(PICTURE.convert("CMYK"), "JPEG", quality=95), (200, 30, 30)),
+        (encoded(PICTURE.convert("P", palette=Image.Palette.ADAPTIVE), "PNG"), (200, 30, 30)),
+        (encoded(Image.new("RGBA", (8, 6), (200, 30, 30, 0))), (255, 255, 255)),
+        (encoded(Image.new("LA", (8, 6), (0, 128))), (127, 127, 127)),
+        (encoded(grey16()), (200, 200, 200)),
+        (encoded(Image.new("1", (8, 6), 1)), (255, 255, 255)),
+        (encoded(PICTURE, "WEBP", lossless=True), (200, 30, 30)),
+        (encoded(PICTURE, "GIF", save_all=True, append_images=[Image.new("RGB", (8, 6), "blue")]), (200, 30, 30)),
+        (encoded(PICTURE, "TIFF"), (200, 30, 30)),
+        (encoded(PICTURE, "BMP"), (200, 30, 30)),
+    ],
+    ids=["cmyk", "palette", "clear", "half clear", "16 bit", "1 bit", "webp", "animated", "tiff", "bmp"],
+)
+def test_every_kind_of_image_becomes_rgb(data: bytes, color: tuple[int, ...]) -> None:
+    image = decode_image(data)
+    assert (image.mode, image.size) == ("RGB", (8, 6))
+    assert np.abs(np.asarray(image).astype(int) - color).max() <= 6
+
+
+def test_a_turned_photo_is_set_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode_image(encoded(PICTURE, "JPEG", exif=exif)).size == (6, 8)
+
+
+@pytest.mark.parametrize("data", [b"", b"junk" * 50, JPEG[:-200], PNG[:48], b"<svg/>"], ids=range(5))
+def test_a_broken_image_is_an_error_in_one_line(data: bytes) -> None:
+    with pytest.raises(ValueError, match="cannot decode the image: .+") as error:
+        decode_image(data)
+    assert "\n" not in str(error.value)
+
+
+def test_a_decompression_bomb_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.samples.MAX_PIXELS", 40)
+    with pytest.raises(ValueError, match="8x6 pixels; expected at most 40"):
+        decode_image(io.BytesIO(PNG).getvalue())

@@ -1,0 +1,79 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+import pez
+from pez.vocabulary import Vocabulary, blocked, whole_words
+
+
+def words_of(clip: pez.Clip, settings: pez.PezSettings) -> set[str]:
+    return {clip.tokenizer.decoder[int(i)] for i in clip.vocabulary(settings).ids}
+
+
+def test_the_nearest_token_is_the_one_of_largest_cosine() -> None:
+    torch.manual_seed(0)
+    embedding = torch.randn(50, 8, dtype=torch.float64) * torch.rand(50, 1, dtype=torch.float64)
+    allowed = torch.rand(50) < 0.5
+    soft = torch.randn(3, 4, 8, dtype=torch.float64)
+    cosine = F.cosine_similarity(soft.unsqueeze(2), embedding, dim=-1).masked_fill(~allowed, -torch.inf)
+    assert torch.equal(Vocabulary(embedding, allowed).nearest(soft), cosine.argmax(-1))
+
+
+def test_no_allowed_token_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no token is allowed"):
+        Vocabulary(torch.randn(5, 2), torch.zeros(5, dtype=torch.bool))
+
+
+def test_start_and_end_are_never_chosen(demo_clip: pez.Clip) -> None:
+    ids = demo_clip.vocabulary(pez.PezSettings(vocabulary="full")).ids
+    assert len(ids) == 49406
+    assert {49406, 49407}.isdisjoint(ids.tolist())
+
+
+def test_the_demo_recommends_its_caption_words(demo_clip: pez.Clip) -> None:
+    words = words_of(demo_clip, pez.PezSettings())
+    assert "triangle</w>" in words
+    assert len(words) == len(pez.demo.caption_words())
+
+
+def test_whole_words_are_letters_only(demo_clip: pez.Clip) -> None:
+    pieces = words_of(demo_clip, pez.PezSettings(vocabulary="words"))
+    assert "red</w>" in pieces
+    assert "red" not in pieces
+    assert "!</w>" not in pieces
+    assert int(whole_words(demo_clip.tokenizer).sum()) == len(pieces)
+
+
+def test_an_allowlist_is_all_there_is(demo_clip: pez.Clip) -> None:
+    assert words_of(demo_clip, pez.PezSettings(allowlist=("red", "blue"))) == {"red", "red</w>", "blue", "blue</w>"}
+
+
+def test_a_word_that_no_token_spells_cannot_be_allowed(demo_clip: pez.Clip) -> None:
+    with pytest.raises(ValueError, match="'qwxz' in the allowlist is not one token"):
+        demo_clip.vocabulary(pez.PezSettings(allowlist=("qwxz",)))
+
+
+def test_a_blocked_word_cannot_be_spelled_from_pieces(demo_clip: pez.Clip) -> None:
+    tokenizer = demo_clip.tokenizer
+    gone = blocked(tokenizer, ["blood"])
+    assert gone[tokenizer.encoder["blood</w>"]]
+    assert gone[tokenizer.encoder["blood"]]
+    for cut in range(1, 5):
+        piece = "blood"[:cut]
+        assert gone[tokenizer.encoder[piece]], piece
+    assert not gone[tokenizer.encoder["red</w>"]]
+
+
+def test_a_pattern_blocks_every_ending(demo_clip: pez.Clip) -> None:
+    tokenizer = demo_clip.tokenizer
+    gone = blocked(tokenizer, ["blood*"])
+    left = [p for p, i in tokenizer.encoder.items() if p.startswith("blood") and not gone[i]]
+    assert left == []
+
+
+def test_blocked_words_are_never_in_a_prompt(demo_clip: pez.Clip, images: list) -> None:
+    plain = pez.learn_prompts(demo_clip, images[:4], pez.PezSettings(steps=40))
+    words = tuple({w for p in plain for w in p.text.split()} - {"a", "of", "on"})
+    without = pez.learn_prompts(demo_clip, images[:4], pez.PezSettings(steps=40, blocklist=words))
+    assert words
+    assert not {w for p in without for w in p.text.split()} & set(words)
