@@ -7,6 +7,7 @@ The same command again goes on where the last one stopped. Exit status: 0 all sh
 """
 
 import dataclasses
+import sys
 from typing import Annotated
 
 import torch
@@ -45,7 +46,7 @@ class CaptionJob:
 
 def caption(job: CaptionJob) -> int:
     """Run the job; returns its exit status."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     if job.demo:
         job = dataclasses.replace(job, caption=dataclasses.replace(job.caption, model="demo"))
     check_settings(job.caption, job.method)

@@ -6,6 +6,7 @@ python -m jobs.invert --demo                             # drawn scenes and the 
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +50,7 @@ class InvertJob:
 
 def invert(job: InvertJob) -> int:
     """Run the job; returns its exit status."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     if job.demo:
         job = dataclasses.replace(job, model="demo")
     model = CaptionSettings(model=job.model, pretrained=job.pretrained, precision=job.precision)

@@ -15,6 +15,8 @@ from pez.settings import PezSettings
 
 OnStep = Callable[[Step], None]
 
+_LANES = 64
+
 
 def learn_prompts(
     clip: Clip,
@@ -82,8 +84,7 @@ def learn_for_targets(
     """Learn one prompt for each target, in their order."""
     tasks = (Task(k, t.direction(), handle=i) for i, (k, t) in enumerate(zip(keys, targets, strict=True)))
     prompts: dict[int, Prompt] = {}
-    lanes = min(64, -(-len(targets) // 16) * 16)
-    for learned in learn_tasks(clip, tasks, settings, lanes, on_step):
+    for learned in learn_tasks(clip, tasks, settings, _LANES, on_step):
         prompts.update((result.task.handle, prompt) for result, prompt in learned)
     return [prompts[i] for i in range(len(targets))]
 

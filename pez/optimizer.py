@@ -73,7 +73,7 @@ class Step:
     best_ids: Tensor
     """(lanes, tokens) int64, best of each lane so far, this step included"""
     best_score: Tensor
-    """(lanes,) float"""
+    """(lanes,) float; the lanes that are computed, idle ones after the last busy one may be missing"""
 
 
 def learn(
@@ -145,6 +145,8 @@ def _swap(
     on_step: Callable[[Step], None] | None,
 ) -> list[Learned]:
     """Swap rounds for at most `lanes` prompts; idle lanes repeat the last one."""
+    if vocabulary.embedding.device.type == "cpu":
+        lanes = min(lanes, _sixteens(len(walked)))
     filled = [*walked, *[walked[-1]] * (lanes - len(walked))]
     device = vocabulary.embedding.device
     ids = torch.stack([learned.token_ids for learned in filled]).to(device)
@@ -207,21 +209,25 @@ class Lanes:
         """One step of Algorithm 1 in every lane."""
         assert self.target is not None, "a lane is busy"
         settings = self.settings
-        ids = self.vocabulary.nearest(self.soft)
+        rows = slice(self._rows())
+        soft, count, best_ids, best_score = (
+            state[rows] for state in (self.soft, self.count, self.best_ids, self.best_score)
+        )
+        ids = self.vocabulary.nearest(soft)
         projected = self.vocabulary.embed(ids).requires_grad_()
-        score = self.objective.score(projected, self.target)  # (lanes,)
+        score = self.objective.score(projected, self.target[rows])  # (rows,)
         (gradient,) = torch.autograd.grad(-score.sum(), projected)
 
         with torch.no_grad():
-            score = score.detach().to(self.best_score.dtype)
-            better = score > self.best_score
-            self.best_score = torch.where(better, score, self.best_score)
-            self.best_ids = torch.where(better.unsqueeze(-1), ids, self.best_ids)
+            score = score.detach().to(best_score.dtype)
+            better = score > best_score
+            best_score.copy_(torch.where(better, score, best_score))
+            best_ids.copy_(torch.where(better.unsqueeze(-1), ids, best_ids))
             if on_step is not None:
-                on_step(Step(list(self.tasks), ids, score, self.best_ids, self.best_score))
-            self.count += 1
+                on_step(Step(self.tasks[rows], ids, score, best_ids.clone(), best_score.clone()))
+            count += 1
             adamw(
-                self.soft, gradient, self.mean, self.square, self.count, settings.learning_rate, settings.weight_decay
+                soft, gradient, self.mean[rows], self.square[rows], count, settings.learning_rate, settings.weight_decay
             )
 
         for lane, task in enumerate(self.tasks):
@@ -245,6 +251,17 @@ class Lanes:
             results.append(Learned(task, token_ids, score, total))
             self.tasks[lane] = None
         return results
+
+    def _rows(self) -> int:
+        """How many of the lanes to compute.
+
+        All of them on an accelerator, where shapes must not change. On a CPU those up to the last busy one, in whole
+        sixteens: the bits are the same for any number of sixteens (EXPERIMENTS.md, "Lanes and bits").
+        """
+        if self.soft.device.type != "cpu":
+            return len(self.tasks)
+        last = max(i for i, task in enumerate(self.tasks) if task is not None)
+        return min(len(self.tasks), _sixteens(last + 1))
 
     def _start(self, lane: int, task: Task, restart: int) -> None:
         if restart == 0 and task.initial_ids is not None:
@@ -275,6 +292,10 @@ def adamw(
     correction1, correction2 = 1 - BETA1**count, 1 - BETA2**count
     denominator = (square.sqrt() / correction2.sqrt()).add_(EPSILON)
     parameter.sub_(mean / denominator * (rate / correction1))
+
+
+def _sixteens(count: int) -> int:
+    return -(-count // 16) * 16
 
 
 def generator_for(seed: int, key: str, restart: int) -> torch.Generator:

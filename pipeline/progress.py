@@ -98,12 +98,16 @@ def prompt_table(rows: pa.Table, most: int = 10) -> Table:
     table.add_column("key", no_wrap=True)
     table.add_column("prompt")
     table.add_column("similarity", justify="right")
-    table.add_column("caption", style="dim")
-    table.add_column("its similarity", justify="right", style="dim")
-    for row in rows.slice(0, most).to_pylist():
+    shown = rows.slice(0, most).to_pylist()
+    captioned = any(row["caption"] for row in shown)
+    if captioned:
+        table.add_column("caption", style="dim", overflow="ellipsis", no_wrap=True, max_width=60)
+        table.add_column("its similarity", justify="right", style="dim")
+    for row in shown:
         prompt = row["prompt"] if row["status"] == "ok" else f"({row['status']}: {row['error_message']})"
         numbers = ["" if row[n] is None else f"{row[n]:.3f}" for n in ("similarity", "caption_similarity")]
-        table.add_row(Text(row["key"]), Text(prompt), numbers[0], Text(row["caption"] or ""), numbers[1])
+        cells = [Text(row["key"]), Text(prompt), Text(numbers[0]), Text(row["caption"] or ""), Text(numbers[1])]
+        table.add_row(*cells[: len(table.columns)])
     return table
 
 

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import MakeTar, encoded
 
+from jobs import caption, command
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -101,13 +103,22 @@ def test_failed_shards_are_listed_and_the_status_is_1(make_tar: MakeTar, images:
         (["--input", "x.tar", "--model", "local-dir:{tmp}/gone"], "expected an open_clip folder"),
     ],
 )
-def test_bad_usage_is_one_line_and_status_2(tmp_path: Path, words: list[str], message: str) -> None:
+def test_bad_usage_is_one_line_and_status_2(
+    tmp_path: Path, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
-    done = job("jobs.caption", *(w.format(tmp=tmp_path) for w in words), "--output", out, "--local")
-    assert done.returncode == 2
-    [line] = [line for line in done.stderr.splitlines() if "Warning" not in line]
+    words = [*(w.format(tmp=tmp_path) for w in words), "--output", str(out), "--local"]
+    monkeypatch.setattr(sys, "argv", ["jobs.caption", *words])
+    with pytest.raises(SystemExit) as ended:
+        command.run(caption.CaptionJob, caption.__doc__, caption.caption)
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
     assert message.format(tmp=tmp_path) in line
     assert not out.exists()
+
+
+def test_an_unknown_option_has_status_2(tmp_path: Path) -> None:
+    assert job("jobs.caption", "--demo", "--output", tmp_path / "out", "--stepz", 3).returncode == 2
 
 
 def test_invert_prints_a_prompt_for_each_image(images: list, tmp_path: Path) -> None:

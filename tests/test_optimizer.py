@@ -47,6 +47,13 @@ def test_order_and_refill_change_nothing(demo_clip: pez.Clip, targets: Tensor) -
     assert all(same(one[key], other[key]) for key in one)
 
 
+def test_the_number_of_lanes_changes_nothing(demo_clip: pez.Clip, targets: Tensor) -> None:
+    settings = dataclasses.replace(SETTINGS, exact=False)
+    tasks = [Task(f"{i}", t) for i, t in enumerate(targets)]
+    one, other = run(demo_clip, tasks, 16, settings), run(demo_clip, tasks, 48, settings)
+    assert all(same(one[key], other[key]) for key in one)
+
+
 def test_lanes_that_start_at_different_steps_do_not_meet(demo_clip: pez.Clip, targets: Tensor) -> None:
     from pez.optimizer import Lanes
 
