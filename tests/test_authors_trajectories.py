@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import torch
 
+from pez.baseline import learn_as_published
 from pez.clip import Clip, ClipObjective
 from pez.objective import Target
 from pez.optimizer import Step, Task, learn
@@ -60,3 +61,14 @@ def test_every_step_is_the_authors_step(clip: Clip, case: str) -> None:
     assert not len(differing), f"first different token at step {differing[0]}"
     assert np.abs(similarity - golden["step_similarity"]).max() < 1e-9
     assert learned.token_ids.tolist() == golden["step_ids"][golden["best_step"]].tolist()
+
+
+def test_the_baseline_of_the_benchmark_takes_the_same_steps(clip: Clip) -> None:
+    shipped = np.load(GOLDEN / "trajectories.npz")
+    golden = {name: shipped[f"one_image/{name}"] for name in ("targets", "initial_ids", "step_ids")}
+    steps: list[list[int]] = []
+    target = Target(torch.from_numpy(golden["targets"])).direction()
+    settings = PezSettings(steps=150)
+    initial_ids = torch.from_numpy(golden["initial_ids"])
+    learn_as_published(clip, target, initial_ids, settings, lambda ids, _: steps.append(ids.tolist()))
+    assert steps == golden["step_ids"][:150].tolist()

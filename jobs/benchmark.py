@@ -1,0 +1,273 @@
+"""How fast, and how good for the time: the engine beside the plain algorithm, on this machine, in one run.
+
+    python -m jobs.benchmark                                        # ViT-B-32, 8 tokens
+    python -m jobs.benchmark --device cuda --model ViT-H-14 --tokens 16 --lanes 512 1024 2048 --json bench.json
+    python -m jobs.benchmark --curve --model demo --images 256 --plot curve.png
+
+Needs `pez` alone: no Ray, no files. Speed does not depend on the weights, so they are random unless --pretrained names some.
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+import pez
+from pez.baseline import learn_as_published
+from pez.clip import Clip, ClipObjective
+from pez.curve import curves, plot_curves
+from pez.optimizer import Lanes, Task
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns its exit status."""
+    options = parser().parse_args(arguments)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        if options.curve:
+            result = benchmark_curve(options, device)
+        else:
+            result = benchmark_speed(options, device)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(result, file, indent=2)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; argparse, so that a machine with torch and open_clip alone can run it."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", default="ViT-B-32", help="demo, an open_clip name, hf-hub:..., local-dir:...")
+    options.add_argument("--pretrained", default="none", help="tag or checkpoint file; none = random weights")
+    options.add_argument("--tokens", type=int, default=8)
+    options.add_argument("--steps", type=int, default=300, help="of an image, for images an hour and for --curve")
+    options.add_argument("--device", help="cpu or cuda; default = cuda where there is one")
+    options.add_argument("--precision", choices=("fp32", "bf16"), help="of the engine; default = bf16 where it is fast")
+    options.add_argument("--lanes", type=int, nargs="+", help="one or more; default = 64 on a CPU, 1024 on a GPU")
+    options.add_argument("--threads", type=int, help="CPU threads")
+    options.add_argument("--vocabulary", choices=("model", "words", "full"), default="model", help="tokens of the engine")
+    options.add_argument("--json", metavar="FILE", help="write the figures; its `ratio` is ours over the baseline")
+    options.add_argument("--curve", action="store_true", help="score against steps and seconds, on drawn scenes")
+    options.add_argument("--images", type=int, default=256, help="of --curve")
+    options.add_argument("--plot", metavar="PNG", help="picture of --curve (needs matplotlib)")
+    return options
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """One way of computing, measured."""
+
+    name: str
+    seconds_per_image_step: float
+    flop_per_image_step: float
+    peak_flops: float
+    """measured rate of a large matrix product in the same precision"""
+    peak_bytes: int
+
+    @property
+    def share(self) -> float:
+        return self.flop_per_image_step / self.seconds_per_image_step / self.peak_flops
+
+
+def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Time a step of the baseline and of the engine; print a table."""
+    precision = options.precision or ("bf16" if fast_bfloat16(device) else "fp32")
+    lanes = options.lanes or ([64] if device.type == "cpu" else [1024])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # random weights are meant here
+        clip = _load(options, device, "fp32")
+    settings = pez.PezSettings(tokens=options.tokens, vocabulary=options.vocabulary, exact=True)
+    target = F.normalize(torch.randn(max(lanes), clip.text_features(["a"]).shape[1], device=device), dim=-1)
+    print(f"{machine(device)}\n{clip.name}, {options.tokens} tokens, {settings.vocabulary} vocabulary\n")
+
+    speeds = [time_baseline(clip, target[0], settings)]
+    for count in lanes:
+        speeds.append(time_engine(clip, target[:count], settings, precision))
+    base = speeds[0]
+    print(f"{'':28s}{'ms/image-step':>14s}{'ratio':>8s}{'GFLOP':>8s}{'of peak':>9s}{'peak MB':>9s}{'images/h':>10s}")
+    for speed in speeds:
+        ratio = base.seconds_per_image_step / speed.seconds_per_image_step
+        per_hour = 3600 / speed.seconds_per_image_step / options.steps
+        print(
+            f"{speed.name:28s}{speed.seconds_per_image_step * 1e3:14.3f}{ratio:8.1f}"
+            f"{speed.flop_per_image_step / 1e9:8.2f}{speed.share:9.0%}{speed.peak_bytes / 2**20:9.0f}{per_hour:10.0f}"
+        )
+    best = min(speeds[1:], key=lambda speed: speed.seconds_per_image_step)
+    ratio = base.seconds_per_image_step / best.seconds_per_image_step
+    print(f"\nratio {ratio:.1f}: image-steps a second, {best.name} over the baseline; images/h at {options.steps} steps")
+    return {
+        "ratio": ratio,
+        "machine": machine(device),
+        "model": clip.name,
+        "tokens": options.tokens,
+        "steps": options.steps,
+        "speeds": [{**dataclasses.asdict(speed), "share_of_peak": speed.share} for speed in speeds],
+    }
+
+
+def time_baseline(clip: Clip, target: torch.Tensor, settings: pez.PezSettings, seconds: float = 8.0) -> Speed:
+    """Time steps of the plain algorithm: the median of as many as fit, the first two left out."""
+    stamps: list[float] = []
+    ids = torch.randint(0, 49000, (settings.tokens,))
+
+    class Enough(Exception):
+        pass
+
+    def stamp(*_: Any) -> None:
+        _wait(clip.device)
+        stamps.append(time.perf_counter())
+        if len(stamps) > 4 and stamps[-1] - stamps[0] > seconds:
+            raise Enough
+
+    _forget_peak(clip.device)
+    try:
+        learn_as_published(clip, target, ids, dataclasses.replace(settings, steps=1_000_000), stamp)
+    except Enough:
+        pass
+    steps = [b - a for a, b in zip(stamps[2:], stamps[3:], strict=False)]
+    rows = clip.context_length
+    flop = 3 * forward_flop(clip, rows, rows, rows, rows) + projection_flop(clip, settings.tokens, clip.ordinary_tokens())
+    peak = matrix_peak(clip.device, torch.float32)
+    return Speed("baseline (fp32)", median(steps), flop, peak, _peak(clip.device))
+
+
+def time_engine(
+    clip: Clip, target: torch.Tensor, settings: pez.PezSettings, precision: str, seconds: float = 6.0
+) -> Speed:
+    """Time steps of the engine with all lanes busy: the median of as many as fit, the first two left out."""
+    other = clip.with_precision(precision)  # type: ignore[arg-type]
+    vocabulary = other.vocabulary(settings)
+    lanes = Lanes(ClipObjective(other.encoder(settings.tokens)), vocabulary, settings, len(target))
+    for i, direction in enumerate(target):
+        lanes.admit(Task(f"{i}", direction))
+    _forget_peak(clip.device)
+    stamps: list[float] = []
+    while len(stamps) < 6 or stamps[-1] - stamps[0] < seconds:
+        lanes.step()
+        _wait(clip.device)
+        stamps.append(time.perf_counter())
+    steps = [b - a for a, b in zip(stamps[2:], stamps[3:], strict=False)]
+    rows = settings.tokens + 1
+    flop = 2 * forward_flop(clip, rows, rows + 1, rows, 1)
+    flop += projection_flop(clip, settings.tokens, vocabulary.allowed)
+    name = f"engine ({precision}, {len(target)} lanes)"
+    return Speed(name, median(steps) / len(target), flop, matrix_peak(clip.device, other.dtype), _peak(clip.device))
+
+
+def forward_flop(clip: Clip, rows: int, keys: int, inner: int, last: int) -> float:
+    """Operations of one pass through the text tower, the matrix products alone; a backward pass to the inputs is another.
+
+    Args:
+        rows: positions of all layers but the last.
+        keys: positions that attention sees.
+        inner: positions of the last layer whose keys and values are computed.
+        last: positions of the last layer for which the rest is computed.
+    """
+    tower = clip.tower
+    width = tower.token_embedding.embedding_dim
+    blocks = tower.transformer.resblocks
+    hidden = blocks[0].mlp.c_fc.out_features
+
+    def layer(keyed: int, queried: int) -> float:
+        key_value = 2 * keyed * width * 2 * width
+        query_out = 2 * queried * width * 2 * width
+        return key_value + query_out + 2 * queried * width * 2 * hidden + 4 * queried * keys * width
+
+    return (len(blocks) - 1) * layer(rows, rows) + layer(inner, last)
+
+
+def projection_flop(clip: Clip, tokens: int, allowed: torch.Tensor) -> float:
+    """Operations of finding the nearest token."""
+    return 2.0 * tokens * clip.tower.token_embedding.embedding_dim * int(allowed.sum())
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large square matrix product, random operands: the best of several."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ b
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return 2.0 * size**3 / min(times)
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """True where the hardware multiplies bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    checks: list[Callable[[], bool]] = [
+        getattr(torch.cpu, name) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported") if hasattr(torch.cpu, name)
+    ]
+    return any(check() for check in checks)
+
+
+def machine(device: torch.device) -> str:
+    """What the figures were measured on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()}, {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def benchmark_curve(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Score against steps and seconds, on held-out scenes."""
+    clip = _load(options, device, options.precision or "fp32")
+    judge = pez.demo.load_demo_clip(device, folder=pez.demo.JUDGE) if options.model == "demo" else None
+    settings = pez.PezSettings(tokens=options.tokens, steps=options.steps, vocabulary=options.vocabulary)
+    lanes = (options.lanes or [64 if device.type == "cpu" else 256])[0]
+    print(f"{machine(device)}\n{clip.name}, {options.tokens} tokens, {options.images} held-out scenes\n")
+    found = curves(clip, judge, settings, options.images, lanes, print)
+    if options.plot:
+        plot_curves(found, options.plot)
+    return {"machine": machine(device), "model": clip.name, "tokens": options.tokens, "curves": found}
+
+
+def _load(options: argparse.Namespace, device: torch.device, precision: Any) -> Clip:
+    if options.model == "demo":
+        return pez.load_demo_clip(device, precision)
+    return pez.load_clip(options.model, options.pretrained, device, precision)
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: torch.device) -> int:
+    """Most memory held: of the GPU, or of this process since its start."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())
