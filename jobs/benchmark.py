@@ -8,7 +8,9 @@ Needs `pez` alone: no Ray, no files. Speed does not depend on the weights, so th
 """
 
 import argparse
+import contextlib
 import dataclasses
+import itertools
 import json
 import platform
 import resource
@@ -23,9 +25,10 @@ import torch
 import torch.nn.functional as F
 
 import pez
+from jobs.curve import curves, plot_curves
+from pez import cost
 from pez.baseline import learn_as_published
 from pez.clip import Clip, ClipObjective
-from pez.curve import curves, plot_curves
 from pez.optimizer import Lanes, Task
 
 
@@ -36,10 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        if options.curve:
-            result = benchmark_curve(options, device)
-        else:
-            result = benchmark_speed(options, device)
+        result = benchmark_curve(options, device) if options.curve else benchmark_speed(options, device)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -60,10 +60,14 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--precision", choices=("fp32", "bf16"), help="of the engine; default = bf16 where it is fast")
     options.add_argument("--lanes", type=int, nargs="+", help="one or more; default = 64 on a CPU, 1024 on a GPU")
     options.add_argument("--threads", type=int, help="CPU threads")
-    options.add_argument("--vocabulary", choices=("model", "words", "full"), default="model", help="tokens of the engine")
+    options.add_argument(
+        "--vocabulary", choices=("model", "words", "full"), default="model", help="tokens of the engine"
+    )
     options.add_argument("--json", metavar="FILE", help="write the figures; its `ratio` is ours over the baseline")
     options.add_argument("--curve", action="store_true", help="score against steps and seconds, on drawn scenes")
     options.add_argument("--images", type=int, default=256, help="of --curve")
+    options.add_argument("--baseline-steps", type=int, default=300, help="of --curve's baseline, prompt after prompt")
+    options.add_argument("--exact-steps", type=int, default=3000, help="of --curve's exact mode")
     options.add_argument("--plot", metavar="PNG", help="picture of --curve (needs matplotlib)")
     return options
 
@@ -109,7 +113,9 @@ def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[s
         )
     best = min(speeds[1:], key=lambda speed: speed.seconds_per_image_step)
     ratio = base.seconds_per_image_step / best.seconds_per_image_step
-    print(f"\nratio {ratio:.1f}: image-steps a second, {best.name} over the baseline; images/h at {options.steps} steps")
+    print(
+        f"\nratio {ratio:.1f}: image-steps a second, {best.name} over the baseline; images/h at {options.steps} steps"
+    )
     return {
         "ratio": ratio,
         "machine": machine(device),
@@ -125,23 +131,17 @@ def time_baseline(clip: Clip, target: torch.Tensor, settings: pez.PezSettings, s
     stamps: list[float] = []
     ids = torch.randint(0, 49000, (settings.tokens,))
 
-    class Enough(Exception):
-        pass
-
     def stamp(*_: Any) -> None:
         _wait(clip.device)
         stamps.append(time.perf_counter())
         if len(stamps) > 4 and stamps[-1] - stamps[0] > seconds:
-            raise Enough
+            raise TimeoutError
 
     _forget_peak(clip.device)
-    try:
+    with contextlib.suppress(TimeoutError):
         learn_as_published(clip, target, ids, dataclasses.replace(settings, steps=1_000_000), stamp)
-    except Enough:
-        pass
-    steps = [b - a for a, b in zip(stamps[2:], stamps[3:], strict=False)]
-    rows = clip.context_length
-    flop = 3 * forward_flop(clip, rows, rows, rows, rows) + projection_flop(clip, settings.tokens, clip.ordinary_tokens())
+    steps = [b - a for a, b in itertools.pairwise(stamps[2:])]
+    flop = cost.baseline_step_flop(clip, settings.tokens)
     peak = matrix_peak(clip.device, torch.float32)
     return Speed("baseline (fp32)", median(steps), flop, peak, _peak(clip.device))
 
@@ -161,39 +161,10 @@ def time_engine(
         lanes.step()
         _wait(clip.device)
         stamps.append(time.perf_counter())
-    steps = [b - a for a, b in zip(stamps[2:], stamps[3:], strict=False)]
-    rows = settings.tokens + 1
-    flop = 2 * forward_flop(clip, rows, rows + 1, rows, 1)
-    flop += projection_flop(clip, settings.tokens, vocabulary.allowed)
+    steps = [b - a for a, b in itertools.pairwise(stamps[2:])]
+    flop = cost.engine_step_flop(clip, settings.tokens, vocabulary.allowed)
     name = f"engine ({precision}, {len(target)} lanes)"
     return Speed(name, median(steps) / len(target), flop, matrix_peak(clip.device, other.dtype), _peak(clip.device))
-
-
-def forward_flop(clip: Clip, rows: int, keys: int, inner: int, last: int) -> float:
-    """Operations of one pass through the text tower, the matrix products alone; a backward pass to the inputs is another.
-
-    Args:
-        rows: positions of all layers but the last.
-        keys: positions that attention sees.
-        inner: positions of the last layer whose keys and values are computed.
-        last: positions of the last layer for which the rest is computed.
-    """
-    tower = clip.tower
-    width = tower.token_embedding.embedding_dim
-    blocks = tower.transformer.resblocks
-    hidden = blocks[0].mlp.c_fc.out_features
-
-    def layer(keyed: int, queried: int) -> float:
-        key_value = 2 * keyed * width * 2 * width
-        query_out = 2 * queried * width * 2 * width
-        return key_value + query_out + 2 * queried * width * 2 * hidden + 4 * queried * keys * width
-
-    return (len(blocks) - 1) * layer(rows, rows) + layer(inner, last)
-
-
-def projection_flop(clip: Clip, tokens: int, allowed: torch.Tensor) -> float:
-    """Operations of finding the nearest token."""
-    return 2.0 * tokens * clip.tower.token_embedding.embedding_dim * int(allowed.sum())
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -214,14 +185,20 @@ def fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     checks: list[Callable[[], bool]] = [
-        getattr(torch.cpu, name) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported") if hasattr(torch.cpu, name)
+        getattr(torch.cpu, name)
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        if hasattr(torch.cpu, name)
     ]
     return any(check() for check in checks)
 
 
 def machine(device: torch.device) -> str:
     """What the figures were measured on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()}, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{_processor()}, {torch.get_num_threads()} threads"
+    )
     return f"{name}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
@@ -230,12 +207,16 @@ def benchmark_curve(options: argparse.Namespace, device: torch.device) -> dict[s
     clip = _load(options, device, options.precision or "fp32")
     judge = pez.demo.load_demo_clip(device, folder=pez.demo.JUDGE) if options.model == "demo" else None
     settings = pez.PezSettings(tokens=options.tokens, steps=options.steps, vocabulary=options.vocabulary)
-    lanes = (options.lanes or [64 if device.type == "cpu" else 256])[0]
     print(f"{machine(device)}\n{clip.name}, {options.tokens} tokens, {options.images} held-out scenes\n")
-    found = curves(clip, judge, settings, options.images, lanes, print)
+    points = curves(clip, judge, settings, options.images, options.baseline_steps, options.exact_steps, print)
     if options.plot:
-        plot_curves(found, options.plot)
-    return {"machine": machine(device), "model": clip.name, "tokens": options.tokens, "curves": found}
+        plot_curves(points, options.plot)
+    return {
+        "machine": machine(device),
+        "model": clip.name,
+        "tokens": options.tokens,
+        "curve": [dataclasses.asdict(point) for point in points],
+    }
 
 
 def _load(options: argparse.Namespace, device: torch.device, precision: Any) -> Clip:

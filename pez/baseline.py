@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pez.clip import Clip
 from pez.settings import PezSettings
+from pez.vocabulary import Vocabulary
 
 
 def learn_as_published(
@@ -21,6 +22,7 @@ def learn_as_published(
     initial_ids: Tensor,
     settings: PezSettings,
     on_step: Callable[[Tensor, float], None] | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> tuple[Tensor, float]:
     """Learn one prompt.
 
@@ -28,6 +30,7 @@ def learn_as_published(
         target: (dim,) unit feature.
         initial_ids: (tokens,) int64.
         on_step: called with each step's (tokens,) ids and similarity.
+        vocabulary: the tokens that may be chosen; None = all, as published.
 
     Returns:
         (tokens,) int64 best ids visited, and their similarity.
@@ -45,14 +48,16 @@ def learn_as_published(
         feature = tower.ln_final(x)[:, pooled_at] @ tower.text_projection
         return (F.normalize(feature, dim=-1) @ target).squeeze(0)
 
+    rows = torch.arange(embedding.num_embeddings, device=device) if vocabulary is None else vocabulary.ids
+
     prompt = embedding(initial_ids.to(device)).detach().clone().requires_grad_()
     optimizer = torch.optim.AdamW([prompt], lr=settings.learning_rate, weight_decay=settings.weight_decay)
     best_ids, best = initial_ids, -torch.inf
     for _ in range(settings.steps):
         with torch.no_grad():
-            units = F.normalize(embedding.weight, dim=-1)
+            units = F.normalize(embedding.weight if vocabulary is None else embedding.weight[rows], dim=-1)
             found = (F.normalize(prompt, dim=-1) @ units.T).topk(1, dim=-1).indices.cpu().tolist()
-            ids = torch.tensor(found, device=device).squeeze(-1)
+            ids = rows[torch.tensor(found, device=device).squeeze(-1)]
             projected = embedding(ids)
             similarity = similarity_of(projected).item()
         leaf = projected.detach().clone().requires_grad_()

@@ -1,6 +1,7 @@
 """An open_clip model as PEZ needs it: images and texts to features, and soft prompts to scores."""
 
 import contextlib
+import copy
 import functools
 import logging
 import os
@@ -119,6 +120,12 @@ class Clip:
         if tokens not in self._encoders:
             self._encoders[tokens] = text_encoder(self.model, self.tokenizer, tokens, self.dtype)
         return self._encoders[tokens]
+
+    def with_precision(self, precision: Literal["fp32", "bf16"]) -> "Clip":
+        """The same model, weights shared, optimised in another precision."""
+        other = copy.copy(self)
+        other.precision, other.dtype, other._encoders = precision, DTYPES[precision], {}
+        return other
 
     def vocabulary(self, settings: PezSettings) -> Vocabulary:
         """The tokens that the settings allow."""

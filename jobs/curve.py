@@ -1,0 +1,192 @@
+"""Score against steps and seconds, for `jobs.benchmark --curve`: baseline, engine exact, engine default.
+
+All learn prompts for the same held-out scenes from the same first tokens. The score is the similarity of the re-tokenised
+text, under the guide and, for the demo, under the judge, which had no part in the learning.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import pez
+from pez import cost
+from pez.baseline import learn_as_published
+from pez.clip import Clip, ClipObjective
+from pez.demo import scenes
+from pez.optimizer import Step, Task, generator_for, learn
+
+CHECKPOINTS = (10, 20, 50, 100, 200, 300, 500, 1000, 2000, 3000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A method after so many steps, over all scenes."""
+
+    method: str
+    steps: int
+    similarity: float
+    interval: float
+    """half of the 95% interval of the mean"""
+    judged: float | None
+    """similarity under the judge"""
+    judged_interval: float | None
+    seconds: float
+    """an image"""
+    gflop: float
+    """an image, counted"""
+    images: int
+
+
+def curves(
+    clip: Clip,
+    judge: Clip | None,
+    settings: pez.PezSettings,
+    images: int,
+    baseline_steps: int,
+    exact_steps: int,
+    say: Callable[[str], None],
+) -> list[Point]:
+    """Measure the three methods.
+
+    Args:
+        settings: of the default method; its steps are those of the last default point.
+        baseline_steps: steps of the baseline, one prompt after the other.
+        exact_steps: steps of the engine's exact mode, all prompts at once.
+    """
+    pictures = [Image.fromarray(scenes.render(s)) for s in scenes.held_out_scenes(images)]
+    measure = _Measure(clip, judge, pictures, settings, say)
+    say(f"{'method':10s}{'steps':>7s}{'similarity':>18s}{'judge':>18s}{'s/image':>10s}{'GFLOP':>9s}")
+    measure.baseline(baseline_steps)
+    measure.exact(exact_steps)
+    for steps in sorted({s for s in CHECKPOINTS if s < settings.steps} | {settings.steps}):
+        measure.default(steps)
+    return measure.points
+
+
+class _Measure:
+    def __init__(
+        self,
+        clip: Clip,
+        judge: Clip | None,
+        pictures: list[Image.Image],
+        settings: pez.PezSettings,
+        say: Callable[[str], None],
+    ) -> None:
+        self.clip, self.settings, self.say = clip, settings, say
+        self.models = [clip] if judge is None else [clip, judge]
+        self.features = [model.image_features(pictures) for model in self.models]
+        self.vocabulary = clip.vocabulary(settings)
+        self.lanes = -(-len(pictures) // 16) * 16
+        self.points: list[Point] = []
+
+    def tasks(self) -> list[Task]:
+        return [Task(f"{i}", target, handle=i) for i, target in enumerate(self.features[0])]
+
+    def baseline(self, steps: int) -> None:
+        """Prompt after prompt, as published."""
+        marks = [s for s in CHECKPOINTS if s <= steps]
+        seen = {s: (torch.empty(0), 0.0) for s in marks}
+        found: dict[int, list[Tensor]] = {s: [] for s in marks}
+        seconds = dict.fromkeys(marks, 0.0)
+        settings = dataclasses.replace(self.settings, steps=steps)
+        published = self.vocabulary if self.settings.vocabulary != "full" else None
+        for i, target in enumerate(self.features[0]):
+            best: list[Any] = [-1.0, None, 0]
+            start = time.perf_counter()
+
+            def look(ids: Tensor, score: float, best: list[Any] = best, start: float = start) -> None:
+                best[2] += 1
+                if score > best[0]:
+                    best[:2] = score, ids
+                if best[2] in seen:
+                    found[best[2]].append(best[1])
+                    seconds[best[2]] += time.perf_counter() - start
+
+            first = self.vocabulary.random_ids(settings.tokens, generator_for(settings.seed, f"{i}", 0))
+            learn_as_published(self.clip, target, first, settings, look, published)
+        flop = cost.baseline_step_flop(self.clip, settings.tokens)
+        for s in marks:
+            self._add("baseline", s, torch.stack(found[s]), seconds[s], s * flop)
+
+    def exact(self, steps: int) -> None:
+        """The same algorithm on the engine, all prompts at once."""
+        settings = dataclasses.replace(self.settings, steps=steps, exact=True)
+        flop = cost.engine_step_flop(self.clip, settings.tokens, self.vocabulary.allowed)
+        taken, start = 0, time.perf_counter()
+
+        def look(step: Step) -> None:
+            nonlocal taken, start
+            taken += 1
+            if taken in CHECKPOINTS:
+                elapsed = time.perf_counter() - start
+                self._add("exact", taken, step.best_ids[: len(self.features[0])], elapsed, taken * flop)
+                start = time.perf_counter() - elapsed
+
+        for _ in learn(self._objective(), self.vocabulary, self.tasks(), settings, self.lanes, look):
+            pass
+
+    def default(self, steps: int) -> None:
+        """Few gradient steps, then swaps."""
+        settings = dataclasses.replace(self.settings, steps=steps, exact=False)
+        start = time.perf_counter()
+        ids: dict[int, Tensor] = {}
+        for ended in learn(self._objective(), self.vocabulary, self.tasks(), settings, self.lanes):
+            ids.update((learned.task.handle, learned.token_ids) for learned in ended)
+        seconds = time.perf_counter() - start
+        flop = steps * cost.engine_step_flop(self.clip, settings.tokens, self.vocabulary.allowed)
+        flop += settings.swaps * cost.swap_round_flop(
+            self.clip,
+            settings.tokens,
+            min(settings.candidates, len(self.vocabulary.lasting_ids)),
+            self.vocabulary.lasting,
+        )
+        self._add("default", steps, torch.stack([ids[i] for i in range(len(ids))]), seconds, flop)
+
+    def _objective(self) -> ClipObjective:
+        return ClipObjective(self.clip.encoder(self.settings.tokens))
+
+    def _add(self, method: str, steps: int, ids: Tensor, seconds: float, flop: float) -> None:
+        texts = [self.clip.text_of(row) for row in ids.tolist()]
+        scored: list[tuple[float, float]] = []
+        for model, features in zip(self.models, self.features, strict=True):
+            similarity = (model.text_features(texts) * features).sum(-1)
+            scored.append((float(similarity.mean()), 1.96 * float(similarity.std()) / len(texts) ** 0.5))
+        (mean, half), (judged, judged_half) = scored[0], scored[1] if len(scored) > 1 else (None, None)
+        count = len(texts)
+        point = Point(method, steps, mean, half, judged, judged_half, seconds / count, flop / 1e9, count)
+        self.points.append(point)
+        columns = [f"{mean:.4f} +- {half:.4f}" for mean, half in scored]
+        self.say(
+            f"{method:10s}{steps:7d}{columns[0]:>18s}{(columns[1] if len(columns) > 1 else ''):>18s}"
+            f"{point.seconds:10.4f}{point.gflop:9.2f}"
+        )
+
+
+def plot_curves(points: list[Point], path: Path) -> None:
+    """Draw similarity against seconds and against counted operations."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.8), sharey=True, constrained_layout=True)
+    colors = {"baseline": "#999999", "exact": "#1f77b4", "default": "#d62728"}
+    names = {"baseline": "as published", "exact": "engine, same algorithm", "default": "engine, default"}
+    for axis, value, label in zip(axes, ("seconds", "gflop"), ("seconds an image", "GFLOP an image"), strict=True):
+        for method, color in colors.items():
+            line = [p for p in points if p.method == method]
+            x, y = [getattr(p, value) for p in line], [p.similarity for p in line]
+            axis.plot(x, y, "o-", color=color, label=names[method], markersize=4)
+            low, high = [p.similarity - p.interval for p in line], [p.similarity + p.interval for p in line]
+            axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+        axis.set(xscale="log", xlabel=label, ylim=(0.75, None))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("similarity of the text")
+    axes[1].legend(loc="lower right")
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,48 @@
+"""Operations that the method needs, counted by hand: the matrix products, two for each multiply-add."""
+
+from torch import Tensor
+
+from pez.clip import Clip
+
+
+def baseline_step_flop(clip: Clip, tokens: int) -> float:
+    """One step of the plain algorithm: two passes forward and one back over the whole context, and the projection."""
+    rows = clip.context_length
+    return 3 * forward_flop(clip, rows, rows, rows) + projection_flop(clip, tokens, clip.ordinary_tokens())
+
+
+def engine_step_flop(clip: Clip, tokens: int, allowed: Tensor) -> float:
+    """One gradient step of a lane: forward and back over the positions that matter, and the projection."""
+    rows = tokens + 1
+    return 2 * forward_flop(clip, rows, rows + 1, 1) + projection_flop(clip, tokens, allowed)
+
+
+def swap_round_flop(clip: Clip, tokens: int, candidates: int, lasting: Tensor) -> float:
+    """One round of swaps of a lane: forward and back once, the gains of one position, forward for each candidate."""
+    rows = tokens + 1
+    return (2 + candidates) * forward_flop(clip, rows, rows + 1, 1) + projection_flop(clip, 1, lasting)
+
+
+def forward_flop(clip: Clip, rows: int, keys: int, last: int) -> float:
+    """One pass through the text tower; a pass back to the inputs is another.
+
+    Args:
+        rows: positions computed.
+        keys: positions that attention sees.
+        last: positions of the last layer for which more than keys and values is computed.
+    """
+    blocks = clip.tower.transformer.resblocks
+    width = clip.tower.token_embedding.embedding_dim
+    hidden = blocks[0].mlp.c_fc.out_features
+
+    def layer(queried: int) -> float:
+        keys_values = 4 * rows * width * width
+        query_out = 4 * queried * width * width
+        return keys_values + query_out + 4 * queried * width * hidden + 4 * queried * keys * width
+
+    return float((len(blocks) - 1) * layer(rows) + layer(last))
+
+
+def projection_flop(clip: Clip, tokens: int, allowed: Tensor) -> float:
+    """Products of soft tokens with the allowed part of the vocabulary."""
+    return 2.0 * tokens * clip.tower.token_embedding.embedding_dim * int(allowed.sum())

@@ -1,0 +1,79 @@
+"""The benchmark runs, and what it counts is right."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import pez
+from jobs import benchmark
+from pez import cost
+from pez.clip import ClipObjective
+from pez.swaps import swap_rounds
+
+
+def test_the_ratio_is_measured_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = benchmark.main(["--model", "demo", "--lanes", "16", "32", "--json", str(tmp_path / "b.json")])
+    result = json.loads((tmp_path / "b.json").read_text())
+    assert status == 0
+    assert [s["name"].split()[0] for s in result["speeds"]] == ["baseline", "engine", "engine"]
+    best = min(s["seconds_per_image_step"] for s in result["speeds"][1:])
+    assert result["ratio"] == pytest.approx(result["speeds"][0]["seconds_per_image_step"] / best)
+    assert result["ratio"] > 1
+    assert "ratio" in capsys.readouterr().out
+
+
+def test_the_curve_compares_three_methods(tmp_path: Path) -> None:
+    words = [
+        "--curve",
+        "--model",
+        "demo",
+        "--images",
+        "16",
+        "--steps",
+        "20",
+        "--baseline-steps",
+        "10",
+        "--exact-steps",
+        "20",
+    ]
+    assert benchmark.main([*words, "--json", str(tmp_path / "c.json")]) == 0
+    curve = json.loads((tmp_path / "c.json").read_text())["curve"]
+    found = {(p["method"], p["steps"]): p for p in curve}
+    assert set(found) == {("baseline", 10), ("exact", 10), ("exact", 20), ("default", 10), ("default", 20)}
+    assert found["baseline", 10]["similarity"] == pytest.approx(found["exact", 10]["similarity"], abs=0.02)
+    assert found["default", 20]["similarity"] > found["exact", 20]["similarity"] + 0.02
+    assert all(p["judged"] is not None for p in curve)
+
+
+def test_an_unknown_model_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.main(["--model", "ViT-Z"]) == 2
+    assert capsys.readouterr().err.startswith("error: no model 'ViT-Z'")
+
+
+def test_counted_operations_are_those_done(demo_clip: pez.Clip) -> None:
+    vocabulary = demo_clip.vocabulary(pez.PezSettings())
+    objective = ClipObjective(demo_clip.encoder(8))
+    ids = vocabulary.ids[torch.arange(16 * 8).remainder(len(vocabulary.ids))].view(16, 8)
+    target = torch.nn.functional.normalize(torch.randn(16, 64), dim=-1)
+    with FlopCounterMode(display=False) as counter:
+        soft = vocabulary.embed(ids).requires_grad_()
+        torch.autograd.grad(objective.score(soft, target).sum(), soft)
+        vocabulary.nearest(soft.detach())
+    counted = 16 * cost.engine_step_flop(demo_clip, 8, vocabulary.allowed)
+    assert counter.get_total_flops() == pytest.approx(counted, rel=0.06)
+    with FlopCounterMode(display=False) as counter:
+        swap_rounds(objective, vocabulary, ids, target, rounds=1, candidates=10)
+    counted = 16 * cost.swap_round_flop(demo_clip, 8, 10, vocabulary.lasting)
+    assert counter.get_total_flops() == pytest.approx(counted, rel=0.06)
+
+
+def test_bfloat16_prompts_are_as_good(demo_clip: pez.Clip, images: list) -> None:
+    settings = pez.PezSettings(steps=100)
+    means = []
+    for precision in ("fp32", "bf16"):
+        prompts = pez.learn_prompts(demo_clip.with_precision(precision), images, settings)
+        means.append(sum(p.similarity for p in prompts) / len(prompts))
+    assert means[1] == pytest.approx(means[0], abs=0.005)
