@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--device", help="cpu or cuda; default = cuda where there is one")
     options.add_argument("--precision", choices=("fp32", "bf16"), help="of the engine; default = bf16 where it is fast")
     options.add_argument("--lanes", type=int, nargs="+", help="one or more; default = 64 on a CPU, 1024 on a GPU")
+    options.add_argument("--compiled", action="store_true", help="compile the text tower (default on a GPU)")
     options.add_argument("--threads", type=int, help="CPU threads")
     options.add_argument(
         "--vocabulary", choices=("model", "words", "full"), default="model", help="tokens of the engine"
@@ -91,6 +92,7 @@ class Speed:
 def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Time a step of the baseline and of the engine; print a table."""
     precision = options.precision or ("bf16" if fast_bfloat16(device) else "fp32")
+    compiled = options.compiled or device.type == "cuda"
     lanes = options.lanes or ([64] if device.type == "cpu" else [1024])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random weights are meant here
@@ -101,7 +103,7 @@ def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[s
 
     speeds = [time_baseline(clip, target[0], settings)]
     for count in lanes:
-        speeds.append(time_engine(clip, target[:count], settings, precision))
+        speeds.append(time_engine(clip, target[:count], settings, precision, compiled))
     base = speeds[0]
     print(f"{'':28s}{'ms/image-step':>14s}{'ratio':>8s}{'GFLOP':>8s}{'of peak':>9s}{'peak MB':>9s}{'images/h':>10s}")
     for speed in speeds:
@@ -147,10 +149,10 @@ def time_baseline(clip: Clip, target: torch.Tensor, settings: pez.PezSettings, s
 
 
 def time_engine(
-    clip: Clip, target: torch.Tensor, settings: pez.PezSettings, precision: str, seconds: float = 6.0
+    clip: Clip, target: torch.Tensor, settings: pez.PezSettings, precision: str, compiled: bool, seconds: float = 6.0
 ) -> Speed:
     """Time steps of the engine with all lanes busy: the median of as many as fit, the first two left out."""
-    other = clip.with_precision(precision)  # type: ignore[arg-type]
+    other = clip.with_engine(precision, compiled)  # type: ignore[arg-type]
     vocabulary = other.vocabulary(settings)
     lanes = Lanes(ClipObjective(other.encoder(settings.tokens)), vocabulary, settings, len(target))
     for i, direction in enumerate(target):
@@ -163,7 +165,7 @@ def time_engine(
         stamps.append(time.perf_counter())
     steps = [b - a for a, b in itertools.pairwise(stamps[2:])]
     flop = cost.engine_step_flop(clip, settings.tokens, vocabulary.allowed)
-    name = f"engine ({precision}, {len(target)} lanes)"
+    name = f"engine ({precision}{', compiled' if compiled else ''}, {len(target)} lanes)"
     return Speed(name, median(steps) / len(target), flop, matrix_peak(clip.device, other.dtype), _peak(clip.device))
 
 

@@ -32,6 +32,7 @@ def load_clip(
     pretrained: str | None = "laion2b_s32b_b79k",
     device: str | torch.device = "cpu",
     precision: Precision = "fp32",
+    compiled: bool = False,
 ) -> "Clip":
     """Load an open_clip model.
 
@@ -41,6 +42,7 @@ def load_clip(
             local-dir: names carry their weights and ignore it.
         device: where the model lives.
         precision: of the optimisation; images and texts are always encoded in float32 (float64 with "fp64").
+        compiled: compile the text tower's block; for long runs on a GPU.
 
     Raises:
         ValueError: no such model, no such checkpoint, or weights that do not fit the model; one line.
@@ -49,7 +51,7 @@ def load_clip(
         raise ValueError(f"precision is {precision!r}; expected one of {', '.join(DTYPES)}")
     model, preprocess, tokenizer = _load_open_clip(name, pretrained)
     label = name if ":" in name or name == "demo" else f"{name}/{pretrained}"
-    return Clip(model, preprocess, tokenizer, label, torch.device(device), precision)
+    return Clip(model, preprocess, tokenizer, label, torch.device(device), precision, compiled=compiled)
 
 
 class Clip:
@@ -72,13 +74,14 @@ class Clip:
         device: torch.device,
         precision: Precision = "fp32",
         recommended: Tensor | None = None,
+        compiled: bool = False,
     ) -> None:
         self.dtype = DTYPES[precision]
         self.full = torch.float64 if precision == "fp64" else torch.float32
         self.model: Any = model.to(device=device, dtype=self.full).eval().requires_grad_(False)
         self.tower = text_tower(self.model)
         self.preprocess, self.tokenizer, self.name = preprocess, tokenizer, name
-        self.device, self.precision, self.recommended = device, precision, recommended
+        self.device, self.precision, self.recommended, self.compiled = device, precision, recommended, compiled
         self.context_length = int(self.tower.context_length)
         self.frame = frame_of(tokenizer, self.context_length)
         self._encoders: dict[int, TextEncoder] = {}
@@ -118,13 +121,13 @@ class Clip:
     def encoder(self, tokens: int) -> TextEncoder:
         """Soft prompts of so many tokens to features, in the precision of the optimisation."""
         if tokens not in self._encoders:
-            self._encoders[tokens] = text_encoder(self.model, self.tokenizer, tokens, self.dtype)
+            self._encoders[tokens] = text_encoder(self.model, self.tokenizer, tokens, self.dtype, self.compiled)
         return self._encoders[tokens]
 
-    def with_precision(self, precision: Literal["fp32", "bf16"]) -> "Clip":
-        """The same model, weights shared, optimised in another precision."""
+    def with_engine(self, precision: Literal["fp32", "bf16"], compiled: bool = False) -> "Clip":
+        """The same model, weights shared, optimised in another precision, compiled or not."""
         other = copy.copy(self)
-        other.precision, other.dtype, other._encoders = precision, DTYPES[precision], {}
+        other.precision, other.dtype, other.compiled, other._encoders = precision, DTYPES[precision], compiled, {}
         return other
 
     def vocabulary(self, settings: PezSettings) -> Vocabulary:

@@ -20,6 +20,8 @@ gradients towards Adam's epsilon; with one prompt the steps are the same.
 
 import dataclasses
 import hashlib
+import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -90,8 +92,8 @@ def learn(
         objective: scores soft prompts.
         vocabulary: the tokens that prompts are made of; its dtype is that of the soft prompts.
         tasks: drawn from when a lane is free, so it may be endless.
-        lanes: prompts learned side by side. With a multiple of 16 a result depends bit for bit on its task alone (matrix
-            libraries take other code paths for fewer rows).
+        lanes: prompts learned side by side; halved, with a warning, where memory runs out. With a multiple of 16 a
+            result depends bit for bit on its task alone (matrix libraries take other code paths for fewer rows).
         on_step: called after each step's scores are known; reading them makes the host wait for the device.
 
     Yields:
@@ -131,7 +133,18 @@ def _walk(
                 state.admit(task)
         if not state.busy:
             return
-        state.step(on_step)
+        try:
+            state.step(on_step)
+        except torch.OutOfMemoryError:
+            smaller = len(state.tasks) // 32 * 16  # half, in whole sixteens
+            if not smaller:
+                raise
+            warnings.warn(f"out of memory with {len(state.tasks)} lanes; going on with {smaller}", stacklevel=2)
+            # Those in work begin again: a task's result does not depend on what was done before.
+            queue = itertools.chain([task for task in state.tasks if task is not None], queue)
+            more = True
+            state = Lanes(objective, vocabulary, settings, smaller)
+            continue
         if ended := state.ended():
             yield ended
 

@@ -12,7 +12,7 @@ All of this is exact. Towers it does not hold for (bidirectional, pooled elsewhe
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -36,13 +36,14 @@ class Frame:
     after: list[int]
 
 
-def text_encoder(model: Any, tokenizer: Any, tokens: int, dtype: torch.dtype) -> TextEncoder:
+def text_encoder(model: Any, tokenizer: Any, tokens: int, dtype: torch.dtype, compiled: bool = False) -> TextEncoder:
     """The fastest encoder that gives what the model's own `encode_text` gives.
 
     Args:
         model: an open_clip model, frozen, in float32 or float64.
         tokens: learned tokens of a prompt.
         dtype: of the computation; float32, float64 or bfloat16.
+        compiled: compile what can be; see CausalEncoder.
 
     Raises:
         ValueError: no room for so many tokens, or a text tower that neither encoder reproduces.
@@ -56,31 +57,36 @@ def text_encoder(model: Any, tokenizer: Any, tokens: int, dtype: torch.dtype) ->
 
     checked: TextEncoder
     wanted: TextEncoder
-    dtypes = [next(tower.token_embedding.parameters()).dtype, dtype]
+    own = tower.token_embedding.weight.dtype
     if _is_causal_with_end_pooling(model, tower):
         end = frame.after[: 1 + _pooled_position(tower, torch.tensor([frame.after]))]
-        checked, wanted = (CausalEncoder(tower, Frame(frame.before, end), d) for d in dtypes)
+        framed_by = Frame(frame.before, end)
+        checked, wanted = CausalEncoder(tower, framed_by, own), CausalEncoder(tower, framed_by, dtype, compiled)
     else:
         after = frame.after[: length - tokens - len(frame.before)]
-        checked, wanted = (FullContextEncoder(tower, Frame(frame.before, after), tokens, d) for d in dtypes)
+        checked, wanted = (FullContextEncoder(tower, Frame(frame.before, after), tokens, d) for d in (own, dtype))
     _check(checked, model, tower, frame, tokens)
     return wanted
 
 
 class CausalEncoder:
-    """A causal tower over the positions that matter; the module's text says which."""
+    """A causal tower over the positions that matter; the module's text says which.
 
-    def __init__(self, tower: Any, frame: Frame, dtype: torch.dtype) -> None:
+    Args:
+        compiled: compile the residual block, once for all layers (it pays on a GPU, for long runs).
+    """
+
+    def __init__(self, tower: Any, frame: Frame, dtype: torch.dtype, compiled: bool = False) -> None:
         blocks = list(tower.transformer.resblocks)
         self.dtype = dtype
         self.heads = blocks[0].attn.num_heads
-        self.layers = [_Layer.of(block, dtype) for block in blocks]
-        self.final = _Norm.of(tower.ln_final, dtype)
+        self.activation = blocks[0].mlp.gelu
+        self.layers = [_weights_of(block, dtype) for block in blocks]
+        self.block = torch.compile(_block, dynamic=False) if compiled else _block
+        self.final = tower.ln_final
         projection = tower.text_projection
         self.projection = projection.weight.T if isinstance(projection, nn.Linear) else projection
         self.projection_bias = projection.bias if isinstance(projection, nn.Linear) else None
-        if self.projection is not None:
-            self.projection = self.projection.detach().to(dtype).contiguous()
         device = tower.positional_embedding.device
         self.positions = tower.positional_embedding.detach()
         self.before = len(frame.before)
@@ -92,11 +98,12 @@ class CausalEncoder:
     def _prefix(self) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of the positions before the prompt, (1, heads, before, head width) of each layer."""
         x = (self.embedding_before + self.positions[: self.before]).to(self.dtype).unsqueeze(0)
+        none = x.new_empty(1, self.heads, 0, x.shape[-1] // self.heads)
         kept = []
-        for layer in self.layers:
-            query, key, value = layer.heads_of(layer.norm1(x), self.heads)
+        for weights in self.layers:
+            _, key, value = _heads_of(F.layer_norm(x, x.shape[-1:], *weights.norm1), weights, self.heads, False)
             kept.append((key, value))
-            x = layer.after_attention(x, _attend(query, key, value, causal_from=0))
+            x = _block(x, none, none, weights, self.activation, self.heads, False)
         return kept
 
     def __call__(self, soft: Tensor) -> Tensor:
@@ -105,18 +112,9 @@ class CausalEncoder:
         positions = self.positions[self.before : self.before + tokens + len(after)]
         x = torch.cat([soft, after.expand(n, -1, -1).to(soft.dtype)], 1) + positions.to(soft.dtype)
         x = x.to(self.dtype)  # (n, tokens + after, width)
-        *most, last = zip(self.layers, self.prefix, strict=True)
-        for layer, (key0, value0) in most:
-            query, key, value = layer.heads_of(layer.norm1(x), self.heads)
-            key = torch.cat([key0.expand(n, -1, -1, -1), key], 2)
-            value = torch.cat([value0.expand(n, -1, -1, -1), value], 2)
-            x = layer.after_attention(x, _attend(query, key, value, causal_from=self.before))
-        layer, (key0, value0) = last
-        query, key, value = layer.heads_of(layer.norm1(x), self.heads, last_query_only=True)
-        key = torch.cat([key0.expand(n, -1, -1, -1), key], 2)
-        value = torch.cat([value0.expand(n, -1, -1, -1), value], 2)
-        x = layer.after_attention(x[:, -1:], _attend(query, key, value, causal_from=None))
-        pooled = self.final(x[:, 0])  # (n, width)
+        for i, (weights, (key0, value0)) in enumerate(zip(self.layers, self.prefix, strict=True)):
+            x = self.block(x, key0, value0, weights, self.activation, self.heads, i == len(self.layers) - 1)
+        pooled = self.final(x[:, 0].to(self.final.weight.dtype))  # (n, width), full precision from here
         if self.projection is None:
             return pooled
         features = pooled @ self.projection
@@ -175,64 +173,65 @@ def frame_of(tokenizer: Any, context_length: int) -> Frame:
     return Frame(empty[:before], empty[before:])
 
 
-@dataclasses.dataclass(frozen=True)
-class _Norm:
-    weight: Tensor
-    bias: Tensor
-    epsilon: float
+class _Weights(NamedTuple):
+    """One residual attention block's weights and biases in the dtype of the computation."""
 
-    @classmethod
-    def of(cls, norm: nn.LayerNorm, dtype: torch.dtype) -> "_Norm":
-        return cls(norm.weight.detach().to(dtype), norm.bias.detach().to(dtype), norm.eps)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Layer:
-    """One residual attention block's weights in the dtype of the computation."""
-
-    norm1: _Norm
-    norm2: _Norm
+    norm1: tuple[Tensor, Tensor, float]
+    norm2: tuple[Tensor, Tensor, float]
     into: tuple[Tensor, Tensor]  # queries, keys and values: (3 width, width), (3 width,)
     out: tuple[Tensor, Tensor]
     up: tuple[Tensor, Tensor]
     down: tuple[Tensor, Tensor]
-    activation: nn.Module
 
-    @classmethod
-    def of(cls, block: ResidualAttentionBlock, dtype: torch.dtype) -> "_Layer":
-        def cast(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-            return weight.detach().to(dtype), bias.detach().to(dtype)
 
-        return cls(
-            _Norm.of(block.ln_1, dtype),
-            _Norm.of(block.ln_2, dtype),
-            cast(block.attn.in_proj_weight, block.attn.in_proj_bias),
-            cast(block.attn.out_proj.weight, block.attn.out_proj.bias),
-            cast(block.mlp.c_fc.weight, block.mlp.c_fc.bias),
-            cast(block.mlp.c_proj.weight, block.mlp.c_proj.bias),
-            block.mlp.gelu,
+def _weights_of(block: ResidualAttentionBlock, dtype: torch.dtype) -> _Weights:
+    def cast(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return weight.detach().to(dtype), bias.detach().to(dtype)
+
+    norm1, norm2 = ((*cast(norm.weight, norm.bias), norm.eps) for norm in (block.ln_1, block.ln_2))
+    return _Weights(
+        norm1,
+        norm2,
+        cast(block.attn.in_proj_weight, block.attn.in_proj_bias),
+        cast(block.attn.out_proj.weight, block.attn.out_proj.bias),
+        cast(block.mlp.c_fc.weight, block.mlp.c_fc.bias),
+        cast(block.mlp.c_proj.weight, block.mlp.c_proj.bias),
+    )
+
+
+def _block(
+    x: Tensor, key0: Tensor, value0: Tensor, weights: _Weights, activation: nn.Module, heads: int, last: bool
+) -> Tensor:
+    """One residual attention block.
+
+    Args:
+        x: (n, positions, width).
+        key0, value0: (1, heads, before, head width) of the positions before, which x may see.
+        last: return the last position alone, (n, 1, width).
+    """
+    n, width = len(x), x.shape[-1:]
+    query, key, value = _heads_of(F.layer_norm(x, width, *weights.norm1), weights, heads, last)
+    key = torch.cat([key0.expand(n, -1, -1, -1), key], 2)
+    value = torch.cat([value0.expand(n, -1, -1, -1), value], 2)
+    mixed = _attend(query, key, value, None if last else key0.shape[2])
+    x = (x[:, -1:] if last else x) + F.linear(mixed.transpose(1, 2).flatten(2), *weights.out)
+    hidden = activation(F.linear(F.layer_norm(x, width, *weights.norm2), *weights.up))
+    return x + F.linear(hidden, *weights.down)
+
+
+def _heads_of(x: Tensor, weights: _Weights, heads: int, last: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(n, positions, width) to query, key and value, (n, heads, positions, head width) each; last: one query alone."""
+    n, positions, width = x.shape
+    weight, bias = weights.into
+    if not last:
+        query, key, value = (
+            F.linear(x, weight, bias).view(n, positions, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
         )
-
-    def heads_of(self, x: Tensor, heads: int, last_query_only: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """(n, positions, width) to query, key and value, (n, heads, positions, head width) each."""
-        n, positions, width = x.shape
-        weight, bias = self.into
-        if not last_query_only:
-            parts = F.linear(x, weight, bias).view(n, positions, 3, heads, width // heads)
-            query, key, value = parts.permute(2, 0, 3, 1, 4)
-            return query, key, value
-        query = F.linear(x[:, -1:], weight[:width], bias[:width]).view(n, 1, heads, width // heads)
-        parts = F.linear(x, weight[width:], bias[width:]).view(n, positions, 2, heads, width // heads)
-        key, value = parts.permute(2, 0, 3, 1, 4)
-        return query.transpose(1, 2), key, value
-
-    def after_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """(n, positions, width) and (n, heads, positions, head width) to (n, positions, width)."""
-        x = x + F.linear(mixed.transpose(1, 2).flatten(2), *self.out)
-        return x + F.linear(self.activation(F.linear(self.norm2(x), *self.up)), *self.down)
+        return query, key, value
+    query = F.linear(x[:, -1:], weight[:width], bias[:width]).view(n, 1, heads, width // heads).transpose(1, 2)
+    rest = F.linear(x, weight[width:], bias[width:]).view(n, positions, 2, heads, width // heads)
+    key, value = rest.permute(2, 0, 3, 1, 4)
+    return query, key, value
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, causal_from: int | None) -> Tensor:

@@ -30,6 +30,8 @@ class CaptionSettings:
     """tag or checkpoint file of an open_clip name; none = random weights"""
     precision: Precision = "fp32"
     """of the optimisation; similarities are always measured in fp32"""
+    compiled: bool = False
+    """compile the text tower; for long runs on a GPU"""
     lanes: int = 64
     """prompts learned side by side in an actor, a multiple of 16"""
     image_key: str | None = None
@@ -181,8 +183,8 @@ def check_settings(settings: CaptionSettings, method: pez.PezSettings) -> None:
 def load_model(settings: CaptionSettings, device: str | torch.device) -> pez.Clip:
     """The CLIP that the settings name."""
     if settings.model == "demo":
-        return pez.load_demo_clip(device, settings.precision)
-    return pez.load_clip(settings.model, settings.pretrained, device, settings.precision)
+        return pez.load_demo_clip(device, settings.precision, settings.compiled)
+    return pez.load_clip(settings.model, settings.pretrained, device, settings.precision, settings.compiled)
 
 
 def describe(settings: CaptionSettings, method: pez.PezSettings, device: str) -> dict[str, object]:

@@ -13,6 +13,7 @@ import torch
 
 from pez.baseline import learn_as_published
 from pez.clip import Clip, ClipObjective
+from pez.learn import learn_for_targets
 from pez.objective import Target
 from pez.optimizer import Step, Task, learn
 from pez.settings import PezSettings
@@ -72,3 +73,11 @@ def test_the_baseline_of_the_benchmark_takes_the_same_steps(clip: Clip) -> None:
     initial_ids = torch.from_numpy(golden["initial_ids"])
     learn_as_published(clip, target, initial_ids, settings, lambda ids, _: steps.append(ids.tolist()))
     assert steps == golden["step_ids"][:150].tolist()
+
+
+def test_the_default_is_above_the_authors_best(clip: Clip) -> None:
+    shipped = np.load(GOLDEN / "trajectories.npz")
+    for case in ("one_image", "several_images"):
+        targets = torch.from_numpy(shipped[f"{case}/targets"])
+        prompt, *_ = learn_for_targets(clip, [Target(targets)], [case], PezSettings(tokens=8))
+        assert prompt.similarity > shipped[f"{case}/step_similarity"].max(), case

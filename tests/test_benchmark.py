@@ -74,6 +74,6 @@ def test_bfloat16_prompts_are_as_good(demo_clip: pez.Clip, images: list) -> None
     settings = pez.PezSettings(steps=100)
     means = []
     for precision in ("fp32", "bf16"):
-        prompts = pez.learn_prompts(demo_clip.with_precision(precision), images, settings)
+        prompts = pez.learn_prompts(demo_clip.with_engine(precision), images, settings)
         means.append(sum(p.similarity for p in prompts) / len(prompts))
     assert means[1] == pytest.approx(means[0], abs=0.005)

@@ -1,7 +1,9 @@
 """Lanes are independent: a prompt depends on its task, the settings and the seed."""
 
 import dataclasses
+from collections.abc import Iterator
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -142,6 +144,46 @@ def test_any_objective_will_do() -> None:
     [[learned]] = learn(Bowl(), vocabulary, [Task("a", target)], pez.PezSettings(tokens=3, steps=200), lanes=16)
     start = vocabulary.embedding[vocabulary.random_ids(3, torch.Generator().manual_seed(0))].mean(0)
     assert learned.score > -0.3 * (start - target).square().sum()
+
+
+class Small(ClipObjective):
+    """A device with room for 16 lanes."""
+
+    def score(self, soft: Tensor, target: Tensor) -> Tensor:
+        if len(soft) > 16 and soft.requires_grad:
+            raise torch.OutOfMemoryError("no room")
+        return super().score(soft, target)
+
+
+def test_out_of_memory_halves_the_lanes_and_loses_no_task(demo_clip: pez.Clip, targets: Tensor) -> None:
+    tasks = [Task(f"{i}", t) for i, t in enumerate(targets)]
+    vocabulary, small = demo_clip.vocabulary(SETTINGS), Small(demo_clip.encoder(4))
+    with pytest.warns(UserWarning, match="out of memory with 64 lanes; going on with 32"):
+        ended = [learned for batch in learn(small, vocabulary, tasks, SETTINGS, 64) for learned in batch]
+    alone = run(demo_clip, tasks, lanes=16)
+    assert sorted(learned.task.key for learned in ended) == sorted(alone)
+    assert all(same(learned, alone[learned.task.key]) for learned in ended)
+
+
+def test_ten_thousand_tasks_stream_through_in_flat_memory(demo_clip: pez.Clip, targets: Tensor) -> None:
+    settings = pez.PezSettings(tokens=2, steps=1, exact=True)
+    given = 0
+
+    def tasks() -> Iterator[Task]:
+        nonlocal given
+        for given in range(1, 10_001):
+            yield Task(f"{given}", targets[given % len(targets)])
+
+    objective, vocabulary = ClipObjective(demo_clip.encoder(2)), demo_clip.vocabulary(settings)
+    process, most, done = psutil.Process(), 0, 0
+    for ended in learn(objective, vocabulary, tasks(), settings, 64):
+        done += len(ended)
+        assert given - done <= 64  # nothing is drawn ahead of a free lane
+        if done == 640:
+            before = process.memory_info().rss
+        most = process.memory_info().rss
+    assert done == 10_000
+    assert most - before < 30e6
 
 
 def test_settings_that_mean_nothing_are_refused() -> None:

@@ -63,6 +63,17 @@ def test_bfloat16_features_are_near() -> None:
     assert torch.cosine_similarity(exact, rough, dim=-1).min() > 0.999
 
 
+def test_the_compiled_block_gives_the_same_features_and_gradients() -> None:
+    model, tokenizer = random_model(), SimpleTokenizer(context_length=20)
+    soft = torch.randn(4, 6, 32, dtype=torch.float64)
+    found = []
+    for compiled in (False, True):
+        leaf = soft.clone().requires_grad_()
+        features = text_encoder(model, tokenizer, 6, torch.float64, compiled)(leaf)
+        found.append((features, *torch.autograd.grad(features.square().sum(), leaf)))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-12)
+
+
 def test_tokens_over_the_context_are_refused() -> None:
     with pytest.raises(ValueError, match="19 tokens do not fit this model; its context of 20 has room for 1 to 18"):
         text_encoder(random_model(), SimpleTokenizer(context_length=20), 19, torch.float32)

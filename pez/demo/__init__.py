@@ -13,13 +13,15 @@ JUDGE = Path(__file__).parent / "judge"
 """a CLIP trained from another seed, which only scores"""
 
 
-def load_demo_clip(device: str | torch.device = "cpu", precision: Precision = "fp32", folder: Path = GUIDE) -> Clip:
+def load_demo_clip(
+    device: str | torch.device = "cpu", precision: Precision = "fp32", compiled: bool = False, folder: Path = GUIDE
+) -> Clip:
     """Load a shipped demo CLIP for 64x64 scenes; its recommended vocabulary is the words of its captions.
 
     Args:
         folder: GUIDE or JUDGE.
     """
-    clip = load_clip(f"local-dir:{folder}", None, device, precision)
+    clip = load_clip(f"local-dir:{folder}", None, device, precision, compiled)
     clip.name = "demo" if folder == GUIDE else f"demo-{folder.name}"
     clip.recommended = torch.zeros(clip.tower.token_embedding.num_embeddings, dtype=torch.bool)
     clip.recommended[[clip.tokenizer.encode(word)[0] for word in caption_words()]] = True
