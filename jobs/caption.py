@@ -73,9 +73,8 @@ def caption(job: CaptionJob) -> int:
         else:
             table.claim()
             starter = cluster.actor_starter(job.caption, job.method, plan, job.output, described)
-            failed = cluster.run_on_ray(
-                pending, starter, job.cluster, plan.actors, progress.report, progress.look, progress.note
-            )
+            stage = cluster.Stage("captions", starter, plan.actors, progress.report)
+            failed = cluster.run_on_ray(pending, [stage], job.cluster, progress.look, progress.note)
     return _conclude(job, table, shards, failed, console)
 
 

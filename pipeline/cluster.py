@@ -57,25 +57,21 @@ class ActorPlan:
     device: str
 
 
-@dataclasses.dataclass
-class _Work:
-    shard: Shard
-    attempts: int = 0
-    losses: int = 0
-    """attempts for which a lost node is to blame"""
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What is done to each shard by a pool of actors of one kind.
 
+    Args:
+        name: for notes and reasons.
+        start_actor: makes an actor with the methods `ready() -> node id`, `run(shard) -> report` and `progress()`.
+        actors: how many; those for which there is room yet work already.
+        on_report: called with what `run` returned, for each finished shard.
+    """
 
-@dataclasses.dataclass
-class _Member:
-    """One actor and what it does."""
-
-    actor: Any
-    starting: Any
-    """reference to its start, None once it is up"""
-    work: _Work | None = None
-    task: Any = None
-    deadline: float = float("inf")
-    node: str | None = None
+    name: str
+    start_actor: Callable[[], Any]
+    actors: int
+    on_report: Callable[[Any], None]
 
 
 class ActorStartError(InputError):
@@ -129,7 +125,7 @@ class CaptionActor:
     def ready(self) -> str:
         return ray.get_runtime_context().get_node_id()
 
-    def caption(self, shard: Shard) -> ShardReport:
+    def run(self, shard: Shard) -> ShardReport:
         return caption_shard(shard, self.captioner, self.table)
 
     def progress(self) -> Progress:
@@ -138,90 +134,179 @@ class CaptionActor:
 
 def run_on_ray(
     shards: Sequence[Shard],
-    start_actor: Callable[[], Any],
+    stages: Sequence[Stage],
     settings: ClusterSettings,
-    actors: int,
-    on_report: Callable[[ShardReport], None],
-    on_progress: Callable[[list[Progress]], None] = lambda _: None,
+    on_progress: Callable[[list[Any]], None] = lambda _: None,
     on_note: Callable[[str], None] = lambda _: None,
 ) -> dict[str, str]:
-    """Caption shards on a pool of actors.
+    """Take shards through the stages, each a pool of actors; a shard enters the next stage when it has left the last.
 
     Args:
-        start_actor: makes an actor with the methods of CaptionActor.
-        actors: how many; those for which there is room yet work already.
-        on_report: called for each finished shard.
-        on_progress: called now and then with what the busy actors have done of their shards.
+        on_progress: called now and then with what the busy actors of the first stage have done of their shards.
         on_note: called with one line for each thing that went wrong and was mended.
 
     Returns:
         reason by address, of the shards that were given up.
 
     Raises:
-        ActorStartError: the model cannot be loaded; nothing was captioned by the actor that says so.
+        ActorStartError: a model cannot be loaded; nothing was done by the actor that says so.
     """
-    queue = deque(_Work(shard) for shard in shards)
-    failed: dict[str, str] = {}
-    pool = [_start(start_actor) for _ in range(min(actors, len(queue)))]
-    last_look, starts_failed = time.monotonic(), 0
-
-    def give_back(work: _Work, reason: str, node_lost: bool) -> None:
-        work.attempts += not node_lost
-        work.losses += node_lost
-        if work.attempts < settings.attempts and work.losses < 4 * settings.attempts:
-            queue.append(work)
-            on_note(f"{work.shard.stem}: {reason}; it is tried again")
-        else:
-            failed[work.shard.url] = f"{reason} ({work.attempts + work.losses} tries)"
-
+    pools = [_Pool(stage, settings, on_note) for stage in stages]
+    pools[0].add(shards)
+    last_look = time.monotonic()
     try:
-        while queue or any(member.work for member in pool):
-            for member in pool:
-                if member.starting is None and member.work is None and queue:
-                    member.work = queue.popleft()
-                    member.task = member.actor.caption.remote(member.work.shard)
-                    member.deadline = time.monotonic() + settings.shard_timeout
-            waiting = {m.starting or m.task: m for m in pool if m.starting or m.task}
+        while any(pool.unfinished for pool in pools):
+            for i, pool in enumerate(pools):
+                pool.assign()
+                if not any(p.unfinished for p in pools[: i + 1]):
+                    pool.dismiss()  # so that there is room for the actors of the stages after it
+            waiting = {reference: i for i, pool in enumerate(pools) for reference in pool.waiting()}
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
             for reference in ready:
-                member = waiting[reference]
-                if member.starting is not None:
-                    try:
-                        member.node = ray.get(reference)
-                        member.starting = None
-                    except RayActorError as error:
-                        starts_failed += 1
-                        cause = _cause(error)
-                        if cause is not None or starts_failed > 3 * actors:
-                            raise ActorStartError(cause or f"actors do not start: {_one_line(error)}") from error
-                        _replace(pool, member, start_actor)
-                    continue
-                work = member.work
-                assert work is not None
-                member.work = member.task = None
-                try:
-                    on_report(ray.get(reference))
-                except RayTaskError as error:
-                    give_back(work, _one_line(error.cause), node_lost=False)
-                except RayActorError:
-                    lost = _node_lost(member.node)
-                    give_back(work, "its node was lost" if lost else "its actor died", lost)
-                    _replace(pool, member, start_actor)
-            now = time.monotonic()
-            for member in [m for m in pool if m.work and now > m.deadline]:
-                work = member.work
-                assert work is not None
-                ray.kill(member.actor)
-                member.work = member.task = None
-                give_back(work, f"not done after {settings.shard_timeout:g} s", node_lost=False)
-                _replace(pool, member, start_actor)
-            if now - last_look > 2:
-                last_look = now
-                on_progress(_progress_of([m for m in pool if m.work]))
+                i = waiting[reference]
+                if (ended := pools[i].take(reference)) is not None:
+                    for following in pools[i + 1 : i + 2]:
+                        following.add([ended])
+            for pool in pools:
+                pool.expire()
+            if time.monotonic() - last_look > 2:
+                last_look = time.monotonic()
+                on_progress(pools[0].progress())
     finally:
-        for member in pool:
+        for pool in pools:
+            pool.dismiss()
+    return {url: reason for pool in pools for url, reason in pool.failed.items()}
+
+
+@dataclasses.dataclass
+class _Work:
+    shard: Shard
+    attempts: int = 0
+    losses: int = 0
+    """attempts for which a lost node is to blame"""
+
+
+@dataclasses.dataclass
+class _Member:
+    """One actor and what it does."""
+
+    actor: Any
+    starting: Any
+    """reference to its start, None once it is up"""
+    work: _Work | None = None
+    task: Any = None
+    deadline: float = float("inf")
+    node: str | None = None
+
+
+class _Pool:
+    """The actors of one stage and the shards that wait for them."""
+
+    def __init__(self, stage: Stage, settings: ClusterSettings, on_note: Callable[[str], None]) -> None:
+        self.stage, self.settings, self.on_note = stage, settings, on_note
+        self.queue: deque[_Work] = deque()
+        self.members: list[_Member] = []
+        self.failed: dict[str, str] = {}
+        self.starts_failed = 0
+
+    @property
+    def unfinished(self) -> bool:
+        return bool(self.queue) or any(member.work for member in self.members)
+
+    def add(self, shards: Sequence[Shard]) -> None:
+        self.queue.extend(_Work(shard) for shard in shards)
+
+    def assign(self) -> None:
+        """Give waiting shards to idle actors, and start actors while there are fewer than shards to do."""
+        for member in self.members:
+            if member.starting is None and member.work is None and self.queue:
+                member.work = self.queue.popleft()
+                member.task = member.actor.run.remote(member.work.shard)
+                member.deadline = time.monotonic() + self.settings.shard_timeout
+        idle = sum(member.work is None for member in self.members)
+        for _ in range(min(self.stage.actors - len(self.members), len(self.queue) - idle)):
+            self.members.append(self._start())
+
+    def waiting(self) -> list[Any]:
+        """References to the starts and shards in work."""
+        return [m.starting or m.task for m in self.members if m.starting or m.task]
+
+    def take(self, reference: Any) -> Shard | None:
+        """Take in what a reference that is ready says.
+
+        Returns:
+            the shard that has left this stage, if one has.
+        """
+        member = next(m for m in self.members if reference in (m.starting, m.task))
+        if member.starting is not None:
+            self._started(member)
+            return None
+        work = member.work
+        assert work is not None
+        member.work = member.task = None
+        try:
+            self.stage.on_report(ray.get(reference))
+            return work.shard
+        except RayTaskError as error:
+            self._give_back(work, _one_line(error.cause), node_lost=False)
+        except RayActorError:
+            lost = _node_lost(member.node)
+            self._give_back(work, "its node was lost" if lost else "its actor died", lost)
+            self._replace(member)
+        return None
+
+    def expire(self) -> None:
+        """Replace actors whose shard has had its time."""
+        now = time.monotonic()
+        for member in [m for m in self.members if m.work and now > m.deadline]:
+            work = member.work
+            assert work is not None
             ray.kill(member.actor)
-    return failed
+            member.work = member.task = None
+            self._give_back(work, f"not done after {self.settings.shard_timeout:g} s", node_lost=False)
+            self._replace(member)
+
+    def progress(self) -> list[Any]:
+        """What the busy actors have done of their shards, of those that answer."""
+        found = []
+        for reference in [m.actor.progress.remote() for m in self.members if m.work]:
+            try:
+                found.append(ray.get(reference, timeout=0.5))
+            except (RayError, GetTimeoutError):
+                continue
+        return found
+
+    def dismiss(self) -> None:
+        for member in self.members:
+            ray.kill(member.actor)
+        self.members = []
+
+    def _started(self, member: _Member) -> None:
+        try:
+            member.node = ray.get(member.starting)
+            member.starting = None
+        except RayActorError as error:
+            self.starts_failed += 1
+            cause = _cause(error)
+            if cause is not None or self.starts_failed > 3 * self.stage.actors:
+                raise ActorStartError(cause or f"actors do not start: {_one_line(error)}") from error
+            self._replace(member)
+
+    def _give_back(self, work: _Work, reason: str, node_lost: bool) -> None:
+        work.attempts += not node_lost
+        work.losses += node_lost
+        if work.attempts < self.settings.attempts and work.losses < 4 * self.settings.attempts:
+            self.queue.append(work)
+            self.on_note(f"{work.shard.stem}: {self.stage.name}: {reason}; it is tried again")
+        else:
+            self.failed[work.shard.url] = f"{self.stage.name}: {reason} ({work.attempts + work.losses} tries)"
+
+    def _start(self) -> _Member:
+        actor = self.stage.start_actor()
+        return _Member(actor, actor.ready.remote())
+
+    def _replace(self, member: _Member) -> None:
+        self.members[self.members.index(member)] = self._start()
 
 
 def actor_starter(
@@ -233,15 +318,6 @@ def actor_starter(
     return lambda: CaptionActor.options(**options).remote(settings, method, plan, url, described)  # type: ignore[attr-defined]
 
 
-def _start(start_actor: Callable[[], Any]) -> _Member:
-    actor = start_actor()
-    return _Member(actor, actor.ready.remote())
-
-
-def _replace(pool: list[_Member], member: _Member, start_actor: Callable[[], Any]) -> None:
-    pool[pool.index(member)] = _start(start_actor)
-
-
 def _node_lost(node: str | None) -> bool:
     """True where the actor's node is gone, or is not answering; Ray takes some seconds to tell."""
     alive = {n["NodeID"] for n in ray.nodes() if n["Alive"]}
@@ -249,16 +325,6 @@ def _node_lost(node: str | None) -> bool:
         return True
     time.sleep(0.5)
     return False
-
-
-def _progress_of(members: list[_Member]) -> list[Progress]:
-    found = []
-    for reference in [m.actor.progress.remote() for m in members]:
-        try:
-            found.append(ray.get(reference, timeout=0.5))
-        except (RayError, GetTimeoutError):
-            continue
-    return found
 
 
 def _cause(error: RayActorError) -> str | None:

@@ -23,7 +23,7 @@ class FaultyActor:
     def ready(self) -> str:
         return ray.get_runtime_context().get_node_id()
 
-    def caption(self, shard: Shard) -> ShardReport:
+    def run(self, shard: Shard) -> ShardReport:
         tries = self.folder / shard.stem
         with tries.open("a") as file:
             file.write("x")

@@ -11,7 +11,7 @@ from faulty import FaultyActor
 
 import pez
 from pipeline.caption import CaptionSettings, describe
-from pipeline.cluster import ActorPlan, ActorStartError, ClusterSettings, actor_starter, plan_actors, run_on_ray
+from pipeline.cluster import ActorPlan, ActorStartError, ClusterSettings, Stage, actor_starter, plan_actors, run_on_ray
 from pipeline.shards import Shard, name_shards
 from pipeline.table import PromptTable, ShardReport
 
@@ -28,9 +28,8 @@ def run(
     reports: list[ShardReport] = []
     notes: list[str] = []
     shards = [Shard(f"mem://{name}", name) for name in names]
-    failed = run_on_ray(
-        shards, starter(folder), ClusterSettings(**settings), actors, reports.append, on_note=notes.append
-    )
+    stage = Stage("captions", starter(folder), actors, reports.append)
+    failed = run_on_ray(shards, [stage], ClusterSettings(**settings), on_note=notes.append)
     return sorted(r.stem for r in reports), failed, notes
 
 
@@ -43,32 +42,44 @@ def test_every_shard_is_done_once(tmp_path: Path) -> None:
 def test_a_shard_whose_actor_dies_is_done_by_another(tmp_path: Path) -> None:
     done, failed, notes = run(tmp_path, ["fine-0", "kills-once", "fine-1", "fine-2"])
     assert (done, failed) == (["fine-0", "fine-1", "fine-2", "kills-once"], {})
-    assert notes == ["kills-once: its actor died; it is tried again"]
+    assert notes == ["kills-once: captions: its actor died; it is tried again"]
 
 
 def test_a_shard_that_kills_every_actor_is_given_up(tmp_path: Path) -> None:
     done, failed, _ = run(tmp_path, ["fine-0", "kills-always", "fine-1", "fine-2"], attempts=2)
     assert done == ["fine-0", "fine-1", "fine-2"]
-    assert failed == {"mem://kills-always": "its actor died (2 tries)"}
+    assert failed == {"mem://kills-always": "captions: its actor died (2 tries)"}
 
 
 def test_a_shard_that_hangs_is_tried_again(tmp_path: Path) -> None:
     done, failed, notes = run(tmp_path, ["fine-0", "hangs", "fine-1"], shard_timeout=3.0)
     assert (done, failed) == (["fine-0", "fine-1", "hangs"], {})
-    assert notes == ["hangs: not done after 3 s; it is tried again"]
+    assert notes == ["hangs: captions: not done after 3 s; it is tried again"]
 
 
 def test_a_shard_that_fails_says_why_in_one_line(tmp_path: Path) -> None:
     done, failed, _ = run(tmp_path, ["fine-0", "bad-0"])
     assert done == ["fine-0"]
-    assert failed == {"mem://bad-0": "this shard is bad (3 tries)"}
+    assert failed == {"mem://bad-0": "captions: this shard is bad (3 tries)"}
 
 
 def test_a_model_that_does_not_load_ends_the_job(tmp_path: Path) -> None:
     with pytest.raises(ActorStartError, match="no such weights"):
-        run_on_ray(
-            [Shard("mem://a", "a")], starter(tmp_path, start_error="no such weights"), ClusterSettings(), 1, print
-        )
+        stage = Stage("captions", starter(tmp_path, start_error="no such weights"), 1, print)
+        run_on_ray([Shard("mem://a", "a")], [stage], ClusterSettings())
+
+
+def test_a_second_stage_takes_what_the_first_has_done(tmp_path: Path) -> None:
+    (tmp_path / "2").mkdir()
+    names = ["fine-0", "kills-once", "bad-0", "fine-1"]
+    ended: list[list[str]] = [[], []]
+    stages = [
+        Stage("captions", starter(tmp_path), 2, lambda report: ended[0].append(report.stem)),
+        Stage("verification", starter(tmp_path / "2"), 1, lambda report: ended[1].append(report.stem)),
+    ]
+    failed = run_on_ray([Shard(f"mem://{name}", name) for name in names], stages, ClusterSettings())
+    assert failed == {"mem://bad-0": "captions: this shard is bad (3 tries)"}
+    assert sorted(ended[0]) == sorted(ended[1]) == ["fine-0", "fine-1", "kills-once"]
 
 
 def test_one_and_two_actors_write_the_same_rows(make_tar: MakeTar, images: list, tmp_path: Path) -> None:
@@ -82,7 +93,7 @@ def test_one_and_two_actors_write_the_same_rows(make_tar: MakeTar, images: list,
         plan = ActorPlan(actors, 0, 2 / actors, threads, "cpu")
         table = PromptTable(str(tmp_path / f"out-{actors}"), described)
         start = actor_starter(settings, method, plan, table.url, described)
-        assert run_on_ray(shards, start, ClusterSettings(), actors, lambda _: None) == {}
+        assert run_on_ray(shards, [Stage("captions", start, actors, lambda _: None)], ClusterSettings()) == {}
         tables.append(pq.read_table(table.url).sort_by("key"))
     assert tables[0].num_rows == 20
     assert tables[0].equals(tables[1])

@@ -7,7 +7,7 @@ held out: training never draws it, so scores on held-out scenes are about new co
 
 import dataclasses
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -175,6 +175,11 @@ def render(scene: Scene) -> NDArray[np.uint8]:
     picture += inside * (_object_color(scene, x, y, radius, rng) - picture)
     picture += rng.normal(0.0, 2.5, picture.shape).astype(np.float32)
     return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def render_all(told: Sequence[Scene]) -> NDArray[np.uint8]:
+    """Draw scenes: (scenes, 64, 64, 3) uint8 RGB."""
+    return np.stack([render(scene) for scene in told])
 
 
 _COLUMN, _ROW = np.meshgrid(np.arange(SIZE, dtype=np.float32) + 0.5, np.arange(SIZE, dtype=np.float32) + 0.5)
