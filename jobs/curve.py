@@ -140,11 +140,8 @@ class _Measure:
             ids.update((learned.task.handle, learned.token_ids) for learned in ended)
         seconds = time.perf_counter() - start
         flop = steps * cost.engine_step_flop(self.clip, settings.tokens, self.vocabulary.allowed)
-        flop += settings.swaps * cost.swap_round_flop(
-            self.clip,
-            settings.tokens,
-            min(settings.candidates, len(self.vocabulary.lasting_ids)),
-            self.vocabulary.lasting,
+        flop += cost.swaps_flop(
+            self.clip, settings.tokens, settings.swaps, settings.candidates, self.vocabulary.lasting
         )
         self._add("default", steps, torch.stack([ids[i] for i in range(len(ids))]), seconds, flop)
 

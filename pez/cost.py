@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from pez.clip import Clip
+from pez.swaps import swap_forwards
 
 
 def baseline_step_flop(clip: Clip, tokens: int) -> float:
@@ -17,10 +18,12 @@ def engine_step_flop(clip: Clip, tokens: int, allowed: Tensor) -> float:
     return 2 * forward_flop(clip, rows, rows + 1, 1) + projection_flop(clip, tokens, allowed)
 
 
-def swap_round_flop(clip: Clip, tokens: int, candidates: int, lasting: Tensor) -> float:
-    """One round of swaps of a lane: forward and back once, the gains of one position, forward for each candidate."""
+def swaps_flop(clip: Clip, tokens: int, rounds: int, candidates: int, lasting: Tensor) -> float:
+    """All rounds of swaps of a lane: forward and back once, the gains of one position, forward for each candidate."""
     rows = tokens + 1
-    return (2 + candidates) * forward_flop(clip, rows, rows + 1, 1) + projection_flop(clip, 1, lasting)
+    candidates = min(candidates, int(lasting.sum()))
+    forwards = swap_forwards(tokens, rounds, candidates)
+    return forwards * forward_flop(clip, rows, rows + 1, 1) + rounds * projection_flop(clip, 1, lasting)
 
 
 def forward_flop(clip: Clip, rows: int, keys: int, last: int) -> float:

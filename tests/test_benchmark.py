@@ -65,8 +65,8 @@ def test_counted_operations_are_those_done(demo_clip: pez.Clip) -> None:
     counted = 16 * cost.engine_step_flop(demo_clip, 8, vocabulary.allowed)
     assert counter.get_total_flops() == pytest.approx(counted, rel=0.06)
     with FlopCounterMode(display=False) as counter:
-        swap_rounds(objective, vocabulary, ids, target, rounds=1, candidates=10)
-    counted = 16 * cost.swap_round_flop(demo_clip, 8, 10, vocabulary.lasting)
+        swap_rounds(objective, vocabulary, ids, target, rounds=9, candidates=10)
+    counted = 16 * cost.swaps_flop(demo_clip, 8, 9, 10, vocabulary.lasting)
     assert counter.get_total_flops() == pytest.approx(counted, rel=0.06)
 
 
