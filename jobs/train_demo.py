@@ -1,15 +1,17 @@
-"""Train a demo CLIP and write it as an open_clip folder.
+"""Train a demo model: a CLIP, written as an open_clip folder, or the text-to-image model, written as a diffusers folder.
 
     python -m jobs.train_demo --output pez/demo/guide --seed 0
     python -m jobs.train_demo --output pez/demo/guide --evaluate
+    python -m jobs.train_demo --output pez/demo/generator --generator
 
-The folder loads with `open_clip.create_model_and_transforms("local-dir:FOLDER")`. About half an hour on two cores.
+A CLIP loads with `open_clip.create_model_and_transforms("local-dir:FOLDER")` and takes about half an hour on two cores. The
+text-to-image model loads with `diffusers.StableDiffusionPipeline.from_pretrained("FOLDER")`, takes some two hours, and goes
+on where it was interrupted; it is steered by the shipped guide's text tower.
 """
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
 
 import open_clip
 import tyro
@@ -21,19 +23,29 @@ from pez.demo.training import MODEL_CONFIG, PREPROCESS_CONFIG, TrainingSettings,
 
 @dataclasses.dataclass(frozen=True)
 class TrainDemoJob:
-    """Train a demo CLIP on drawn scenes, or evaluate a trained one on held-out scenes."""
+    """Train a demo model on drawn scenes, or evaluate a trained CLIP on held-out scenes."""
 
     output: Path
-    """folder of the model: open_clip_config.json and open_clip_model.safetensors"""
+    """folder of the model"""
     evaluate: bool = False
-    """train nothing; print the scores of the model in the folder"""
-    training: Annotated[TrainingSettings, tyro.conf.arg(name="")] = TrainingSettings()
+    """train nothing; print the scores of the CLIP in the folder"""
+    generator: bool = False
+    """train the text-to-image model"""
+    seed: int = 0
+    steps: int | None = None
+    """of the training; default = the settings' own"""
 
 
 def main() -> None:
     job = tyro.cli(TrainDemoJob, description=__doc__)
+    chosen = {"seed": job.seed, **({} if job.steps is None else {"steps": job.steps})}
+    if job.generator:
+        from pez.demo.generator_training import GeneratorSettings, train_generator  # needs diffusers
+
+        train_generator(GeneratorSettings(**chosen), job.output, log=_tell)
+        return
     if not job.evaluate:
-        model = train_demo_clip(job.training, log=lambda line: print(line, flush=True))
+        model = train_demo_clip(TrainingSettings(**chosen), log=_tell)
         job.output.mkdir(parents=True, exist_ok=True)
         config = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": PREPROCESS_CONFIG}
         (job.output / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -42,6 +54,10 @@ def main() -> None:
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{job.output}")
     for name, score in evaluate_demo_clip(model).items():
         print(f"{name:17s} {score:.3f}")
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

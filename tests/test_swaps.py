@@ -1,5 +1,7 @@
 """Swap rounds: every candidate truly scored, other orders tried, and nothing made worse."""
 
+import itertools
+
 import torch
 
 import pez
@@ -29,7 +31,7 @@ def test_rounds_never_lower_a_score_and_other_orders_raise_it(demo_clip: pez.Cli
         chosen.append(ids)
 
     swap_rounds(objective, vocabulary, ids, target, rounds=16, candidates=8, on_round=look)
-    assert all((later >= earlier - 1e-6).all() for earlier, later in zip(seen, seen[1:], strict=False))
+    assert all((later >= earlier - 1e-6).all() for earlier, later in itertools.pairwise(seen))
     # A round changes one position, but for the last of a turn, which changes the order as well.
-    changed = [(after != before).sum(-1).max().item() for before, after in zip(chosen, chosen[1:], strict=False)]
+    changed = [(after != before).sum(-1).max().item() for before, after in itertools.pairwise(chosen)]
     assert [i for i, most in enumerate(changed, 1) if most > 1] == [7, 15]

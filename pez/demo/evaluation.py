@@ -1,5 +1,6 @@
 """How well a CLIP knows the demo scenes: retrieval, and swap tests that retrieval alone would hide the failure of."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,25 @@ def evaluate_demo_clip(model: Any, count: int = 1000) -> dict[str, float]:
     images = _image_features(model, held_out)
     captions = _text_features(model, tokenizer, [scenes.caption(s) for s in held_out])
     scores = {"top1": _share(images @ captions.T, torch.arange(count))}
-    for attribute, values in scenes.VALUES.items():
-        swapped = [scenes.caption(scenes.changed(s, attribute, v), say=attribute) for s in held_out for v in values]
-        features = _text_features(model, tokenizer, swapped).view(count, len(values), -1)
-        truth = torch.tensor([values.index(getattr(s, attribute)) for s in held_out])
-        scores[attribute] = _share(torch.einsum("nd,nvd->nv", images, features), truth)
+    for attribute in scenes.VALUES:
+        scores[attribute] = named(model, images, held_out, attribute)
     return scores
+
+
+@torch.inference_mode()
+def named(model: Any, images: Tensor, told: Sequence[Scene], attribute: str) -> float:
+    """The share of pictures in which a model sees an attribute's true value rather than any other of its values.
+
+    Args:
+        images: (n, dim) the model's unit features of the pictures.
+        told: what the pictures show, n scenes.
+    """
+    values = scenes.VALUES[attribute]
+    tokenizer = SimpleTokenizer(context_length=model.context_length)
+    swapped = [scenes.caption(scenes.changed(s, attribute, v), say=attribute) for s in told for v in values]
+    features = _text_features(model, tokenizer, swapped).view(len(told), len(values), -1)
+    truth = torch.tensor([values.index(getattr(s, attribute)) for s in told])
+    return _share(torch.einsum("nd,nvd->nv", images, features), truth)
 
 
 def _share(similarity: Tensor, truth: Tensor) -> float:

@@ -78,7 +78,6 @@ def train_generator(settings: GeneratorSettings, folder: Path, log: Callable[[st
         _train_autoencoder(vae, settings, log)
         state = {"vae": vae.state_dict()}
         torch.save(state, checkpoint)
-    _save(folder, tokenizer, text_encoder, denoiser(), vae)
 
     def save(training: dict[str, Any], averaged: UNet2DConditionModel) -> None:
         torch.save({**state, **training}, checkpoint)
