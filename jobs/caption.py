@@ -2,6 +2,7 @@
 
     python -m jobs.caption --demo --output out
     python -m jobs.caption --input 's3://bucket/{00000..00999}.tar' --output s3://bucket/prompts --tokens 16
+    python -m jobs.caption --demo --output out --verify demo        # paints each prompt and compares
 
 The same command again goes on where the last one stopped. Exit status: 0 all shards are done, 1 some failed, 2 bad usage.
 """
@@ -23,6 +24,7 @@ from pipeline.demo_shards import demo_shards
 from pipeline.progress import JobProgress, prompt_table
 from pipeline.shards import Shard, expand_shards
 from pipeline.table import PromptTable
+from pipeline.verify import VerifySettings, check_verification, verified_table, verify_serially
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,7 @@ class CaptionJob:
     """cpu or cuda; default = cuda where there is one"""
     caption: Annotated[CaptionSettings, tyro.conf.arg(name="")] = CaptionSettings()
     method: Annotated[pez.PezSettings, tyro.conf.arg(name="")] = pez.PezSettings()
+    verification: Annotated[VerifySettings, tyro.conf.arg(name="")] = VerifySettings()
     cluster: Annotated[ClusterSettings, tyro.conf.arg(name="")] = ClusterSettings()
 
 
@@ -50,31 +53,54 @@ def caption(job: CaptionJob) -> int:
     if job.demo:
         job = dataclasses.replace(job, caption=dataclasses.replace(job.caption, model="demo"))
     check_settings(job.caption, job.method)
+    verifies = job.verification.verify is not None
+    if verifies:
+        check_verification(job.verification, job.caption.model, job.caption.pretrained)
     inputs = [*job.input, *(demo_shards() if job.demo else ())]
     shards = expand_shards(inputs)
     if job.local:
-        plan = None
-        device = job.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        plan = verify_plan = None
+        device = verify_device = job.device or ("cuda" if torch.cuda.is_available() else "cpu")
     else:
         cluster.connect(job.cluster)
-        plan = cluster.plan_actors(job.cluster, job.device)
-        device = plan.device
+        plan = verify_plan = cluster.plan_actors(job.cluster, job.device)
+        if verifies:
+            plan, verify_plan = cluster.plan_verifiers(job.cluster, plan)
+        device, verify_device = plan.device, verify_plan.device
     described = describe(job.caption, job.method, device)
     table = PromptTable(job.output, described)
     table.check()
-    pending = table.pending(shards)
-    with JobProgress(len(shards), len(shards) - len(pending), console) as progress:
-        if not pending:
-            failed = {}
-        elif plan is None:
-            captioner = Captioner(job.caption, job.method, device)
-            table.claim()
-            failed = run_serially(pending, captioner, table, progress.report)
-        else:
-            table.claim()
+    done, pending = table.divide(shards)
+    verified, unverified = None, []
+    if verifies:
+        verified = verified_table(table, job.verification, verify_device)
+        unverified = verified.pending(done)
+    captioner = Captioner(job.caption, job.method, device) if plan is None and pending else None
+    if pending or unverified:  # a model that does not load has claimed nothing
+        table.claim()
+        if verified:
+            verified.claim()
+    already_verified = len(done) - len(unverified) if verified else None
+    with JobProgress(len(shards), len(done), console, verified=already_verified) as progress:
+        failed: dict[str, str] = {}
+        if plan is None or verify_plan is None:
+            if captioner is not None:
+                failed = run_serially(pending, captioner, table, progress.report)
+                captioner = None  # room for the generator
+            if verified:
+                unverified += [shard for shard in pending if shard.url not in failed]
+                failed |= verify_serially(
+                    unverified, verified, job.verification, verify_device, progress.report_verified
+                )
+        elif pending or unverified:
             starter = cluster.actor_starter(job.caption, job.method, plan, job.output, described)
-            stage = cluster.Stage("captions", starter, plan.actors, progress.report)
-            failed = cluster.run_on_ray(pending, [stage], job.cluster, progress.look, progress.note)
+            stages = [cluster.Stage("captions", starter, plan.actors, progress.report)]
+            if verified:
+                stage = cluster.verify_stage(
+                    job.verification, verify_plan, verified, unverified, progress.report_verified
+                )
+                stages.append(stage)
+            failed = cluster.run_on_ray(pending, stages, job.cluster, progress.look, progress.note)
     return _conclude(job, table, shards, failed, console)
 
 
