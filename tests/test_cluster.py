@@ -20,7 +20,6 @@ from pipeline.cluster import (
     plan_actors,
     plan_verifiers,
     run_on_ray,
-    verify_stage,
 )
 from pipeline.shards import Shard, name_shards
 from pipeline.table import PromptTable, ShardReport

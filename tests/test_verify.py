@@ -1,6 +1,5 @@
 """Verification of a shard: every prompt's pictures compared with the original, whatever happens on the way."""
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -313,11 +312,9 @@ def test_verify_asks_for_a_generator(
 
 
 def run(job: str) -> int:
+    options, main = (verify.VerifyJob, verify.verify) if job == "verify" else (caption.CaptionJob, caption.caption)
     with pytest.raises(SystemExit) as ended:
-        if job == "verify":
-            command.run(verify.VerifyJob, verify.__doc__, verify.verify)
-        else:
-            command.run(caption.CaptionJob, caption.__doc__, caption.caption)
+        command.run(options, None, main)  # type: ignore[type-var]
     return int(ended.value.code or 0)
 
 
@@ -392,8 +389,7 @@ def test_shards_are_found_from_their_reports(scene_tars: list[str], table: Promp
     shards = name_shards(scene_tars)
     for shard in shards:
         table.publish(shard, [Row("k", shard.url, "ok", prompt="p")], 1.0)
-    with contextlib.suppress(FileNotFoundError):
-        Path(f"{table.url}/scenes-1.parquet").unlink()
+    Path(f"{table.url}/scenes-1.parquet").unlink()
     written = PromptTable.written(table.url)
     assert written.settings == table.settings
     assert written.shards() == [shards[0], shards[2]]
