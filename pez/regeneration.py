@@ -142,7 +142,8 @@ class Generator:
     def _rows(self, pictures: int) -> int:
         """How many pictures to compute: matrix libraries take other code paths for other shapes.
 
-        A whole batch on an accelerator. On a CPU whole fours: the bits are the same for any number of them.
+        A whole batch on an accelerator. On a CPU whole fours: the bits are the same for any number of them. They are not
+        for any number of threads: a pixel may then differ by one of 255.
         """
         return self.batch if self.device.type != "cpu" else min(self.batch, -(-pictures // 4) * 4)
 
