@@ -2,6 +2,7 @@
 
     python -m jobs.caption --demo --output out
     python -m jobs.caption --input 's3://bucket/{00000..00999}.tar' --output s3://bucket/prompts --tokens 16
+    python -m jobs.caption --demo --output out --verify demo        # paints each prompt and compares
 
 The same command again goes on where the last one stopped. Exit status: 0 all shards are done, 1 some failed, 2 bad usage.
 """
@@ -18,11 +19,12 @@ import pez
 from jobs import command
 from pipeline import cluster
 from pipeline.caption import Captioner, CaptionSettings, check_settings, describe, run_serially
-from pipeline.cluster import ClusterSettings
+from pipeline.cluster import ActorPlan, ClusterSettings, Stage
 from pipeline.demo_shards import demo_shards
 from pipeline.progress import JobProgress, prompt_table
 from pipeline.shards import Shard, expand_shards
-from pipeline.table import PromptTable
+from pipeline.table import PromptTable, VerifiedTable
+from pipeline.verify import VerifySettings, check_verification, verified_table, verify_serially
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,7 @@ class CaptionJob:
     """cpu or cuda; default = cuda where there is one"""
     caption: Annotated[CaptionSettings, tyro.conf.arg(name="")] = CaptionSettings()
     method: Annotated[pez.PezSettings, tyro.conf.arg(name="")] = pez.PezSettings()
+    verification: Annotated[VerifySettings, tyro.conf.arg(name="")] = VerifySettings()
     cluster: Annotated[ClusterSettings, tyro.conf.arg(name="")] = ClusterSettings()
 
 
@@ -50,32 +53,78 @@ def caption(job: CaptionJob) -> int:
     if job.demo:
         job = dataclasses.replace(job, caption=dataclasses.replace(job.caption, model="demo"))
     check_settings(job.caption, job.method)
+    verifies = job.verification.verify is not None
+    if verifies:
+        check_verification(job.verification, job.caption.model, job.caption.pretrained)
     inputs = [*job.input, *(demo_shards() if job.demo else ())]
     shards = expand_shards(inputs)
-    if job.local:
-        plan = None
-        device = job.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    else:
-        cluster.connect(job.cluster)
-        plan = cluster.plan_actors(job.cluster, job.device)
-        device = plan.device
-    described = describe(job.caption, job.method, device)
-    table = PromptTable(job.output, described)
+    plans = None if job.local else _plans(job)
+    local = job.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device, verify_device = (plan.device for plan in plans) if plans else (local, local)
+    table = PromptTable(job.output, describe(job.caption, job.method, device))
     table.check()
-    pending = table.pending(shards)
-    with JobProgress(len(shards), len(shards) - len(pending), console) as progress:
-        if not pending:
+    done, pending = table.divide(shards)
+    verified = verified_table(table, job.verification, verify_device) if verifies else None
+    work = _Work(table, pending, verified, verified.pending(done) if verified else [])
+    already_verified = len(done) - len(work.unverified) if verified else None
+    with JobProgress(len(shards), len(done), console, verified=already_verified) as progress:
+        if not work.pending and not work.unverified:
             failed = {}
-        elif plan is None:
-            captioner = Captioner(job.caption, job.method, device)
-            table.claim()
-            failed = run_serially(pending, captioner, table, progress.report)
+        elif plans is None:
+            failed = _serially(job, work, device, progress)
         else:
-            table.claim()
-            starter = cluster.actor_starter(job.caption, job.method, plan, job.output, described)
-            stage = cluster.Stage("captions", starter, plan.actors, progress.report)
-            failed = cluster.run_on_ray(pending, [stage], job.cluster, progress.look, progress.note)
+            failed = _on_ray(job, work, plans, progress)
     return _conclude(job, table, shards, failed, console)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What is to be done in an output folder."""
+
+    table: PromptTable
+    pending: list[Shard]
+    """to caption, and then to verify"""
+    verified: VerifiedTable | None
+    """None = without verification"""
+    unverified: list[Shard]
+    """that an earlier run captioned"""
+
+    def claim(self) -> None:
+        self.table.claim()
+        if self.verified:
+            self.verified.claim()
+
+
+def _plans(job: CaptionJob) -> tuple[ActorPlan, ActorPlan]:
+    """What the actors of captions and of verification get."""
+    cluster.connect(job.cluster)
+    plan = cluster.plan_actors(job.cluster, job.device)
+    return (plan, plan) if job.verification.verify is None else cluster.plan_verifiers(job.cluster, plan)
+
+
+def _serially(job: CaptionJob, work: _Work, device: str, progress: JobProgress) -> dict[str, str]:
+    """One stage after the other in this process: there is room for one model."""
+    captioner = Captioner(job.caption, job.method, device) if work.pending else None
+    work.claim()  # a model that does not load has claimed nothing
+    failed = run_serially(work.pending, captioner, work.table, progress.report) if captioner else {}
+    del captioner
+    if work.verified is None:
+        return failed
+    shards = [*work.unverified, *(shard for shard in work.pending if shard.url not in failed)]
+    return failed | verify_serially(shards, work.verified, job.verification, device, progress.report_verified)
+
+
+def _on_ray(job: CaptionJob, work: _Work, plans: tuple[ActorPlan, ActorPlan], progress: JobProgress) -> dict[str, str]:
+    work.claim()
+    table = work.table
+    starter = cluster.actor_starter(job.caption, job.method, plans[0], job.output, table.settings)
+    stages = [Stage("captions", starter, plans[0].actors, progress.report)]
+    if work.verified:
+        stage = cluster.verify_stage(
+            job.verification, plans[1], work.verified, work.unverified, progress.report_verified
+        )
+        stages.append(stage)
+    return cluster.run_on_ray(work.pending, stages, job.cluster, progress.look, progress.note)
 
 
 def _conclude(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import pez
 from pez.clip import Precision, check_model
-from pez.demo import GUIDE
+from pez.demo import CLIPS
 from pez.learn import learn_tasks
 from pez.optimizer import Task
 from pipeline.ahead import ahead, batches
@@ -25,7 +25,7 @@ class CaptionSettings:
     """What decides the rows, beside the images; a rerun on the same output must have the same."""
 
     model: str = "ViT-H-14"
-    """demo, an open_clip name, hf-hub:ORG/REPO or local-dir:FOLDER"""
+    """demo, demo-judge, an open_clip name, hf-hub:ORG/REPO or local-dir:FOLDER"""
     pretrained: str = "laion2b_s32b_b79k"
     """tag or checkpoint file of an open_clip name; none = random weights"""
     precision: Precision = "fp32"
@@ -176,14 +176,18 @@ def check_settings(settings: CaptionSettings, method: pez.PezSettings) -> None:
     Raises:
         ValueError: no such model or checkpoint, or more tokens than the model has room for.
     """
-    name = f"local-dir:{GUIDE}" if settings.model == "demo" else settings.model
-    check_model(name, settings.pretrained, method.tokens)
+    check_clip(settings.model, settings.pretrained, method.tokens)
+
+
+def check_clip(model: str, pretrained: str, tokens: int = 1) -> None:
+    """`check_model`, which also knows the demo's names."""
+    check_model(f"local-dir:{CLIPS[model]}" if model in CLIPS else model, pretrained, tokens)
 
 
 def load_model(settings: CaptionSettings, device: str | torch.device) -> pez.Clip:
     """The CLIP that the settings name."""
-    if settings.model == "demo":
-        return pez.load_demo_clip(device, settings.precision, settings.compiled)
+    if settings.model in CLIPS:
+        return pez.load_demo_clip(device, settings.precision, settings.compiled, CLIPS[settings.model])
     return pez.load_clip(settings.model, settings.pretrained, device, settings.precision, settings.compiled)
 
 

@@ -19,7 +19,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 import pez
 from pipeline.caption import Captioner, CaptionSettings, Progress, caption_shard
 from pipeline.shards import InputError, Shard
-from pipeline.table import PromptTable, ShardReport
+from pipeline.table import PromptTable, ShardReport, VerifiedTable, VerifyReport
+from pipeline.verify import Verifier, VerifyProgress, VerifySettings, verify_shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,10 @@ class ClusterSettings:
     """default = 1 where the cluster has GPUs"""
     cpus_per_actor: float | None = None
     """default = the actor's share of the cores"""
+    verify_actors: int | None = None
+    """actors that each hold a generator; default = as many as there is room for. They start where the others leave room"""
+    gpus_per_verifier: float | None = None
+    """default = as an actor's"""
     address: str | None = None
     """of a Ray cluster; default = RAY_ADDRESS, or a Ray of this machine only"""
     attempts: int = 3
@@ -40,9 +45,17 @@ class ClusterSettings:
     """seconds after which an actor that is still on one shard is replaced"""
 
     def __post_init__(self) -> None:
-        for name in ("actors", "gpus_per_actor", "cpus_per_actor", "attempts", "shard_timeout"):
+        for name in (
+            "actors",
+            "gpus_per_actor",
+            "cpus_per_actor",
+            "verify_actors",
+            "gpus_per_verifier",
+            "attempts",
+            "shard_timeout",
+        ):
             value = getattr(self, name)
-            if value is not None and not value > (-1 if name == "gpus_per_actor" else 0):
+            if value is not None and not value > (-1 if name.startswith("gpus_per_") else 0):
                 raise ValueError(f"{name} is {value}; expected more than 0")
 
 
@@ -72,6 +85,8 @@ class Stage:
     start_actor: Callable[[], Any]
     actors: int
     on_report: Callable[[Any], None]
+    shards: Sequence[Shard] = ()
+    """those that enter at this stage, beside those that the stage before has done"""
 
 
 class ActorStartError(InputError):
@@ -109,6 +124,29 @@ def plan_actors(settings: ClusterSettings, device: str | None) -> ActorPlan:
     return ActorPlan(actors, per_actor, share, max(1, int(share)), "cuda" if wants_gpu else "cpu")
 
 
+def plan_verifiers(settings: ClusterSettings, captions: ActorPlan) -> tuple[ActorPlan, ActorPlan]:
+    """The plan of the caption actors, with room for verifiers where GPUs are left, and that of the verifiers.
+
+    Verifiers are planned for the whole cluster: those for which the caption actors leave no room start after them.
+    """
+    have = ray.cluster_resources()
+    gpus, cpus = have.get("GPU", 0.0), have.get("CPU", 1.0)
+    per_verifier = captions.gpus if settings.gpus_per_verifier is None else settings.gpus_per_verifier
+    if captions.device == "cpu" or not per_verifier:
+        count = settings.verify_actors or max(1, int(cpus // 4))
+        left = cpus - captions.actors * captions.cpus
+        share = (left if left > 0 else cpus) / count
+        threads = max(1, int(share))
+        return captions, ActorPlan(count, 0.0, float(threads) if share >= 1 else max(share, 0.01), threads, "cpu")
+    count = settings.verify_actors or max(1, int(gpus / per_verifier))
+    beside = max(0, min(count, int((gpus - captions.actors * captions.gpus) / per_verifier)))
+    if settings.cpus_per_actor is None:
+        share = max((cpus - beside) / captions.actors, 0.01)
+        share = min(captions.cpus, float(int(share)) if share >= 1 else share)
+        captions = dataclasses.replace(captions, cpus=share, threads=max(1, int(share)))
+    return captions, ActorPlan(count, per_verifier, min(1.0, cpus / count), 2, captions.device)
+
+
 @ray.remote
 class CaptionActor:
     """Holds one model and captions shards, one at a time."""
@@ -132,6 +170,30 @@ class CaptionActor:
         return self.captioner.progress
 
 
+@ray.remote
+class VerifyActor:
+    """Holds one generator and the CLIP that compares, and verifies shards, one at a time."""
+
+    def __init__(
+        self, settings: VerifySettings, plan: ActorPlan, table: tuple[str, dict[str, Any], dict[str, Any]]
+    ) -> None:
+        import torch
+
+        torch.set_num_threads(plan.threads)
+        url, captioned, verified = table
+        self.verifier = Verifier(settings, captioned["model"], plan.device, plan.threads)
+        self.table = VerifiedTable(PromptTable(url, captioned), verified, settings.keep_images)
+
+    def ready(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+    def run(self, shard: Shard) -> VerifyReport:
+        return verify_shard(shard, self.verifier, self.table)
+
+    def progress(self) -> VerifyProgress:
+        return self.verifier.progress
+
+
 def run_on_ray(
     shards: Sequence[Shard],
     stages: Sequence[Stage],
@@ -142,7 +204,7 @@ def run_on_ray(
     """Take shards through the stages, each a pool of actors; a shard enters the next stage when it has left the last.
 
     Args:
-        on_progress: called now and then with what the busy actors of the first stage have done of their shards.
+        on_progress: called now and then with what the busy actors of all stages have done of their shards.
         on_note: called with one line for each thing that went wrong and was mended.
 
     Returns:
@@ -153,6 +215,8 @@ def run_on_ray(
     """
     pools = [_Pool(stage, settings, on_note) for stage in stages]
     pools[0].add(shards)
+    for pool in pools:
+        pool.add(pool.stage.shards)
     last_look = time.monotonic()
     try:
         while any(pool.unfinished for pool in pools):
@@ -160,6 +224,8 @@ def run_on_ray(
                 pool.assign()
                 if not any(p.unfinished for p in pools[: i + 1]):
                     pool.dismiss()  # so that there is room for the actors of the stages after it
+                elif not pool.unfinished and any(p.starved for p in pools[:i]):
+                    pool.dismiss()  # it took the room of an actor that was lost
             waiting = {reference: i for i, pool in enumerate(pools) for reference in pool.waiting()}
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
             for reference in ready:
@@ -171,7 +237,7 @@ def run_on_ray(
                 pool.expire()
             if time.monotonic() - last_look > 2:
                 last_look = time.monotonic()
-                on_progress(pools[0].progress())
+                on_progress([done for pool in pools for done in pool.progress()])
     finally:
         for pool in pools:
             pool.dismiss()
@@ -212,6 +278,11 @@ class _Pool:
     @property
     def unfinished(self) -> bool:
         return bool(self.queue) or any(member.work for member in self.members)
+
+    @property
+    def starved(self) -> bool:
+        """Shards wait and no actor is up, for want of room perhaps."""
+        return bool(self.queue) and all(member.starting for member in self.members)
 
     def add(self, shards: Sequence[Shard]) -> None:
         self.queue.extend(_Work(shard) for shard in shards)
@@ -316,6 +387,29 @@ def actor_starter(
     # A second thread answers progress() while a shard is in work.
     options = {"num_cpus": plan.cpus, "num_gpus": plan.gpus, "max_concurrency": 2}
     return lambda: CaptionActor.options(**options).remote(settings, method, plan, url, described)  # type: ignore[attr-defined]
+
+
+def verify_stage(
+    settings: VerifySettings,
+    plan: ActorPlan,
+    table: VerifiedTable,
+    shards: Sequence[Shard],
+    on_report: Callable[[VerifyReport], None],
+) -> Stage:
+    """The stage of verification.
+
+    Args:
+        shards: that were captioned by an earlier run.
+    """
+    options = {"num_cpus": plan.cpus, "num_gpus": plan.gpus, "max_concurrency": 2}
+    told = (table.prompts.url, table.prompts.settings, table.settings)
+    return Stage(
+        "verification",
+        lambda: VerifyActor.options(**options).remote(settings, plan, told),  # type: ignore[attr-defined]
+        plan.actors,
+        on_report,
+        shards,
+    )
 
 
 def _node_lost(node: str | None) -> bool:

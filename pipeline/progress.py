@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.caption import Progress
-from pipeline.table import ShardReport
+from pipeline.table import ShardReport, VerifyReport
+from pipeline.verify import VerifyProgress
 
 
 class JobProgress:
@@ -19,19 +20,32 @@ class JobProgress:
 
     Args:
         shards: of the whole job.
-        done: that an earlier run finished.
+        done: that an earlier run captioned; None where the job captions none.
         every: seconds between plain lines.
+        verified: shards that an earlier run verified; None where the job verifies none.
     """
 
     def __init__(
-        self, shards: int, done: int, console: Console, every: float = 10.0, clock: Callable[[], float] = time.monotonic
+        self,
+        shards: int,
+        done: int | None,
+        console: Console,
+        every: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+        verified: int | None = None,
     ) -> None:
-        self.shards, self.done, self.console, self.every, self.clock = shards, done, console, every, clock
+        self.shards, self.console, self.every, self.clock = shards, console, every, clock
+        self.captions, self.verifies = done is not None, verified is not None
         self.started, self.told = clock(), clock()
-        self.earlier = done
+        self.done = self.earlier = done or 0
         self.images = self.failed = 0
         self.similarity = 0.0
         self.busy: list[Progress] = []
+        self.verified = self.verified_earlier = verified or 0
+        self.first_verified = 0.0  # when
+        self.painted = VerifyProgress()
+        self.blanked = 0
+        self.busy_verifying: list[VerifyProgress] = []
         self.live: Live | None = None
 
     def __enter__(self) -> "JobProgress":
@@ -58,9 +72,22 @@ class JobProgress:
         self.busy = []
         self._tell()
 
-    def look(self, busy: Sequence[Progress]) -> None:
+    def report_verified(self, report: VerifyReport) -> None:
+        """A shard's prompts were compared with its pictures."""
+        if self.verified == self.verified_earlier:
+            self.first_verified = self.clock()
+        self.verified += 1
+        self.painted.images += report.rows
+        self.painted.scored += report.scored
+        self.painted.similarity += (report.mean_similarity or 0.0) * report.scored
+        self.blanked += report.blanked
+        self.busy_verifying = []
+        self._tell()
+
+    def look(self, busy: Sequence[Progress | VerifyProgress]) -> None:
         """What the actors have done of the shards in work."""
-        self.busy = list(busy)
+        self.busy = [p for p in busy if isinstance(p, Progress)]
+        self.busy_verifying = [p for p in busy if isinstance(p, VerifyProgress)]
         self._tell()
 
     def note(self, line: str) -> None:
@@ -69,20 +96,45 @@ class JobProgress:
 
     def line(self) -> str:
         """The counts, in one line."""
+        seconds = max(self.clock() - self.started, 1e-9)
+        parts = [*(self._captioned(seconds) if self.captions else ()), *(self._verified() if self.verifies else ())]
+        if (self.verified if self.verifies else self.done) == self.shards:
+            parts.append(_duration(seconds))
+        elif (left := self._seconds_left(seconds)) is not None:
+            parts.append(f"{_duration(left)} left")
+        return "  ".join(parts)
+
+    def _seconds_left(self, seconds: float) -> float | None:
+        """Of the last stage, which ends the job."""
+        if not self.verifies:
+            ended = self.done - self.earlier
+            return seconds / ended * (self.shards - self.done) if ended else None
+        later = self.verified - self.verified_earlier - 1  # than the first, which may have waited for the captions
+        return (self.clock() - self.first_verified) / later * (self.shards - self.verified) if later > 0 else None
+
+    def _captioned(self, seconds: float) -> list[str]:
         images = self.images + sum(p.images for p in self.busy)
         similarity = self.similarity + sum(p.similarity for p in self.busy)
-        seconds = max(self.clock() - self.started, 1e-9)
-        parts = [f"{self.done}/{self.shards} shards", f"{images} images", f"{images / seconds:.1f} images/s"]
+        parts = [f"{self.done}/{self.shards} shards", f"{images} images"]
+        if self.done < self.shards or not self.verifies:  # the clock runs on while others verify
+            parts.append(f"{images / seconds:.1f} images/s")
         if images:
             parts.append(f"mean similarity {similarity / images:.3f}")
         if self.failed:
             parts.append(f"{self.failed} without a prompt")
-        ended = self.done - self.earlier
-        if ended and self.done < self.shards:
-            parts.append(f"{_duration(seconds / ended * (self.shards - self.done))} left")
-        elif self.done == self.shards:
-            parts.append(f"{_duration(seconds)}")
-        return "  ".join(parts)
+        return parts
+
+    def _verified(self) -> list[str]:
+        every = [self.painted, *self.busy_verifying]
+        images, scored = sum(p.images for p in every), sum(p.scored for p in every)
+        parts = [f"verified {self.verified}/{self.shards} shards", f"{images} prompts"]
+        if scored:
+            parts.append(f"mean regenerated similarity {sum(p.similarity for p in every) / scored:.3f}")
+        if images > scored:
+            parts.append(f"{images - scored} without a picture")
+        if self.blanked:
+            parts.append(f"{self.blanked} pictures blanked by the safety checker")
+        return parts
 
     def _tell(self) -> None:
         if self.live is not None:
@@ -98,6 +150,9 @@ def prompt_table(rows: pa.Table, most: int = 10) -> Table:
     table.add_column("key", no_wrap=True)
     table.add_column("prompt")
     table.add_column("similarity", justify="right")
+    verified = "regenerated_similarity" in rows.column_names
+    if verified:
+        table.add_column("regenerated", justify="right")
     shown = rows.slice(0, most).to_pylist()
     captioned = any(row["caption"] for row in shown)
     if captioned:
@@ -105,10 +160,17 @@ def prompt_table(rows: pa.Table, most: int = 10) -> Table:
         table.add_column("its similarity", justify="right", style="dim")
     for row in shown:
         prompt = row["prompt"] if row["status"] == "ok" else f"({row['status']}: {row['error_message']})"
-        numbers = ["" if row[n] is None else f"{row[n]:.3f}" for n in ("similarity", "caption_similarity")]
-        cells = [Text(row["key"]), Text(prompt), Text(numbers[0]), Text(row["caption"] or ""), Text(numbers[1])]
-        table.add_row(*cells[: len(table.columns)])
+        cells = [Text(row["key"]), Text(prompt), _number(row["similarity"])]
+        if verified:
+            cells.append(_number(row["regenerated_similarity"]))
+        if captioned:
+            cells += [Text(row["caption"] or ""), _number(row["caption_similarity"])]
+        table.add_row(*cells)
     return table
+
+
+def _number(value: float | None) -> Text:
+    return Text("" if value is None else f"{value:.3f}")
 
 
 def _duration(seconds: float) -> str:

@@ -4,21 +4,30 @@ out/<stem>.parquet     built in memory, published in one step
 out/_reports/<stem>.json   written after it: the marker of a finished shard
 out/_run.json          the settings; another run may only add to the folder with the same ones
 out/_SUCCESS           when every shard is done
+
+Verification (`pipeline/verify.py`) adds columns to the Parquet and has files like these of its own:
+
+out/_verify.json, out/_verified/<stem>.json   its settings, and the marker of a verified shard
+out/_regenerated/<stem>.tar                   the pictures that were made, if they are kept
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import json
 import os
 import secrets
+import tempfile
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from pipeline.shards import InputError, Shard, hashed_stem, listing_options
 
@@ -41,6 +50,27 @@ SCHEMA = pa.schema(
         pa.field("model", pa.string()),
     ]
 )
+
+VERIFIED = [
+    pa.field("regenerated_similarity", pa.float32()),
+    pa.field("regenerated_similarities", pa.list_(pa.float32())),
+    pa.field(
+        "regeneration",
+        pa.struct(
+            [
+                pa.field("model", pa.string()),
+                pa.field("score_model", pa.string()),
+                pa.field("scheduler", pa.string()),
+                pa.field("steps", pa.int32()),
+                pa.field("guidance", pa.float32()),
+                pa.field("seeds", pa.list_(pa.int64())),
+                pa.field("blanked", pa.int32()),
+                pa.field("error", pa.string()),
+            ]
+        ),
+    ),
+]
+"""the columns that verification adds; null where a row has no prompt"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +113,49 @@ class ShardReport:
     fingerprint: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Regenerated:
+    """What became of one row's prompt as pictures."""
+
+    similarities: list[float | None] | None
+    """to the original, one a seed; None for a picture that the safety checker blanked"""
+    seeds: list[int]
+    error: str | None = None
+    """why there are no similarities"""
+
+    @property
+    def mean(self) -> float | None:
+        """Over the pictures that are there."""
+        there = [value for value in self.similarities or () if value is not None]
+        return sum(there) / len(there) if there else None
+
+    @property
+    def blanked(self) -> int:
+        return sum(value is None for value in self.similarities or ())
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyReport:
+    """What became of one shard's prompts as pictures."""
+
+    shard: str
+    stem: str
+    rows: int
+    """with a prompt"""
+    scored: int
+    """of them, those with a similarity"""
+    blanked: int
+    """pictures that the safety checker blanked"""
+    seconds: float
+    images_per_second: float
+    """pictures made"""
+    mean_similarity: float | None
+    """over the rows scored"""
+    failures: list[dict[str, str]]
+    """key and reason of the first rows that could not be regenerated"""
+    fingerprint: str
+
+
 class PromptTable:
     """An output folder, local or in an object store.
 
@@ -111,10 +184,27 @@ class PromptTable:
         if earlier is None:
             return
         if earlier.get("fingerprint") != self.fingerprint:
-            theirs, ours = _flat(earlier.get("settings", {})), _flat(self.settings)
-            names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
-            told = ", ".join(f"{n} was {theirs.get(n)!r} and is {ours.get(n)!r}" for n in names) or "the settings"
+            told = _differences(earlier.get("settings", {}), self.settings)
             raise InputError(f"{self.url} holds prompts of other settings: {told}; choose another --output")
+
+    @classmethod
+    def written(cls, url: str) -> "PromptTable":
+        """The folder of an earlier run, with the settings of that run.
+
+        Raises:
+            InputError: no run wrote there, or it cannot be read.
+        """
+        run = cls(url, {})._read_json("_run.json")
+        if run is None:
+            raise InputError(f"no _run.json in {url}; expected the output of python -m jobs.caption")
+        return cls(url, run["settings"])
+
+    def shards(self) -> list[Shard]:
+        """The finished shards, from their reports."""
+        stems = sorted(self._names("_reports", ".json") & self._names("", ".parquet"))
+        with ThreadPoolExecutor(16) as pool:
+            reports = list(pool.map(lambda stem: self._read_json(f"_reports/{stem}.json"), stems))
+        return [Shard(report["shard"], report["stem"]) for report in reports if report is not None]
 
     def claim(self) -> None:
         """Write this run's settings down.
@@ -123,6 +213,7 @@ class PromptTable:
             InputError: the folder is not writable, or another run claimed it meanwhile with other settings.
         """
         self.check()
+        self._remove("_SUCCESS")  # there is work, so not every shard is done
         if self._read_json("_run.json") is None:
             run = {"fingerprint": self.fingerprint, "settings": self.settings}
             try:
@@ -136,18 +227,23 @@ class PromptTable:
 
         A stem that an earlier run used for another address is left to it: the shard gets a stem of its own.
         """
+        return self.divide(shards)[1]
+
+    def divide(self, shards: Sequence[Shard]) -> tuple[list[Shard], list[Shard]]:
+        """The shards that are finished, and those that are not; each with the stem that it has in this folder."""
         finished = self._names("_reports", ".json") & self._names("", ".parquet")
-        left = []
+        done: list[Shard] = []
+        left: list[Shard] = []
         for shard in shards:
             if shard.stem not in finished:
                 left.append(shard)
             elif (report := self.finished(shard)) is None:
                 other = Shard(shard.url, hashed_stem(shard.url))
-                if other.stem not in finished:
-                    left.append(other)
+                (done if other.stem in finished else left).append(other)
             else:
                 assert report.shard == shard.url
-        return left
+                done.append(shard)
+        return done, left
 
     def finished(self, shard: Shard) -> ShardReport | None:
         """The report of a shard that is done, or None."""
@@ -160,22 +256,22 @@ class PromptTable:
         """Write a shard's rows, then its report: a crash between the two leaves the shard to be done again."""
         columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
         about = {b"pez": json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()}
-        table = pa.table(columns, schema=SCHEMA.with_metadata(about))
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd", row_group_size=65536)
-        if pq.read_metadata(io.BytesIO(buffer.getvalue())).num_rows != len(rows):
-            raise RuntimeError(f"{shard.stem}.parquet does not read back")
+        data = _parquet(pa.table(columns, schema=SCHEMA.with_metadata(about)), shard)
         report = report_of(shard, rows, seconds, self.fingerprint)
-        self._publish(f"{shard.stem}.parquet", buffer.getvalue())
+        self._publish(f"{shard.stem}.parquet", data)
         self._publish(f"_reports/{shard.stem}.json", (json.dumps(dataclasses.asdict(report), indent=2) + "\n").encode())
         return report
+
+    def rewrite(self, shard: Shard, rows: pa.Table) -> None:
+        """Put a table in the place of a finished shard's, in one step; its report stays."""
+        self._publish(f"{shard.stem}.parquet", _parquet(rows, shard))
 
     def succeed(self) -> None:
         """Mark the whole job as done and sweep what crashed writers left."""
         self._publish("_SUCCESS", b"")
         if self.local:
-            for folder in (self.path, self._at("_reports")):
-                for entry in os.scandir(folder):
+            for folder in map(self._at, ("", "_reports", "_verified", "_regenerated")):
+                for entry in os.scandir(folder) if os.path.isdir(folder) else ():
                     if (
                         entry.name.startswith(".")
                         and ".tmp-" in entry.name
@@ -209,16 +305,28 @@ class PromptTable:
 
     def _publish(self, name: str, data: bytes) -> None:
         """Make a file appear whole or not at all."""
+        if not self.local:
+            self.fs.pipe_file(self._at(name), data)  # one put
+            return
+        with self._file(name) as file:
+            file.write(data)
+
+    @contextlib.contextmanager
+    def _file(self, name: str) -> Iterator[IO[bytes]]:
+        """A file that is written piece by piece, and appears whole at a clean exit or not at all."""
         path = self._at(name)
         if not self.local:
-            self.fs.pipe_file(path, data)  # one put
+            with tempfile.NamedTemporaryFile() as file:
+                yield file
+                file.flush()
+                self.fs.put_file(file.name, path)
             return
         folder, base = os.path.split(path)
         os.makedirs(folder, exist_ok=True)
         temporary = os.path.join(folder, f".{base}.tmp-{secrets.token_hex(4)}")
         try:
             with open(temporary, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -226,6 +334,167 @@ class PromptTable:
             if os.path.exists(temporary):
                 os.unlink(temporary)
             raise
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self._at(name))
+
+
+Keep = Callable[[str, str, Sequence[Image.Image | None]], None]
+"""takes the key, the prompt and the pictures of a row"""
+
+
+class VerifiedTable:
+    """The part of an output folder that tells how the prompts' pictures compare with the originals.
+
+    Args:
+        prompts: the folder.
+        settings: everything that decides the added columns, as JSON values.
+        keep_images: a shard is finished only where its pictures are kept.
+    """
+
+    def __init__(self, prompts: PromptTable, settings: dict[str, Any], keep_images: bool = False) -> None:
+        self.prompts, self.settings, self.keep_images = prompts, settings, keep_images
+        self.fingerprint = fingerprint(settings)
+
+    def check(self) -> None:
+        """See whether this run may verify here; changes nothing.
+
+        Raises:
+            InputError: the folder was verified with other settings.
+        """
+        earlier = self.prompts._read_json("_verify.json")
+        if earlier is not None and earlier.get("fingerprint") != self.fingerprint:
+            told = _differences(earlier.get("settings", {}), self.settings)
+            raise InputError(
+                f"{self.prompts.url} is verified with other settings: {told}; "
+                "use the same, or delete _verify.json and _verified/ there to verify anew"
+            )
+
+    def claim(self) -> None:
+        """Write the settings down.
+
+        Raises:
+            InputError: the folder is not writable, or verified with other settings.
+        """
+        self.check()
+        run = {"fingerprint": self.fingerprint, "settings": self.settings}
+        try:
+            self.prompts._publish("_verify.json", (json.dumps(run, indent=2) + "\n").encode())
+        except OSError as error:
+            raise InputError(f"cannot write to {self.prompts.url}: {error.strerror or error}") from error
+
+    def pending(self, shards: Sequence[Shard]) -> list[Shard]:
+        """Of captioned shards, those that are not verified."""
+        marked = self.prompts._names("_verified", ".json")
+        with ThreadPoolExecutor(16) as pool:
+            done = pool.map(lambda shard: shard.stem in marked and self.finished(shard) is not None, shards)
+            return [shard for shard, verified in zip(shards, done, strict=True) if not verified]
+
+    def finished(self, shard: Shard) -> VerifyReport | None:
+        """The report of a shard that is verified, or None.
+
+        The marker alone does not count: the shard may have been captioned again since.
+        """
+        values = self.prompts._read_json(f"_verified/{shard.stem}.json")
+        if values is None or (values.get("shard"), values.get("fingerprint")) != (shard.url, self.fingerprint):
+            return None
+        if self.keep_images and not self.prompts.fs.exists(self.prompts._at(_pictures_of(shard))):
+            return None
+        try:
+            with self.prompts.fs.open(self.prompts._at(f"{shard.stem}.parquet"), "rb") as file:
+                schema = pq.read_schema(file)
+        except FileNotFoundError:
+            return None
+        about = json.loads((schema.metadata or {}).get(_ABOUT, b"{}"))
+        if about.get("fingerprint") != self.fingerprint or not {f.name for f in VERIFIED} <= set(schema.names):
+            return None
+        return VerifyReport(**values)
+
+    def publish(
+        self, shard: Shard, rows: pa.Table, found: Mapping[str, Regenerated], about: dict[str, Any], seconds: float
+    ) -> VerifyReport:
+        """Write a shard's rows again with the columns of verification, then the marker.
+
+        Args:
+            rows: of the shard, as read.
+            found: by key, for each row with a prompt.
+            about: fields of `regeneration` that are the same in each row.
+        """
+        results = [found.get(key) for key in rows["key"].to_pylist()]
+        columns: list[list[Any]] = [
+            [r and r.mean for r in results],
+            [r and r.similarities for r in results],
+            [r and {**about, "seeds": r.seeds, "blanked": r.blanked, "error": r.error} for r in results],
+        ]
+        plain = rows.select([name for name in rows.column_names if name not in {field.name for field in VERIFIED}])
+        for field, values in zip(VERIFIED, columns, strict=True):
+            plain = plain.append_column(field, pa.array(values, field.type))
+        told = json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()
+        report = self._report(shard, found, seconds)
+        self.prompts.rewrite(shard, plain.replace_schema_metadata({**(rows.schema.metadata or {}), _ABOUT: told}))
+        marker = (json.dumps(dataclasses.asdict(report), indent=2) + "\n").encode()
+        self.prompts._publish(f"_verified/{shard.stem}.json", marker)
+        return report
+
+    @contextlib.contextmanager
+    def pictures(self, shard: Shard) -> Iterator[Keep]:
+        """Where a shard's pictures go: a WebDataset beside the table, or nowhere."""
+        if not self.keep_images:
+            yield lambda key, prompt, pictures: None
+            return
+        import webdataset as wds  # takes seconds
+
+        with (
+            self.prompts._file(_pictures_of(shard)) as file,
+            wds.TarWriter(file, mtime=0.0, user="pez", group="pez") as tar,
+        ):
+
+            def keep(key: str, prompt: str, pictures: Sequence[Image.Image | None]) -> None:
+                endings = ["png"] if len(pictures) == 1 else [f"{i}.png" for i in range(len(pictures))]
+                there = {e: _png(p) for e, p in zip(endings, pictures, strict=True) if p is not None}
+                if there:
+                    tar.write({"__key__": key, **there, "txt": prompt})
+
+            yield keep
+
+    def _report(self, shard: Shard, found: Mapping[str, Regenerated], seconds: float) -> VerifyReport:
+        means = [result.mean for result in found.values() if result.mean is not None]
+        errors = {key: result.error for key, result in found.items() if result.error is not None}
+        made = sum(len(result.similarities or ()) for result in found.values())
+        return VerifyReport(
+            shard=shard.url,
+            stem=shard.stem,
+            rows=len(found),
+            scored=len(means),
+            blanked=sum(result.blanked for result in found.values()),
+            seconds=round(seconds, 3),
+            images_per_second=round(made / max(seconds, 1e-9), 3),
+            mean_similarity=sum(means) / len(means) if means else None,
+            failures=[{"key": key, "reason": reason} for key, reason in errors.items()][:100],
+            fingerprint=self.fingerprint,
+        )
+
+
+_ABOUT = b"pez-verify"  # of a Parquet's schema metadata
+
+
+def _pictures_of(shard: Shard) -> str:
+    return f"_regenerated/{shard.stem}.tar"
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _parquet(rows: pa.Table, shard: Shard) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer, compression="zstd", row_group_size=65536)
+    if pq.read_metadata(io.BytesIO(buffer.getvalue())).num_rows != rows.num_rows:
+        raise RuntimeError(f"{shard.stem}.parquet does not read back")
+    return buffer.getvalue()
 
 
 def report_of(shard: Shard, rows: Sequence[Row], seconds: float, run: str) -> ShardReport:
@@ -252,6 +521,12 @@ def report_of(shard: Shard, rows: Sequence[Row], seconds: float, run: str) -> Sh
 def fingerprint(settings: dict[str, Any]) -> str:
     """A short name of the settings that decide the rows."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    theirs, ours = _flat(theirs), _flat(ours)
+    names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+    return ", ".join(f"{n} was {theirs.get(n)!r} and is {ours.get(n)!r}" for n in names) or "the settings"
 
 
 def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:

@@ -11,7 +11,16 @@ from faulty import FaultyActor
 
 import pez
 from pipeline.caption import CaptionSettings, describe
-from pipeline.cluster import ActorPlan, ActorStartError, ClusterSettings, Stage, actor_starter, plan_actors, run_on_ray
+from pipeline.cluster import (
+    ActorPlan,
+    ActorStartError,
+    ClusterSettings,
+    Stage,
+    actor_starter,
+    plan_actors,
+    plan_verifiers,
+    run_on_ray,
+)
 from pipeline.shards import Shard, name_shards
 from pipeline.table import PromptTable, ShardReport
 
@@ -82,6 +91,37 @@ def test_a_second_stage_takes_what_the_first_has_done(tmp_path: Path) -> None:
     assert sorted(ended[0]) == sorted(ended[1]) == ["fine-0", "fine-1", "kills-once"]
 
 
+def test_a_second_stage_gives_the_room_back_that_a_lost_actor_left(tmp_path: Path) -> None:
+    """Each actor takes the whole cluster: one of the second stage starts when one of the first dies."""
+    ended: list[str] = []
+    folders = (tmp_path / "1", tmp_path / "2")
+    for folder in folders:
+        folder.mkdir()
+
+    def whole(folder: Path) -> Callable[[], Any]:
+        return lambda: FaultyActor.options(num_cpus=2, max_concurrency=2).remote(str(folder))
+
+    stages = [
+        Stage("captions", whole(folders[0]), 1, lambda _: None),
+        Stage("verification", whole(folders[1]), 1, lambda report: ended.append(report.stem)),
+    ]
+    shards = [Shard(f"mem://{name}", name) for name in ("fine-0", "kills-once", "fine-1")]
+    assert run_on_ray(shards, stages, ClusterSettings()) == {}
+    assert sorted(ended) == ["fine-0", "fine-1", "kills-once"]
+
+
+def test_a_shard_may_enter_at_the_second_stage(tmp_path: Path) -> None:
+    ended: list[list[str]] = [[], []]
+    (tmp_path / "2").mkdir()
+    stages = [
+        Stage("captions", starter(tmp_path), 1, lambda report: ended[0].append(report.stem)),
+        Stage("verification", starter(tmp_path / "2"), 1, lambda report: ended[1].append(report.stem),
+              shards=[Shard("mem://fine-1", "fine-1")]),
+    ]  # fmt: skip
+    assert run_on_ray([Shard("mem://fine-0", "fine-0")], stages, ClusterSettings()) == {}
+    assert [sorted(stems) for stems in ended] == [["fine-0"], ["fine-0", "fine-1"]]
+
+
 def test_one_and_two_actors_write_the_same_rows(make_tar: MakeTar, images: list, tmp_path: Path) -> None:
     shards = name_shards(
         [make_tar(f"in/{t}.tar", [(f"{i:03d}.png", encoded(images[i])) for i in range(t, 20, 4)]) for t in range(4)]
@@ -103,3 +143,27 @@ def test_the_plan_fits_the_cluster() -> None:
     assert plan_actors(ClusterSettings(), None) == ActorPlan(1, 0.0, 2.0, 2, "cpu")
     assert plan_actors(ClusterSettings(actors=2), None) == ActorPlan(2, 0.0, 1.0, 1, "cpu")
     assert plan_actors(ClusterSettings(actors=4), None) == ActorPlan(4, 0.0, 0.5, 1, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "have", "captions", "verifiers"),
+    [
+        ({}, (0, 2), (1, 0.0, 2.0, 2, "cpu"), (1, 0.0, 2.0, 2, "cpu")),
+        ({"cpus_per_actor": 1.0}, (0, 2), (1, 0.0, 1.0, 1, "cpu"), (1, 0.0, 1.0, 1, "cpu")),
+        ({"verify_actors": 2}, (0, 2), (1, 0.0, 2.0, 2, "cpu"), (2, 0.0, 1.0, 1, "cpu")),
+        ({}, (8, 64), (8, 1.0, 8.0, 8, "cuda"), (8, 1.0, 1.0, 2, "cuda")),  # one after the other
+        ({"actors": 6}, (8, 48), (6, 1.0, 7.0, 7, "cuda"), (8, 1.0, 1.0, 2, "cuda")),  # two beside six
+        ({"gpus_per_actor": 0.5, "actors": 1}, (1, 8), (1, 0.5, 7.0, 7, "cuda"), (2, 0.5, 1.0, 2, "cuda")),
+        ({"gpus_per_verifier": 0.0}, (1, 8), (1, 1.0, 8.0, 8, "cuda"), (2, 0.0, 4.0, 4, "cpu")),
+    ],
+)
+def test_verifiers_fit_beside_or_after_the_captions(
+    settings: dict[str, Any],
+    have: tuple[int, int],
+    captions: tuple[Any, ...],
+    verifiers: tuple[Any, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": float(have[0]), "CPU": float(have[1])})
+    chosen = ClusterSettings(**settings)
+    assert plan_verifiers(chosen, plan_actors(chosen, None)) == (ActorPlan(*captions), ActorPlan(*verifiers))

@@ -1,4 +1,4 @@
-"""The shipped demo: drawn scenes, and two small CLIPs trained on them, so that everything runs without a download."""
+"""The shipped demo: drawn scenes, and small models trained on them, so that everything runs without a download."""
 
 from pathlib import Path
 
@@ -11,6 +11,10 @@ GUIDE = Path(__file__).parent / "guide"
 """the CLIP that prompts are learned with"""
 JUDGE = Path(__file__).parent / "judge"
 """a CLIP trained from another seed, which only scores"""
+GENERATOR = Path(__file__).parent / "generator"
+"""a text-to-image model, as a diffusers folder"""
+CLIPS = {"demo": GUIDE, "demo-judge": JUDGE}
+"""by the names that people choose them with"""
 
 
 def load_demo_clip(

@@ -1,0 +1,342 @@
+"""Verification of one shard: prompts, pictures of them, and how near those are to the originals.
+
+The prompts are read from the shard's Parquet, the originals from its tar; the same Parquet gets the columns of the result.
+"""
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pez.demo import CLIPS
+from pez.regeneration import (
+    GeneratorPrecision,
+    Scheduler,
+    check_generator,
+    load_generator,
+    picture_similarities,
+    seed_for,
+)
+from pipeline.ahead import ahead, batches
+from pipeline.caption import CaptionSettings, check_clip, load_model
+from pipeline.samples import Sample, ShardError, decode_image, read_samples
+from pipeline.shards import Shard
+from pipeline.table import Keep, PromptTable, Regenerated, VerifiedTable, VerifyReport
+
+_IMAGES_AT_ONCE = 16  # the image tower's batch, see pez.clip
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifySettings:
+    """How prompts are verified; a rerun on the same output must have the same."""
+
+    verify: str | None = None
+    """paint each prompt with this text-to-image model and compare: demo, a hub id or a folder in diffusers' format"""
+    score_model: str | None = None
+    """CLIP that compares, like --model; default = another one than the guide: ViT-bigG-14, ViT-H-14 or demo-judge"""
+    score_pretrained: str | None = None
+    """tag or checkpoint file of an open_clip name"""
+    verify_images: int = 1
+    """pictures of each prompt"""
+    verify_steps: int = 25
+    """denoising steps; turbo models want 1 to 4"""
+    guidance: float = 9.0
+    """scale of classifier-free guidance; turbo models want 0"""
+    verify_scheduler: Scheduler = "dpm++"
+    """model = the one that the model ships"""
+    verify_precision: GeneratorPrecision | None = None
+    """of the pictures; default = fp16 on a GPU, fp32 on a CPU. Similarities are always measured in fp32"""
+    verify_seed: int = 0
+    """with a row's key, fixes its pictures"""
+    verify_batch: int = 8
+    """pictures at once; halved where memory runs out"""
+    keep_images: bool = False
+    """store the pictures as WebDataset in OUT/_regenerated"""
+
+    def __post_init__(self) -> None:
+        for name in ("verify_images", "verify_steps", "verify_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if not 0 <= self.guidance <= 1000:
+            raise ValueError(f"guidance is {self.guidance}; expected 0 or more")
+
+
+@dataclasses.dataclass
+class VerifyProgress:
+    """Counts of the shard in work, for people."""
+
+    images: int = 0
+    """rows done"""
+    scored: int = 0
+    """rows with a similarity"""
+    similarity: float = 0.0
+    """sum over the rows with one"""
+
+
+def verify_shard(shard: Shard, verifier: "Verifier", table: VerifiedTable) -> VerifyReport:
+    """Paint a shard's prompts, compare the pictures with the originals, and add the columns that tell.
+
+    Raises:
+        ShardError: the shard has no prompts yet, its tar cannot be read to its end, or the generator fails for any prompt.
+    """
+    if report := table.finished(shard):  # an earlier run, or an actor that was lost after its last act
+        return report
+    if table.prompts.finished(shard) is None:
+        raise ShardError(f"{shard.url} has no prompts in {table.prompts.url}; run jobs.caption first")
+    start = time.monotonic()
+    rows = table.prompts.read(shard)
+    columns = (rows[name].to_pylist() for name in ("key", "prompt", "status"))
+    prompts = {key: prompt for key, prompt, status in zip(*columns, strict=True) if status == "ok"}
+    image_key = table.prompts.settings.get("image_key")
+    try:
+        with table.pictures(shard) as keep:  # published only on a clean exit
+            found = dict(verifier.verify(shard, prompts, image_key, keep))
+    except torch.OutOfMemoryError as error:
+        raise ShardError(f"out of memory with one picture at a time ({_one_line(error)}); take a larger GPU") from error
+    return table.publish(shard, rows, found, verifier.about, time.monotonic() - start)
+
+
+class Verifier:
+    """A generator and the CLIP that compares; one in each actor.
+
+    Args:
+        guide: name of the model that the prompts were learned with.
+        threads: that decode images.
+    """
+
+    def __init__(
+        self, settings: VerifySettings, guide: str, device: str | torch.device = "cpu", threads: int = 2
+    ) -> None:
+        assert settings.verify is not None, "verification is asked for"
+        self.settings, self.threads = settings, threads
+        name, pretrained = score_model(settings, guide)
+        self.generator = load_generator(
+            settings.verify,
+            device,
+            _precision(settings, device),
+            settings.verify_scheduler,
+            settings.verify_steps,
+            settings.guidance,
+            settings.verify_batch,
+        )
+        self.judge = load_model(CaptionSettings(model=name, pretrained=pretrained), device)
+        self.about = {
+            "model": settings.verify,
+            "score_model": self.judge.name,
+            "scheduler": settings.verify_scheduler,
+            "steps": settings.verify_steps,
+            "guidance": settings.guidance,
+        }
+        self.progress = VerifyProgress()
+
+    def verify(
+        self, shard: Shard, prompts: Mapping[str, str], image_key: str | None, keep: Keep
+    ) -> Iterator[tuple[str, Regenerated]]:
+        """Paint each prompt and compare the pictures with the original.
+
+        Args:
+            prompts: by key.
+            keep: is given each key's pictures.
+
+        Yields:
+            (key, result) for every key of the prompts.
+        """
+        self.progress = VerifyProgress()
+        originals = self._originals(shard, prompts, image_key)
+        count = self.settings.verify_images
+        seeds = {key: [seed_for(self.settings.verify_seed, key, n) for n in range(count)] for key in prompts}
+        wanted = []
+        for key in prompts:
+            original = originals.get(key, "its picture is not in the shard any more")
+            if isinstance(original, str):
+                yield key, self._failed(seeds[key], original)
+            else:
+                wanted += [(key, seed, original) for seed in seeds[key]]
+
+        waiting: list[tuple[Image.Image | str | None, float | None]] = []
+        for some in batches(wanted, -(-_IMAGES_AT_ONCE // self.settings.verify_batch) * self.settings.verify_batch):
+            painted = self._paint([prompts[key] for key, _, _ in some], [seed for _, seed, _ in some])
+            pictures = [None if isinstance(picture, str) else picture for picture in painted]
+            cosines = picture_similarities(self.judge, torch.stack([original for _, _, original in some]), pictures)
+            for (key, _, _), picture, cosine in zip(some, painted, cosines, strict=True):
+                waiting.append((picture, cosine))
+                if len(waiting) == count:
+                    yield key, self._result(key, prompts[key], seeds[key], waiting, keep)
+                    waiting = []
+
+    def _originals(self, shard: Shard, keys: Mapping[str, str], image_key: str | None) -> dict[str, Tensor | str]:
+        """Features of the shard's pictures, (dim,) each, or why there is none; the pictures themselves are not held."""
+        samples = (sample for sample in read_samples(shard, image_key) if sample.key in keys)
+        found: dict[str, Tensor | str] = {}
+        for some in batches(ahead(samples, self._decode, self.threads, 2 * _IMAGES_AT_ONCE), _IMAGES_AT_ONCE):
+            found.update({key: reason for key, reason in some if isinstance(reason, str)})
+            good = [(key, pixels) for key, pixels in some if isinstance(pixels, Tensor)]
+            if good:
+                features = self.judge.pixel_features(torch.stack([pixels for _, pixels in good]))
+                found.update(zip((key for key, _ in good), features, strict=True))
+        return found
+
+    def _decode(self, sample: Sample) -> tuple[str, Tensor | str]:
+        if sample.image is None:
+            return sample.key, sample.problem or sample.status
+        try:
+            return sample.key, self.judge.preprocess(decode_image(sample.image))
+        except ValueError as error:
+            return sample.key, str(error)
+
+    def _paint(self, prompts: list[str], seeds: list[int]) -> list[Image.Image | str | None]:
+        """Pictures, None for those that were blanked, or the reason why there is none."""
+        try:
+            return list(self.generator.images(prompts, seeds))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # whatever a prompt makes some model raise
+            return self._paint_alone(prompts, seeds)
+
+    def _paint_alone(self, prompts: list[str], seeds: list[int]) -> list[Image.Image | str | None]:
+        """Find the prompts that cannot be painted."""
+        painted: list[Image.Image | str | None] = []
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            try:
+                painted += self.generator.images([prompt], [seed])
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                painted.append(_one_line(error))
+        reason = next((picture for picture in painted if isinstance(picture, str)), None)
+        if reason is not None:
+            try:
+                self.generator.images(["a photo"], [0])
+            except Exception as error:  # no prompt is to blame
+                raise ShardError(f"the generator {self.settings.verify} fails: {reason}") from error
+        return painted
+
+    def _result(
+        self,
+        key: str,
+        prompt: str,
+        seeds: list[int],
+        made: list[tuple[Image.Image | str | None, float | None]],
+        keep: Keep,
+    ) -> Regenerated:
+        error = next((picture for picture, _ in made if isinstance(picture, str)), None)
+        if error is not None:
+            return self._failed(seeds, error)
+        keep(key, prompt, [picture for picture, _ in made if not isinstance(picture, str)])
+        result = Regenerated([cosine for _, cosine in made], seeds)
+        self.progress.images += 1
+        if result.mean is not None:
+            self.progress.scored += 1
+            self.progress.similarity += result.mean
+        return result
+
+    def _failed(self, seeds: list[int], reason: str) -> Regenerated:
+        self.progress.images += 1
+        return Regenerated(None, seeds, reason)
+
+
+def check_verification(settings: VerifySettings, guide: str, guide_pretrained: str) -> None:
+    """Find what is wrong with the settings before any work, and warn where the guide judges its own prompts.
+
+    Args:
+        guide: name of the model that the prompts are learned with.
+
+    Raises:
+        ValueError: no generator, one that is not text-to-image, or no such CLIP; one line.
+    """
+    if settings.verify is None:
+        raise ValueError("no generator is named; expected --verify demo, --verify ORG/MODEL or --verify FOLDER")
+    name, pretrained = score_model(settings, guide)
+    check_clip(name, pretrained)
+    check_generator(settings.verify, settings.verify_scheduler)
+    if name == guide and (":" in name or name in CLIPS or pretrained == guide_pretrained):
+        warnings.warn(f"{name} guides the prompts and scores their pictures too: it favours its own", stacklevel=2)
+
+
+def score_model(settings: VerifySettings, guide: str) -> tuple[str, str]:
+    """Name and weights of the CLIP that compares.
+
+    Raises:
+        ValueError: an open_clip name without weights.
+    """
+    name = settings.score_model
+    if name is None:
+        if guide in CLIPS:
+            return ("demo" if guide == "demo-judge" else "demo-judge"), "none"
+        if "bigG" in guide or "-g-" in guide:
+            return "ViT-H-14", "laion2b_s32b_b79k"
+        return "ViT-bigG-14", "laion2b_s39b_b160k"  # as in the paper
+    if settings.score_pretrained is None and ":" not in name and name not in CLIPS:
+        raise ValueError(f"no weights are named for the score model {name}; expected --score-pretrained TAG")
+    return name, settings.score_pretrained or "none"
+
+
+def describe_verification(settings: VerifySettings, guide: str, device: str) -> dict[str, object]:
+    """What decides the added columns, as JSON values, for the fingerprint.
+
+    Raises:
+        ValueError: a precision that the device cannot compute.
+    """
+    values = dataclasses.asdict(settings)
+    for name in ("verify_batch", "keep_images"):  # change no number
+        del values[name]
+    name, pretrained = score_model(settings, guide)
+    return {
+        **values,
+        "score_model": name,
+        "score_pretrained": pretrained,
+        "verify_precision": _precision(settings, device),
+        "device": torch.device(device).type,
+    }
+
+
+def verified_table(table: PromptTable, settings: VerifySettings, device: str) -> VerifiedTable:
+    """The columns to add to a table, checked against those that an earlier run added.
+
+    Raises:
+        InputError: those were added with other settings.
+        ValueError: a precision that the device cannot compute.
+    """
+    about = describe_verification(settings, table.settings["model"], device)
+    verified = VerifiedTable(table, about, settings.keep_images)
+    verified.check()
+    return verified
+
+
+def verify_serially(
+    shards: Sequence[Shard],
+    table: VerifiedTable,
+    settings: VerifySettings,
+    device: str,
+    on_report: Callable[[VerifyReport], None],
+) -> dict[str, str]:
+    """Verify shard after shard in this process.
+
+    Returns:
+        reason by address, of the shards that failed.
+    """
+    if not shards:
+        return {}
+    failed = {}
+    verifier = Verifier(settings, table.prompts.settings["model"], device)
+    for shard in shards:
+        try:
+            on_report(verify_shard(shard, verifier, table))
+        except ShardError as error:
+            failed[shard.url] = str(error)
+    return failed
+
+
+def _precision(settings: VerifySettings, device: str | torch.device) -> GeneratorPrecision:
+    cpu = torch.device(device).type == "cpu"
+    if cpu and settings.verify_precision == "fp16":
+        raise ValueError("verify_precision is fp16, which a CPU cannot compute; expected fp32 or bf16")
+    return settings.verify_precision or ("fp32" if cpu else "fp16")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__

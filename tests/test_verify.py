@@ -1,0 +1,408 @@
+"""Verification of a shard: every prompt's pictures compared with the original, whatever happens on the way."""
+
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+import webdataset as wds
+from conftest import MakeTar, encoded
+from PIL import Image
+from rich.console import Console
+
+import pez
+from jobs import caption, command, verify
+from pez.demo import JUDGE
+from pipeline.caption import CaptionSettings, describe
+from pipeline.progress import JobProgress, prompt_table
+from pipeline.samples import ShardError
+from pipeline.shards import InputError, Shard, name_shards
+from pipeline.table import PromptTable, Row, VerifiedTable
+from pipeline.verify import (
+    Verifier,
+    VerifySettings,
+    check_verification,
+    score_model,
+    verified_table,
+    verify_shard,
+)
+
+SETTINGS = VerifySettings(verify="demo", verify_steps=1, verify_images=2)
+CAPTIONED = describe(CaptionSettings(model="demo", lanes=16), pez.PezSettings(tokens=6, steps=20), "cpu")
+PROMPTS = ["yellow triangle wavy", "blue square", "pink heart top left", "purple ring"]
+
+
+@pytest.fixture(scope="module")
+def verifier() -> Verifier:
+    return Verifier(SETTINGS, "demo")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> PromptTable:
+    table = PromptTable(str(tmp_path / "out"), CAPTIONED)
+    table.claim()
+    return table
+
+
+@pytest.fixture
+def shard(make_tar: MakeTar, images: list[Image.Image], table: PromptTable) -> Shard:
+    """Three captioned pictures, and a row without a prompt in their midst."""
+    members = [(f"{i:03d}.png", encoded(images[i])) for i in range(3)]
+    members.insert(2, ("bad.jpg", b"junk"))
+    shard = Shard(make_tar("in/a.tar", members), "a")
+    publish(table, shard, PROMPTS[:3])
+    return shard
+
+
+def publish(table: PromptTable, shard: Shard, prompts: list[str]) -> None:
+    rows = [Row(f"{i:03d}", shard.url, "ok", prompt=p, similarity=0.5, seed=0) for i, p in enumerate(prompts)]
+    rows.insert(2, Row("bad", shard.url, "bad_image", "cannot decode the image"))
+    table.publish(shard, rows, 1.0)
+
+
+def verified(table: PromptTable, **changes: Any) -> VerifiedTable:
+    return verified_table(table, dataclasses.replace(SETTINGS, **changes), "cpu")
+
+
+def rows_of(table: PromptTable, stem: str = "a") -> list[dict[str, Any]]:
+    return pq.read_table(f"{table.url}/{stem}.parquet").to_pylist()
+
+
+class Wrapped:
+    """A pipeline that does not like some prompts."""
+
+    def __init__(self, pipeline: Any, likes: Callable[[str], bool]) -> None:
+        self.pipeline, self.likes = pipeline, likes
+
+
+class Raising(Wrapped):
+    def __call__(self, prompt: list[str], **options: Any) -> Any:
+        if not all(map(self.likes, prompt)):
+            raise RuntimeError("this prompt\ncannot be painted")
+        return self.pipeline(prompt=prompt, **options)
+
+
+class Blanking(Wrapped):
+    def __call__(self, prompt: list[str], **options: Any) -> Any:
+        made = self.pipeline(prompt=prompt, **options)
+        made.nsfw_content_detected = [not self.likes(text) for text in prompt]
+        return made
+
+
+@pytest.fixture
+def troubled(verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verifier]:
+    def trouble(kind: type[Wrapped], likes: Callable[[str], bool]) -> Verifier:
+        monkeypatch.setattr(verifier.generator, "pipeline", kind(verifier.generator.pipeline, likes))
+        return verifier
+
+    return trouble
+
+
+def test_rows_with_a_prompt_get_their_similarities(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
+    before = pq.read_table(f"{table.url}/a.parquet")
+    report = verify_shard(shard, verifier, verified(table))
+    after = pq.read_table(f"{table.url}/a.parquet")
+    assert after.select(before.column_names).equals(before)
+    assert after.schema.metadata[b"pez"] == before.schema.metadata[b"pez"]
+    assert json.loads(after.schema.metadata[b"pez-verify"])["guidance"] == 9.0
+    for row in after.to_pylist():
+        if row["key"] == "bad":
+            assert row["regenerated_similarity"] is row["regenerated_similarities"] is row["regeneration"] is None
+            continue
+        made = row["regeneration"]
+        assert len(set(made["seeds"])) == len(row["regenerated_similarities"]) == 2
+        assert row["regenerated_similarity"] == pytest.approx(sum(row["regenerated_similarities"]) / 2)
+        assert (made["model"], made["score_model"], made["steps"], made["guidance"]) == ("demo", "demo-judge", 1, 9.0)
+        assert (made["scheduler"], made["blanked"], made["error"]) == ("dpm++", 0, None)
+    assert (report.rows, report.scored, report.blanked, report.failures) == (3, 3, 0, [])
+    assert json.loads(Path(f"{table.url}/_verified/a.json").read_text()) == dataclasses.asdict(report)
+
+
+def test_anyone_recomputes_the_similarity_from_the_kept_pictures(
+    shard: Shard, table: PromptTable, verifier: Verifier, images: list[Image.Image]
+) -> None:
+    verify_shard(shard, verifier, verified(table, keep_images=True))
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{JUDGE}")
+    model.eval()
+    kept = {s["__key__"]: s for s in wds.WebDataset(f"{table.url}/_regenerated/a.tar", shardshuffle=False)}
+    assert list(kept) == ["000", "001", "002"]
+    for row, original in zip((r for r in rows_of(table) if r["status"] == "ok"), images[:3], strict=True):
+        sample = kept[row["key"]]
+        assert sample["txt"].decode() == row["prompt"]
+        pictures = [original, *(Image.open(io.BytesIO(sample[f"{n}.png"])) for n in range(2))]
+        with torch.no_grad():
+            features = F.normalize(model.encode_image(torch.stack([preprocess(p) for p in pictures])), dim=-1)
+        assert (features[0] @ features[1:].T).tolist() == pytest.approx(row["regenerated_similarities"], abs=1e-4)
+
+
+def test_a_verified_shard_is_not_done_again(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
+    report = verify_shard(shard, verifier, verified(table))
+    assert verified(table).pending([shard]) == []
+    Path(shard.url).unlink()
+    assert verify_shard(shard, verifier, verified(table)) == report
+
+
+def test_columns_without_the_marker_are_made_again(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
+    verify_shard(shard, verifier, verified(table))
+    before = Path(f"{table.url}/a.parquet").read_bytes()
+    Path(f"{table.url}/_verified/a.json").unlink()  # as after a crash between the two
+    assert verified(table).pending([shard]) == [shard]
+    verify_shard(shard, verifier, verified(table))
+    assert Path(f"{table.url}/a.parquet").read_bytes() == before
+
+
+def test_a_marker_without_the_columns_does_not_count(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
+    verify_shard(shard, verifier, verified(table))
+    publish(table, shard, PROMPTS[1:])  # captioned again
+    assert verified(table).pending([shard]) == [shard]
+    verify_shard(shard, verifier, verified(table))
+    assert rows_of(table)[0]["regenerated_similarity"] is not None
+
+
+def test_pictures_wanted_later_are_made(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
+    verify_shard(shard, verifier, verified(table))
+    before = rows_of(table)
+    assert verified(table, keep_images=True).pending([shard]) == [shard]
+    verify_shard(shard, verifier, verified(table, keep_images=True))
+    assert rows_of(table) == before
+    assert verified(table, keep_images=True).pending([shard]) == []
+
+
+def test_other_settings_are_refused_and_named(table: PromptTable) -> None:
+    verified(table).claim()
+    verified(table, verify_batch=3, keep_images=True).claim()  # change no number
+    with pytest.raises(
+        InputError, match="verified with other settings: guidance was 9.0 and is 7.5, verify_steps was 1 and is 2; use"
+    ):
+        verified(table, guidance=7.5, verify_steps=2)
+
+
+def test_one_bad_prompt_does_not_stop_the_others(
+    shard: Shard, table: PromptTable, troubled: Callable[..., Verifier]
+) -> None:
+    report = verify_shard(shard, troubled(Raising, lambda prompt: "square" not in prompt), verified(table))
+    found = {row["key"]: row for row in rows_of(table)}
+    assert found["001"]["regenerated_similarity"] is found["001"]["regenerated_similarities"] is None
+    assert found["001"]["regeneration"]["error"] == "this prompt cannot be painted"
+    assert len(found["001"]["regeneration"]["seeds"]) == 2
+    assert found["000"]["regenerated_similarity"] is not None
+    assert found["002"]["regenerated_similarity"] is not None
+    assert (report.rows, report.scored) == (3, 2)
+    assert report.failures == [{"key": "001", "reason": "this prompt cannot be painted"}]
+
+
+def test_a_generator_that_fails_for_any_prompt_fails_the_shard(
+    shard: Shard, table: PromptTable, troubled: Callable[..., Verifier]
+) -> None:
+    before = Path(f"{table.url}/a.parquet").read_bytes()
+    with pytest.raises(ShardError, match="the generator demo fails: this prompt cannot be painted"):
+        verify_shard(shard, troubled(Raising, lambda _: False), verified(table, keep_images=True))
+    assert Path(f"{table.url}/a.parquet").read_bytes() == before
+    assert not list(Path(table.url).glob("_[rv]*/*[!n]"))[1:]  # the report of the captions alone
+
+
+def test_a_blanked_picture_is_told_and_not_scored(
+    shard: Shard, table: PromptTable, troubled: Callable[..., Verifier]
+) -> None:
+    judge = troubled(Blanking, lambda prompt: "square" not in prompt)
+    report = verify_shard(shard, judge, verified(table, keep_images=True))
+    row = rows_of(table)[1]
+    assert (row["regenerated_similarity"], row["regenerated_similarities"]) == (None, [None, None])
+    assert (row["regeneration"]["blanked"], row["regeneration"]["error"]) == (2, None)
+    assert (report.blanked, report.scored, report.rows) == (2, 2, 3)
+    kept = wds.WebDataset(f"{table.url}/_regenerated/a.tar", shardshuffle=False)
+    assert [sample["__key__"] for sample in kept] == ["000", "002"]
+
+
+def test_a_picture_that_left_the_shard_is_told(
+    shard: Shard, table: PromptTable, verifier: Verifier, make_tar: MakeTar, images: list[Image.Image]
+) -> None:
+    make_tar("in/a.tar", [("000.png", encoded(images[0])), ("002.png", encoded(images[2])[:99])])
+    verify_shard(shard, verifier, verified(table))
+    errors = {row["key"]: (row["regeneration"] or {}).get("error") for row in rows_of(table)}
+    assert errors["000"] is None
+    assert errors["001"] == "its picture is not in the shard any more"
+    assert errors["002"].startswith("cannot decode the image")
+
+
+def test_a_row_does_not_depend_on_the_others(
+    shard: Shard, table: PromptTable, verifier: Verifier, make_tar: MakeTar, images: list[Image.Image]
+) -> None:
+    verify_shard(shard, verifier, verified(table))
+    alone = Shard(make_tar("in/b.tar", [("002.png", encoded(images[2]))]), "b")
+    table.publish(alone, [Row("002", alone.url, "ok", prompt=PROMPTS[2])], 1.0)
+    verify_shard(alone, verifier, verified(table))
+    [row] = rows_of(table, "b")
+    assert row["regenerated_similarities"] == rows_of(table)[3]["regenerated_similarities"]
+
+
+def test_prompts_that_are_not_there_are_asked_for(table: PromptTable, verifier: Verifier) -> None:
+    with pytest.raises(ShardError, match="x.tar has no prompts in .*; run jobs.caption first"):
+        verify_shard(Shard("x.tar", "x"), verifier, verified(table))
+
+
+def test_the_default_score_model_is_not_the_guide() -> None:
+    chosen = {
+        guide: score_model(VerifySettings(verify="demo"), guide)
+        for guide in ("demo", "demo-judge", "ViT-H-14", "ViT-L-14", "ViT-bigG-14", "ViT-g-14")
+    }
+    assert {guide: name for guide, (name, _) in chosen.items()} == {
+        "demo": "demo-judge",
+        "demo-judge": "demo",
+        "ViT-H-14": "ViT-bigG-14",
+        "ViT-L-14": "ViT-bigG-14",
+        "ViT-bigG-14": "ViT-H-14",
+        "ViT-g-14": "ViT-H-14",
+    }
+    for name, pretrained in chosen.values():
+        if name.startswith("ViT"):
+            assert pretrained in open_clip.list_pretrained_tags_by_model(name)
+
+
+def test_a_guide_that_scores_its_own_prompts_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="demo guides the prompts and scores their pictures too"):
+        check_verification(VerifySettings(verify="demo", score_model="demo"), "demo", "none")
+
+
+@pytest.mark.parametrize(
+    ("job", "words", "message"),
+    [
+        ("caption", ["--demo", "--verify", "{tmp}/gone"], "no folder '{tmp}/gone'; expected demo, a hub id"),
+        ("caption", ["--demo", "--verify", "{tmp}"], "no pipeline in {tmp}; expected a diffusers folder"),
+        ("caption", ["--demo", "--verify", "demo", "--verify-steps", "0"], "verify_steps is 0; expected 1 or more"),
+        ("caption", ["--demo", "--verify", "demo", "--score-model", "ViT-Z"], "no weights are named for the score"),
+        ("caption", ["--demo", "--verify", "demo", "--score-model", "local-dir:{tmp}"], "expected an open_clip folder"),
+        ("caption", ["--demo", "--verify", "demo", "--verify-precision", "fp16", "--device", "cpu"],
+         "verify_precision is fp16, which a CPU cannot compute"),
+        ("verify", ["--verify", "demo"], "no _run.json in {tmp}/out; expected the output of python -m jobs.caption"),
+    ],
+)  # fmt: skip
+def test_bad_usage_is_one_line_and_status_2(
+    tmp_path: Path,
+    job: str,
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    options = [*(word.format(tmp=tmp_path) for word in words), "--local"]
+    monkeypatch.setattr(sys, "argv", ["job", *([str(out)] if job == "verify" else ["--output", str(out)]), *options])
+    assert run(job) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert message.format(tmp=tmp_path) in line
+    assert not out.exists()
+
+
+def test_verify_asks_for_a_generator(
+    table: PromptTable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["job", table.url, "--local"])
+    assert run("verify") == 2
+    assert "no generator is named; expected --verify demo" in capsys.readouterr().err
+
+
+def run(job: str) -> int:
+    options, main = (verify.VerifyJob, verify.verify) if job == "verify" else (caption.CaptionJob, caption.caption)
+    with pytest.raises(SystemExit) as ended:
+        command.run(options, None, main)  # type: ignore[type-var]
+    return int(ended.value.code or 0)
+
+
+def test_verifying_later_gives_the_numbers_of_verifying_at_once(
+    scene_tars: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at_once, later = tmp_path / "at once", tmp_path / "later"
+    how = ["--verify", "demo", "--verify-steps", "1", "--local"]
+    captions = ["--input", *scene_tars, "--model", "demo", "--steps", "5", "--swaps", "0", "--lanes", "16", "--local"]
+    for name, words in (
+        ("caption", ["--output", str(at_once), *captions, *how]),
+        ("caption", ["--output", str(later), *captions]),
+        ("verify", [str(later), *how]),
+    ):
+        monkeypatch.setattr(sys, "argv", ["job", *words])
+        assert run(name) == 0
+    assert "verified 3/3 shards  12 prompts  mean regenerated similarity" in capsys.readouterr().out
+    tables = [pq.read_table(folder).sort_by("key") for folder in (at_once, later)]
+    assert tables[0].num_rows == 12
+    assert tables[0]["regenerated_similarity"].null_count == 0
+    assert tables[0].equals(tables[1])
+
+    (at_once / "_verified" / "scenes-1.json").unlink()  # as after a kill
+    (at_once / "scenes-2.parquet").unlink()
+    monkeypatch.setattr(sys, "argv", ["job", "--output", str(at_once), *captions, *how])
+    assert run("caption") == 0
+    assert "3/3 shards  4 images" in (told := capsys.readouterr().out)
+    assert "verified 3/3 shards  8 prompts" in told
+    assert (at_once / "_SUCCESS").exists()
+    assert pq.read_table(at_once).sort_by("key").equals(tables[0])
+
+
+def test_a_job_with_verification_succeeds_only_when_all_is_verified(
+    scene_tars: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    captions = ["--input", *scene_tars[:2], "--output", str(out), "--model", "demo", "--steps", "2", "--swaps", "0",
+                "--lanes", "16", "--local"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["job", *captions])
+    assert run("caption") == 0
+    assert (out / "_SUCCESS").exists()
+    Path(scene_tars[1]).write_bytes(b"no tar any more")
+    monkeypatch.setattr(sys, "argv", ["job", *captions, "--verify", "demo", "--verify-steps", "1"])
+    assert run("caption") == 1
+    assert "1 of 2 shards failed" in (told := capsys.readouterr().out)
+    assert "scenes-1.tar is not a tar" in told
+    assert not (out / "_SUCCESS").exists()
+    assert {p.stem for p in (out / "_verified").iterdir()} == {"scenes-0"}
+
+
+def test_progress_tells_of_both_stages(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
+    report = verify_shard(shard, verifier, verified(table))
+    told = io.StringIO()
+    captions = table.finished(shard)
+    assert captions is not None
+    with JobProgress(2, 0, Console(file=told, width=200), verified=0) as progress:
+        progress.report(captions)
+        progress.look([verifier.progress])
+        assert f"verified 0/2 shards  3 prompts  mean regenerated similarity {report.mean_similarity:.3f}" in (
+            progress.line()
+        )
+        progress.report_verified(report)
+    assert "1/2 shards  3 images" in told.getvalue()
+    assert "verified 1/2 shards  3 prompts" in told.getvalue()
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(prompt_table(table.read(shard)))
+    assert "regenerated" in shown.getvalue()
+    assert f"{rows_of(table)[0]['regenerated_similarity']:.3f}" in shown.getvalue()
+
+
+def test_shards_are_found_from_their_reports(scene_tars: list[str], table: PromptTable) -> None:
+    shards = name_shards(scene_tars)
+    for shard in shards:
+        table.publish(shard, [Row("k", shard.url, "ok", prompt="p")], 1.0)
+    Path(f"{table.url}/scenes-1.parquet").unlink()
+    written = PromptTable.written(table.url)
+    assert written.settings == table.settings
+    assert written.shards() == [shards[0], shards[2]]
+
+
+def test_the_added_columns_have_one_schema_in_every_shard(
+    shard: Shard, table: PromptTable, verifier: Verifier, make_tar: MakeTar
+) -> None:
+    """Also where no row has a prompt."""
+    empty = Shard(make_tar("in/b.tar", [("x.jpg", b"junk")]), "b")
+    table.publish(empty, [Row("x", empty.url, "bad_image", "cannot decode")], 1.0)
+    for each in (shard, empty):
+        verify_shard(each, verifier, verified(table))
+    one, other = (pq.read_schema(f"{table.url}/{stem}.parquet") for stem in "ab")
+    assert one.equals(other)
+    assert pa.types.is_struct(one.field("regeneration").type)
