@@ -65,7 +65,7 @@ class JobProgress:
 
     def note(self, line: str) -> None:
         """Something went wrong and was mended."""
-        self.console.print(f"note: {line}", highlight=False, soft_wrap=True)
+        self.console.print(f"note: {plain(line)}", highlight=False, soft_wrap=True, markup=False)
 
     def line(self) -> str:
         """The counts, in one line."""
@@ -106,9 +106,14 @@ def prompt_table(rows: pa.Table, most: int = 10) -> Table:
     for row in shown:
         prompt = row["prompt"] if row["status"] == "ok" else f"({row['status']}: {row['error_message']})"
         numbers = ["" if row[n] is None else f"{row[n]:.3f}" for n in ("similarity", "caption_similarity")]
-        cells = [Text(row["key"]), Text(prompt), Text(numbers[0]), Text(row["caption"] or ""), Text(numbers[1])]
-        table.add_row(*cells[: len(table.columns)])
+        cells = [row["key"], prompt, numbers[0], (row["caption"] or "")[:200], numbers[1]]
+        table.add_row(*(Text(plain(cell)) for cell in cells[: len(table.columns)]))
     return table
+
+
+def plain(text: str) -> str:
+    """Text of strangers for a terminal: line breaks, escapes and other characters that do not print are spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _duration(seconds: float) -> str:

@@ -102,7 +102,7 @@ def _globbed(url: str) -> list[str]:
     except ValueError as error:
         raise InputError(f"{url!r}: {protocol}:// is not a kind of address that fsspec knows") from error
     except ImportError as error:
-        raise InputError(f"{url!r}: {_one_line(error)}") from error
+        raise InputError(missing_driver(url, error)) from error
     if not any(c in url for c in "*?[") or protocol in ("http", "https"):
         if protocol == "file" and not os.path.exists(url.removeprefix("file://")):
             raise InputError(f"no file {url}; expected a tar")
@@ -112,6 +112,14 @@ def _globbed(url: str) -> list[str]:
         return sorted(fs.unstrip_protocol(p) if protocol != "file" else p for p in fs.glob(path))
     except Exception as error:  # each filesystem has its own errors
         raise InputError(f"cannot list {url!r}: {_one_line(error)}") from error
+
+
+def missing_driver(url: str, error: ImportError) -> str:
+    """What to install for an address, in one line."""
+    protocol = url.split("://", 1)[0]
+    extra = {"s3a": "s3", "gcs": "gs", "https": "http"}.get(protocol, protocol)
+    advice = f"pip install -e '.[{extra}]'" if extra in ("s3", "gs", "hf", "http") else "install it"
+    return f"{url!r}: the driver of {protocol}:// is missing ({_one_line(error)}); {advice}"
 
 
 def listing_options(url: str) -> dict[str, bool]:
