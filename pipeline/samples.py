@@ -3,26 +3,29 @@
 import dataclasses
 import gzip
 import io
+import math
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.shards import InputError, Shard
 from pipeline.streams import ByteStream
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 CAPTION_ENDINGS = ("txt", "caption", "text")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # not those of Pillow that run programs, like EPS
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_CAPTION_BYTES = 2**20
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 200
 """long side by short side; models scale the short side up to their own, and memory goes with the long one"""
 
-_MAX_HEADER_BYTES = 2**16
+_MAX_HEADER_BYTES = 2**15
+_READ_AT_ONCE = 2**17
 _READ_WHOLE = (  # by tarfile, as part of the next member's header
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -177,8 +180,9 @@ class open_tar:  # noqa: N801 - reads as a function
             head += self.file.read(1) if len(head) == 1 else b""
             self.stream = _Watched(self.file, head)
             if head == b"\x1f\x8b":
+                self.stream.reads_at_end = -math.inf  # an unpacker asks on and on
                 self.stream = _Watched(gzip.GzipFile(fileobj=self.stream), b"")
-            self.tar = tarfile.open(fileobj=self.stream, mode="r|", tarinfo=_Member)
+            self.tar = tarfile.open(fileobj=self.stream, mode="r|", bufsize=_READ_AT_ONCE, tarinfo=_Member)
         except Exception as error:
             self.__exit__()
             raise self._error(error) from error
@@ -244,7 +248,7 @@ class _Watched(io.RawIOBase):
         self.file, self.head = file, head
         self.position = 0
         self.last_content = 0
-        self.reads_at_end = 0
+        self.reads_at_end: float = 0
 
     def readable(self) -> bool:
         return True
@@ -277,8 +281,7 @@ def decode_image(data: bytes) -> Image.Image:
         ImageError: not an image, cut short, larger than MAX_PIXELS or narrower than MAX_ASPECT; one line.
     """
     try:
-        # Of Pillow's formats those that are usual; others run programs (EPS) or follow names in the file.
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ImageError(f"{width}x{height} pixels; expected at most {MAX_PIXELS}")
@@ -288,6 +291,8 @@ def decode_image(data: bytes) -> Image.Image:
             return _to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
+    except UnidentifiedImageError as error:  # its own words hold an address in memory, another one each time
+        raise ImageError(f"cannot decode the image: none of {', '.join(_FORMATS)}, or damaged") from error
     except Exception as error:  # decoders raise nearly anything on hostile bytes
         raise ImageError(f"cannot decode the image: {' '.join(str(error).split()) or type(error).__name__}") from error
 
