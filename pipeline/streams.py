@@ -1,6 +1,7 @@
 """An address as a stream of bytes, from its start to its end, which outlives read errors that pass."""
 
 import io
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -8,9 +9,6 @@ from typing import Any
 import fsspec
 
 from pipeline.shards import listing_options
-
-WAITS = (0.2, 1.0, 5.0)
-"""seconds before each further try; a read that succeeds has all of them again"""
 
 _BLOCK = 8 * 2**20
 _SILENCE = 60.0  # seconds without a byte after which a server is taken for dead
@@ -27,8 +25,11 @@ class ByteStream(io.RawIOBase):
             is left as the filesystem has it: a missing file is no error that passes.
     """
 
-    def __init__(self, url: str, waits: Sequence[float] = WAITS) -> None:
-        self.url, self.waits = url, waits
+    waits: Sequence[float] = (0.2, 1.0, 5.0)
+    """seconds before each further try; a read that succeeds has all of them again"""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
         self.position = 0
         self.ranges = True
         self.file: Any = self._open()
@@ -103,10 +104,14 @@ class _ReplacedError(OSError):
     """What is read on is not what was begun."""
 
 
-def _version(file: Any) -> tuple[int | None, ...]:
-    """Size of an open file, and what else tells it from another one of the same name."""
-    details = getattr(file, "details", None) or {}
-    return (getattr(file, "size", None), *(details.get(n) for n in ("ETag", "etag", "generation", "mtime", "ino")))
+def _version(file: Any) -> tuple[Any, ...]:
+    """Size of an open file, None where it is not told, and what else tells it from another one of the same name."""
+    try:
+        stat = os.fstat(file.fileno())
+        return stat.st_size, stat.st_ino, stat.st_mtime_ns
+    except (AttributeError, OSError):  # not a local file
+        details = getattr(file, "details", None) or {}
+        return getattr(file, "size", None), *(details.get(n) for n in ("ETag", "etag", "generation", "sha256"))
 
 
 def _knows_no_ranges(error: BaseException) -> bool:
