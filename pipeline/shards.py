@@ -73,10 +73,6 @@ def _stem(url: str) -> str:
 def _expand(pattern: str) -> list[str]:
     if pattern.startswith("@"):
         return _listed(Path(pattern[1:]))
-    if pattern.startswith("pipe:"):
-        raise InputError(
-            f"{pattern!r} would run a shell command; give an address that fsspec opens, like s3:// or http://"
-        )
     if "://" not in pattern and os.path.exists(pattern):
         path = Path(pattern)
         return sorted(str(p) for p in path.glob("*.tar")) if path.is_dir() else [pattern]
@@ -96,6 +92,8 @@ def _listed(file: Path) -> list[str]:
 
 
 def _globbed(url: str) -> list[str]:
+    if url.startswith("pipe:"):
+        raise InputError(f"{url!r} would run a shell command; give an address that fsspec opens, like s3:// or http://")
     protocol = url.split("://", 1)[0] if "://" in url else "file"
     try:
         fsspec.get_filesystem_class(protocol)
