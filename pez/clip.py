@@ -5,6 +5,7 @@ import copy
 import functools
 import logging
 import os
+import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -211,7 +212,7 @@ def _load_open_clip(name: str, pretrained: str | None) -> tuple[Any, Any, Any]:
             )
             tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # each of torch, safetensors, huggingface_hub and open_clip has its own errors
-        raise ValueError(f"cannot load {name!r} with weights {weights or 'of its own'}: {_one_line(error)}") from error
+        raise ValueError(f"cannot load {name!r} with weights {weights or 'of its own'}: {_reason(error)}") from error
     _expect_finite(name, model)
     return model, preprocess, tokenizer
 
@@ -276,6 +277,15 @@ def _expect_known(name: str, pretrained: str | None) -> None:
         raise ValueError(
             f"no weights {pretrained!r} for {name}; expected a checkpoint file, none, or one of {', '.join(tags)}"
         )
+
+
+def _reason(error: BaseException) -> str:
+    expected = "expected safetensors, or a file of tensors by name"
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):  # torch advises to run the code
+        return f"the checkpoint is damaged, or holds code or other objects than tensors; {expected}"
+    if isinstance(error, (EOFError, KeyError, StopIteration, AttributeError)):
+        return f"the checkpoint is damaged or holds something else ({type(error).__name__}); {expected}"
+    return _one_line(error)
 
 
 def _one_line(error: BaseException) -> str:

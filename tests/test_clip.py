@@ -53,9 +53,9 @@ class Trap:
 def test_a_pickle_with_code_is_refused(small_model: str, tmp_path: Path, content: str) -> None:
     trap = Trap(tmp_path / "trace")
     torch.save({"state_dict": trap} if content == "weights" else trap, tmp_path / "bomb.pt")
-    with pytest.raises(ValueError, match="cannot load 'pez-test-small'") as error:
+    with pytest.raises(ValueError, match="holds code or other objects than tensors; expected safetensors") as error:
         pez.load_clip(small_model, str(tmp_path / "bomb.pt"))
-    assert "\n" not in str(error.value)
+    assert str(error.value).isprintable()
     assert not trap.trace.exists()
     torch.load(tmp_path / "bomb.pt", weights_only=False)
     assert trap.trace.exists(), "the trap works"
