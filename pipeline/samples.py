@@ -225,6 +225,8 @@ class open_tar:  # noqa: N801 - reads as a function
         # fsspec says "not found" of a server that refuses, and keeps what the server said as the cause.
         told = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
         reason = " ".join(str(told).split()) or type(told).__name__
+        if isinstance(told, FileNotFoundError) and told.errno is None:  # of a store; its words are the path alone
+            reason = "there is no such file"
         if isinstance(error, (OSError, EOFError, ImportError)):
             return ShardError(f"cannot read {self.url}: {reason}")
         return ShardError(f"{self.url} is not a tar, or damaged ({reason}); expected a WebDataset shard")

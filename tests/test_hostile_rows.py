@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.console import Console
 from test_hostile_tars import FORMATS, JPEG, MEMBERS, Member, expected_keys, has_image, packed
 
 import pez
+from jobs import caption, command
 from pipeline.caption import Captioner, CaptionSettings, caption_shard, describe
 from pipeline.progress import JobProgress, prompt_table
 from pipeline.samples import ShardError
@@ -82,6 +84,27 @@ def test_text_of_strangers_does_not_steer_a_terminal(make_tar: MakeTar, captione
     shown = screen.getvalue()
     assert shown.count(r"[red]x[/red]\x1b[2J") == 2
     assert shown.count(r"[/] \x1b[31mred\x07\r\u202ekcab\nnext [bold]") == 2
+    assert not {c for c in shown.replace("\n", "") if not c.isprintable()}
+
+
+def test_names_of_strangers_do_not_steer_a_terminal(
+    make_tar: MakeTar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = make_tar("in/[red]good\x1b[31m.tar", [("[/]\x1b]0;title\x07.jpg", JPEG)])
+    Path(tmp_path, "in", "[b]bad\x1b[2J\r.tar").write_bytes(b"not a tar")
+    words = ["--output", f"{tmp_path}/[/out]", "--local", "--model", "demo", "--tokens", "3", "--swaps", "0"]
+    statuses = []
+    for more in (["--input", good], ["--input", f"{tmp_path}/in"], ["--input", good, "--steps", "3"]):
+        monkeypatch.setattr(sys, "argv", ["jobs.caption", "--steps", "2", *words, *more])
+        with pytest.raises(SystemExit) as ended:
+            command.run(caption.CaptionJob, caption.__doc__, caption.caption)
+        statuses.append(ended.value.code)
+    shown = "".join(capsys.readouterr())
+    assert statuses == [0, 1, 2]
+    assert "1 Parquet files in" in shown
+    assert r"[b]bad\x1b[2J\r.tar is not a tar" in shown
+    assert r"[/]\x1b]0;title\x07" in shown
+    assert "[/out] holds prompts of other settings" in shown
     assert not {c for c in shown.replace("\n", "") if not c.isprintable()}
 
 

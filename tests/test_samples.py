@@ -109,8 +109,9 @@ def test_what_is_not_a_tar_says_so(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match="cannot read .*gone.tar"):
-        read(str(tmp_path / "gone.tar"))
+    for url in (str(tmp_path / "gone.tar"), "memory://gone.tar"):
+        with pytest.raises(ShardError, match="cannot read .*gone.tar: .*[Nn]o such file"):
+            read(url)
 
 
 def grey16() -> Image.Image:
