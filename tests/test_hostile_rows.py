@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from rich.console import Console
 from test_hostile_tars import FORMATS, JPEG, MEMBERS, Member, expected_keys, has_image, packed
+from weak_server import WeakServer
 
 import pez
 from jobs import caption, command
@@ -23,6 +24,7 @@ from pipeline.caption import Captioner, CaptionSettings, caption_shard, describe
 from pipeline.progress import JobProgress, prompt_table
 from pipeline.samples import ShardError
 from pipeline.shards import Shard
+from pipeline.streams import ByteStream
 from pipeline.table import PromptTable, ShardReport
 
 SETTINGS = CaptionSettings(model="demo", lanes=16)
@@ -144,6 +146,21 @@ def test_a_similarity_that_is_no_number_is_a_row_with_a_reason(make_tar: MakeTar
     assert [rows[i] for i in (0, 1, 3)] == [undisturbed[i] for i in (0, 1, 3)]
     assert (report.ok, report.failed) == (3, {"not_finite": 1})
     assert math.isfinite(report.mean_similarity or math.nan)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_shard_over_a_line_that_breaks_has_the_rows_of_the_file(
+    scene_tars: list[str], captioner: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranges: bool
+) -> None:
+    monkeypatch.setattr(ByteStream, "waits", (0.01, 0.01))
+    data = Path(scene_tars[0]).read_bytes()
+    _, undisturbed = captioned(scene_tars[0], captioner, tmp_path / "undisturbed")
+    with WeakServer({"a.tar": data}, ranges, breaks=2, break_at=len(data) // 2).running() as server:
+        url = f"{server.url}/a.tar"
+        _, rows = captioned(url, captioner, tmp_path / "out")
+        assert server.breaks == 0
+    assert rows == [{**row, "shard": url} for row in undisturbed]
+    assert len(rows) == 4
 
 
 def test_the_report_counts_what_is_in_no_row(make_tar: MakeTar, captioner: Captioner, tmp_path: Path) -> None:
