@@ -21,7 +21,7 @@ from pipeline import cluster
 from pipeline.caption import Captioner, CaptionSettings, check_settings, describe, run_serially
 from pipeline.cluster import ActorPlan, ClusterSettings, Stage
 from pipeline.demo_shards import demo_shards
-from pipeline.progress import JobProgress, prompt_table
+from pipeline.progress import JobProgress, plain, prompt_table
 from pipeline.shards import Shard, expand_shards
 from pipeline.table import PromptTable, VerifiedTable
 from pipeline.verify import VerifySettings, check_verification, verified_table, verify_serially
@@ -131,7 +131,8 @@ def _conclude(
     job: CaptionJob, table: PromptTable, shards: list[Shard], failed: dict[str, str], console: Console
 ) -> int:
     for url, reason in failed.items():
-        console.print(f"failed: {url}: {reason}", style="red", highlight=False, soft_wrap=True, markup=False)
+        line = plain(f"failed: {url}: {reason}")
+        console.print(line, style="red", highlight=False, soft_wrap=True, markup=False)
     shown = next((s for s in shards if s.url not in failed and table.finished(s)), None)
     if shown is not None:
         console.print(prompt_table(table.read(shown)))
@@ -139,7 +140,7 @@ def _conclude(
         console.print(f"{len(failed)} of {len(shards)} shards failed; run the same command to try them again")
         return 1
     table.succeed()
-    console.print(f"{len(shards)} Parquet files in {table.url}", highlight=False, soft_wrap=True)
+    console.print(f"{len(shards)} Parquet files in {table.url}", highlight=False, soft_wrap=True, markup=False)
     return 0
 
 

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import tyro
 
+from pipeline.progress import plain
 from pipeline.shards import InputError
 
 Options = TypeVar("Options")
@@ -21,7 +22,7 @@ def run(options: type[Options], description: str | None, job: Callable[[Options]
         chosen = tyro.cli(options, description=description, config=config)
         status = job(chosen)
     except (InputError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain(str(error))}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

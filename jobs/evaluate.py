@@ -1,7 +1,7 @@
 """The paper's table on your data: what a generator makes of the learned prompts, beside captions and random prompts.
 
     python -m jobs.evaluate --demo
-    python -m jobs.evaluate --input 'shards/{00000..00003}.tar' --images 256 --verify stabilityai/stable-diffusion-2-1 --tokens 16
+    python -m jobs.evaluate --input 'shards/*.tar' --images 256 --verify stabilityai/stable-diffusion-2-1 --tokens 16
 
 For each kind of prompt: its similarity under the guide and under the score model, and the similarity of the pictures that the
 generator makes of it with the originals, under the score model; means with 95% intervals. `similarity` is that of the text.
@@ -119,7 +119,8 @@ def evaluate(job: EvaluateJob) -> int:
         values |= {"outcomes": [dataclasses.asdict(outcome) for outcome in outcomes]}
         job.json.write_text(json.dumps(values, indent=2) + "\n")
     if job.picture is not None:
-        rows = [originals.pictures, *(made[kind] for kind in ("caption", "learned", "random") if kind in made)]
+        rows: list[Sequence[Image.Image | None]] = [originals.pictures]
+        rows += (made[kind] for kind in ("caption", "learned", "random") if kind in made)
         grid(rows, count=12).save(job.picture)
     return 0
 
@@ -219,7 +220,9 @@ def outcome_table(outcomes: Sequence[Outcome]) -> Table:
     for name in attributes:
         table.add_column(name.replace("_", " "), justify="right")
     for o in outcomes:
-        table.add_row(o.prompts, str(o.guide), str(o.judge), str(o.regenerated), *(f"{o.named[n]:.0%}" for n in attributes))
+        table.add_row(
+            o.prompts, str(o.guide), str(o.judge), str(o.regenerated), *(f"{o.named[n]:.0%}" for n in attributes)
+        )
     return table
 
 
@@ -230,7 +233,9 @@ def grid(rows: Sequence[Sequence[Image.Image | None]], count: int, side: int = 9
     for y, row in enumerate(rows):
         for x, picture in enumerate(row[:count]):
             if picture is not None:
-                sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (x * (side + gap), y * (side + gap)))
+                sheet.paste(
+                    picture.resize((side, side), Image.Resampling.BICUBIC), (x * (side + gap), y * (side + gap))
+                )
     return sheet
 
 

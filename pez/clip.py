@@ -44,8 +44,10 @@ def load_clip(
         precision: of the optimisation; images and texts are always encoded in float32 (float64 with "fp64").
         compiled: compile the text tower's block; for long runs on a GPU.
 
+    Nothing that comes with a model is run as code: checkpoints are safetensors or are read as plain tensors.
+
     Raises:
-        ValueError: no such model, no such checkpoint, or weights that do not fit the model; one line.
+        ValueError: no such model, no such checkpoint, weights that do not fit the model or are not finite; one line.
     """
     if precision not in DTYPES:
         raise ValueError(f"precision is {precision!r}; expected one of {', '.join(DTYPES)}")
@@ -200,11 +202,38 @@ def _load_open_clip(name: str, pretrained: str | None) -> tuple[Any, Any, Any]:
             warnings.warn(f"{name} has RANDOM weights (pretrained=none): its prompts mean nothing", stacklevel=4)
     try:
         with _quiet_logging():
-            model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=weights, **options)
+            _expect_no_code(open_clip.get_model_config(name))
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                name,
+                pretrained=weights,
+                weights_only=True,  # a pickle with code is an error
+                require_pretrained=bool(weights or schema in ("hf-hub", "local-dir")),
+                **options,
+            )
             tokenizer = open_clip.get_tokenizer(name)
-    except (RuntimeError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(f"cannot load {name!r} with weights {weights or 'of its own'}: {_one_line(error)}") from error
+    except Exception as error:  # each of torch, safetensors, huggingface_hub and open_clip has its own errors
+        raise ValueError(f"cannot load {name!r} with weights {weights or 'of its own'}: {_reason(error)}") from error
+    _expect_finite(name, model)
     return model, preprocess, tokenizer
+
+
+def _expect_no_code(config: Any) -> None:
+    """A model's configuration may ask transformers to run the code that lies beside it."""
+    if isinstance(config, dict):
+        if config.get("trust_remote_code"):
+            raise ValueError("its configuration asks for trust_remote_code; code that comes with a model is never run")
+        for value in config.values():
+            _expect_no_code(value)
+
+
+def _expect_finite(name: str, model: Any) -> None:
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            count = int((~value.isfinite()).sum())
+            raise ValueError(
+                f"the weights of {name} are damaged: {count} of {value.numel()} numbers in {key} are not finite;"
+                " expected none, download or convert them again"
+            )
 
 
 def check_model(name: str, pretrained: str | None, tokens: int) -> None:
@@ -250,9 +279,18 @@ def _expect_known(name: str, pretrained: str | None) -> None:
         )
 
 
+def _reason(error: BaseException) -> str:
+    expected = "expected safetensors, or a file of tensors by name"
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):  # torch advises to run the code
+        return f"the checkpoint is damaged, or holds code or other objects than tensors; {expected}"
+    if isinstance(error, (EOFError, KeyError, StopIteration, AttributeError)):
+        return f"the checkpoint is damaged or holds something else ({type(error).__name__}); {expected}"
+    return _one_line(error)
+
+
 def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:4])
+    text = " ".join(lines[:4]) or type(error).__name__
     return text if len(text) < 500 else text[:500] + "..."
 
 

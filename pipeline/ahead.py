@@ -16,11 +16,14 @@ _END = object()
 def ahead(items: Iterable[Item], work: Callable[[Item], Result], threads: int, most: int) -> Iterator[Result]:
     """Read `items` in a thread and do `work` on them in others, at most `most` ahead of the consumer.
 
+    Of items that wait for their work there are never more than a few: they may be much larger than its results.
+
     Yields:
         results in the order of the items. What reading or work raises is raised here, at its place in the order.
     """
     results: queue.Queue[object] = queue.Queue(maxsize=most)
     stopped = threading.Event()
+    room = threading.Semaphore(2 * threads)
 
     def put(value: object) -> None:
         while not stopped.is_set():
@@ -33,7 +36,12 @@ def ahead(items: Iterable[Item], work: Callable[[Item], Result], threads: int, m
     def read(pool: ThreadPoolExecutor) -> None:
         try:
             for item in items:
-                put(pool.submit(work, item))
+                while not room.acquire(timeout=0.1):
+                    if stopped.is_set():
+                        return
+                future = pool.submit(work, item)
+                future.add_done_callback(lambda _: room.release())
+                put(future)
                 if stopped.is_set():
                     return
         except BaseException as error:

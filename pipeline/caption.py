@@ -1,7 +1,9 @@
 """The journey of one shard: tar, images, features, prompts, table."""
 
 import dataclasses
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -13,11 +15,12 @@ from pez.demo import CLIPS
 from pez.learn import learn_tasks
 from pez.optimizer import Task
 from pipeline.ahead import ahead, batches
-from pipeline.samples import Sample, ShardError, decode_image, read_samples
+from pipeline.samples import ImageError, Sample, ShardError, decode_image, read_samples
 from pipeline.shards import Shard
 from pipeline.table import PromptTable, Row, ShardReport
 
 _IMAGES_AT_ONCE = 16  # the image tower's batch, see pez.clip
+_NOT_FINITE = "the similarity is not a finite number; the model or its precision does not bear this image"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +67,12 @@ def caption_shard(shard: Shard, captioner: "Captioner", table: PromptTable) -> S
     if report := table.finished(shard):  # an earlier run, or an actor that was lost after its last act
         return report
     start = time.monotonic()
-    samples = read_samples(shard, captioner.settings.image_key, captioner.settings.caption_key)
+    left_out: Counter[str] = Counter()
+    samples = read_samples(shard, captioner.settings.image_key, captioner.settings.caption_key, left_out)
     rows = dict(captioner.caption(shard, samples))
     if not rows:
         raise ShardError(f"{shard.url} holds no sample; expected members like 0001.jpg")
-    return table.publish(shard, [rows[i] for i in sorted(rows)], time.monotonic() - start)
+    return table.publish(shard, [rows[i] for i in sorted(rows)], time.monotonic() - start, left_out)
 
 
 class Captioner:
@@ -117,9 +121,11 @@ class Captioner:
             of_captions = self._caption_similarities(captions, directions)
             for (learned, prompt), of_caption in zip(ended, of_captions, strict=True):
                 decoded = learned.task.handle
-                self.progress.images += 1
-                self.progress.similarity += prompt.similarity
-                yield decoded.sample.index, self._row(shard, decoded, prompt, of_caption)
+                row = self._row(shard, decoded, prompt, of_caption)
+                if row.status == "ok":
+                    self.progress.images += 1
+                    self.progress.similarity += prompt.similarity
+                yield decoded.sample.index, row
             yield from rejected
             rejected.clear()
         yield from rejected
@@ -129,17 +135,23 @@ class Captioner:
             return Decoded(sample)
         try:
             image = decode_image(sample.image)
-        except ValueError as error:
+        except ImageError as error:
             return Decoded(dataclasses.replace(sample, image=None, status="bad_image", problem=str(error)))
         return Decoded(dataclasses.replace(sample, image=None), self.clip.preprocess(image), image.width, image.height)
 
     def _caption_similarities(self, captions: list[str | None], directions: Tensor) -> list[float | None]:
         if not any(captions):
             return [None] * len(captions)
-        similarities = (self.clip.text_features([c or "" for c in captions]) * directions).sum(-1).tolist()
+        # The model reads the first tokens only; a tokenizer is slow on a megabyte.
+        longest = 16 * self.clip.context_length
+        texts = [" ".join((c or "").split())[:longest] for c in captions]
+        similarities = (self.clip.text_features(texts) * directions).sum(-1).tolist()
         return [s if c else None for s, c in zip(similarities, captions, strict=True)]
 
     def _row(self, shard: Shard, decoded: "Decoded", prompt: pez.Prompt, of_caption: float | None) -> Row:
+        if not math.isfinite(prompt.similarity + prompt.token_similarity + (of_caption or 0.0)):
+            sample = dataclasses.replace(decoded.sample, status="not_finite", problem=_NOT_FINITE)
+            return dataclasses.replace(_rejection(shard, sample), width=decoded.width, height=decoded.height)
         return Row(
             key=decoded.sample.key,
             shard=shard.url,

@@ -92,7 +92,7 @@ class JobProgress:
 
     def note(self, line: str) -> None:
         """Something went wrong and was mended."""
-        self.console.print(f"note: {line}", highlight=False, soft_wrap=True)
+        self.console.print(f"note: {plain(line)}", highlight=False, soft_wrap=True, markup=False)
 
     def line(self) -> str:
         """The counts, in one line."""
@@ -160,13 +160,18 @@ def prompt_table(rows: pa.Table, most: int = 10) -> Table:
         table.add_column("its similarity", justify="right", style="dim")
     for row in shown:
         prompt = row["prompt"] if row["status"] == "ok" else f"({row['status']}: {row['error_message']})"
-        cells = [Text(row["key"]), Text(prompt), _number(row["similarity"])]
+        cells = [Text(plain(row["key"])), Text(plain(prompt)), _number(row["similarity"])]
         if verified:
             cells.append(_number(row["regenerated_similarity"]))
         if captioned:
-            cells += [Text(row["caption"] or ""), _number(row["caption_similarity"])]
+            cells += [Text(plain((row["caption"] or "")[:200])), _number(row["caption_similarity"])]
         table.add_row(*cells)
     return table
+
+
+def plain(text: str) -> str:
+    """Text of strangers for a terminal: line breaks, escapes and other characters that do not print are spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _number(value: float | None) -> Text:

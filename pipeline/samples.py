@@ -3,20 +3,36 @@
 import dataclasses
 import gzip
 import io
+import math
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any
 
-import fsspec
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.shards import InputError, Shard
+from pipeline.streams import ByteStream
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 CAPTION_ENDINGS = ("txt", "caption", "text")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # not those of Pillow that run programs, like EPS
 MAX_IMAGE_BYTES = 256 * 2**20
+MAX_CAPTION_BYTES = 2**20
 MAX_PIXELS = 100_000_000
+MAX_ASPECT = 200
+"""long side by short side; models scale the short side up to their own, and memory goes with the long one"""
+
+_MAX_HEADER_BYTES = 2**15
+_READ_AT_ONCE = 2**17
+_READ_WHOLE = (  # by tarfile, as part of the next member's header
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 
 # Pillow turns a picture of twice this size into an error by itself; we refuse earlier, with our own words.
 Image.MAX_IMAGE_PIXELS = None
@@ -59,16 +75,24 @@ class _Group:
         return Sample(self.index, key, self.image, self.caption)
 
 
-def read_samples(shard: Shard, image_key: str | None = None, caption_key: str | None = None) -> Iterator[Sample]:
+def read_samples(
+    shard: Shard,
+    image_key: str | None = None,
+    caption_key: str | None = None,
+    left_out: Counter[str] | None = None,
+) -> Iterator[Sample]:
     """Stream a shard.
 
     Args:
         image_key: ending of the members that hold the image ("jpg", "left.jpg"); None = any usual image ending.
         caption_key: the same for captions; None = txt, caption or text.
+        left_out: counts, by reason, the members that are in no sample although they could have been meant to be.
 
     Yields:
-        one sample a key. A key is a member's name without its ending, `a/photo.1.jpg` is `a/photo.1` (with an ending of two
-        parts given, that ending counts). A key that comes again adds nothing once its image was seen.
+        one sample a key. A key is a member's name without its ending, `a/photo.1.jpg` is `a/photo.1` (with an ending of
+        two parts given, that ending counts). It is a name only and never a path: `./a`, `../a` and `/a` are kept as they
+        are. Of several images or captions of a key the first is taken. A key that comes again adds nothing once its
+        image was seen. Links are not followed, and sparse files not read: their keys are samples without an image.
 
     Raises:
         ShardError: not readable, not a tar, damaged or cut short: what looks like the end of a tar is not always one.
@@ -76,30 +100,43 @@ def read_samples(shard: Shard, image_key: str | None = None, caption_key: str | 
     image_endings = (image_key.lower(),) if image_key else IMAGE_ENDINGS
     caption_endings = (caption_key.lower(),) if caption_key else CAPTION_ENDINGS
     endings = (*image_endings, *caption_endings)
+    left_out = Counter() if left_out is None else left_out
     groups: dict[str, _Group] = {}
     current: str | None = None
     with open_tar(shard.url) as tar:
         for member in tar:
-            if not member.isfile():
+            if member.isdir():
                 continue
             key, ending = split_name(member.name, endings)
-            if key is None:
+            if key is None or not (member.isfile() or member.issym() or member.islnk()):
+                left_out["hidden, without an ending, or not a file"] += 1
                 continue
             if current is not None and key != current and groups[current].image is not None:
                 yield from _emit(groups, current)
             current = key
             group = groups.setdefault(key, _Group(len(groups)))
             if group.emitted:
-                continue
-            if ending in image_endings and group.image is None and group.problem is None:
-                if member.size > MAX_IMAGE_BYTES:
+                left_out["of a key that was done"] += 1
+            elif not member.isfile():
+                group.others.append(f"a link to {_text(member.linkname)[:200]}")
+            elif ending in image_endings:
+                if group.image is not None or group.problem is not None:
+                    left_out["another image of its key"] += 1
+                elif member.issparse():
+                    group.problem = "the image is stored as a sparse file; make the tar without --sparse"
+                elif member.size > MAX_IMAGE_BYTES:
                     group.problem = f"image of {member.size} bytes; expected at most {MAX_IMAGE_BYTES}"
                 else:
                     group.image = tar.read(member)
-            elif ending in caption_endings and group.caption is None and member.size <= 2**20:
-                group.caption = tar.read(member).decode("utf-8", errors="replace").strip()
+            elif ending in caption_endings:
+                if group.caption is not None:
+                    left_out["another caption of its key"] += 1
+                elif member.size > MAX_CAPTION_BYTES or member.issparse():
+                    left_out[f"caption of more than {MAX_CAPTION_BYTES} bytes"] += 1
+                else:
+                    group.caption = tar.read(member).decode("utf-8", errors="replace").strip()
             else:
-                group.others.append(ending)
+                group.others.append(ending or "a file without an ending")
     for key in groups:
         yield from _emit(groups, key)
 
@@ -113,7 +150,7 @@ def _emit(groups: dict[str, _Group], key: str) -> Iterator[Sample]:
 
 def split_name(name: str, endings: tuple[str, ...]) -> tuple[str | None, str]:
     """A member's name to its key and lower-case ending; hidden files and names without an ending have no key."""
-    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # Arrow takes no surrogates
+    name = _text(name)
     base = name.rsplit("/", 1)[-1]
     if base.startswith(".") or "." not in base:
         return None, ""
@@ -124,6 +161,11 @@ def split_name(name: str, endings: tuple[str, ...]) -> tuple[str | None, str]:
     return key, ending.lower()
 
 
+def _text(name: str) -> str:
+    """A name that is not UTF-8 with its odd bytes written as \\xff: Arrow takes no surrogates, and names stay apart."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 class open_tar:  # noqa: N801 - reads as a function
     """A tar as a stream of members, which notices when the stream is not a whole tar."""
 
@@ -131,25 +173,26 @@ class open_tar:  # noqa: N801 - reads as a function
         self.url = url
 
     def __enter__(self) -> "open_tar":
+        self.file: ByteStream | None = None
         try:
-            self.file = fsspec.open(self.url, "rb", **_opening(self.url)).open()
+            self.file = ByteStream(self.url)
             head = self.file.read(2)
+            head += self.file.read(1) if len(head) == 1 else b""
             self.stream = _Watched(self.file, head)
             if head == b"\x1f\x8b":
+                self.stream.reads_at_end = -math.inf  # an unpacker asks on and on
                 self.stream = _Watched(gzip.GzipFile(fileobj=self.stream), b"")
-            self.tar = tarfile.open(fileobj=self.stream, mode="r|")
-        except (OSError, EOFError, tarfile.TarError) as error:
+            self.tar = tarfile.open(fileobj=self.stream, mode="r|", bufsize=_READ_AT_ONCE, tarinfo=_Member)
+        except Exception as error:
+            self.__exit__()
             raise self._error(error) from error
         return self
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        try:
-            for member in self.tar:
-                yield member
-                self.tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
-            self.stream.drain()
-        except (OSError, EOFError, tarfile.TarError) as error:
-            raise self._error(error) from error
+        members = iter(self.tar)
+        while (member := self._next(members)) is not None:
+            yield member
+            self.tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
         end = self.tar.offset
         if self.stream.last_content > end or self.stream.position < end + 2 * tarfile.BLOCKSIZE:
             raise ShardError(f"{self.url} is damaged or cut short after {end} bytes; make or copy it again")
@@ -159,20 +202,45 @@ class open_tar:  # noqa: N801 - reads as a function
             file = self.tar.extractfile(member)
             assert file is not None, "a regular file"
             data = file.read()
-        except (OSError, EOFError, tarfile.TarError) as error:
+        except Exception as error:
             raise self._error(error) from error
         if len(data) != member.size:
             raise ShardError(f"{self.url} is cut short inside {member.name!r}; make or copy it again")
         return data
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
+
+    def _next(self, members: Iterator[tarfile.TarInfo]) -> tarfile.TarInfo | None:
+        try:
+            member = next(members, None)
+            if member is None:
+                self.stream.drain()
+            return member
+        except Exception as error:  # tarfile raises nearly anything on hostile headers
+            raise self._error(error) from error
 
     def _error(self, error: BaseException) -> ShardError:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, tarfile.ReadError):
-            return ShardError(f"{self.url} is not a tar, or damaged ({reason}); expected a WebDataset shard")
-        return ShardError(f"cannot read {self.url}: {reason}")
+        # fsspec says "not found" of a server that refuses, and keeps what the server said as the cause.
+        told = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+        reason = " ".join(str(told).split()) or type(told).__name__
+        if isinstance(told, FileNotFoundError) and told.errno is None:  # of a store; its words are the path alone
+            reason = "there is no such file"
+        if isinstance(error, (OSError, EOFError, ImportError)):
+            return ShardError(f"cannot read {self.url}: {reason}")
+        return ShardError(f"{self.url} is not a tar, or damaged ({reason}); expected a WebDataset shard")
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header has a bounded size."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _READ_WHOLE and member.size > _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {member.size} bytes; expected at most {_MAX_HEADER_BYTES}")
+        return member
 
 
 class _Watched(io.RawIOBase):
@@ -182,6 +250,7 @@ class _Watched(io.RawIOBase):
         self.file, self.head = file, head
         self.position = 0
         self.last_content = 0
+        self.reads_at_end: float = 0
 
     def readable(self) -> bool:
         return True
@@ -193,6 +262,9 @@ class _Watched(io.RawIOBase):
         if content:
             self.last_content = self.position + content
         self.position += len(data)
+        self.reads_at_end += not data
+        if self.reads_at_end > 100:  # tarfile walks through a member of 2**90 bytes in steps, also behind the end
+            raise EOFError(f"it ends after {self.position} bytes, inside a member")
         return data
 
     def drain(self) -> None:
@@ -200,27 +272,31 @@ class _Watched(io.RawIOBase):
             pass
 
 
-def _opening(url: str) -> dict[str, Any]:
-    return {"block_size": 8 * 2**20, "cache_type": "readahead"} if "://" in url and not url.startswith("file:") else {}
+class ImageError(ValueError):
+    """Bytes that do not become a picture; the message is one line."""
 
 
 def decode_image(data: bytes) -> Image.Image:
     """Bytes of any usual image to upright RGB: EXIF orientation applied, alpha over white, 16 bits scaled to 8.
 
     Raises:
-        ValueError: not an image, cut short, or larger than MAX_PIXELS; one line.
+        ImageError: not an image, cut short, larger than MAX_PIXELS or narrower than MAX_ASPECT; one line.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise ValueError(f"{width}x{height} pixels; expected at most {MAX_PIXELS}")
+                raise ImageError(f"{width}x{height} pixels; expected at most {MAX_PIXELS}")
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                raise ImageError(f"{width}x{height} pixels; expected a long side of at most {MAX_ASPECT} short ones")
             image.load()  # the first frame of an animation; raises where data is missing
             return _to_rgb(ImageOps.exif_transpose(image))
-    except ValueError:
+    except ImageError:
         raise
+    except UnidentifiedImageError as error:  # its own words hold an address in memory, another one each time
+        raise ImageError(f"cannot decode the image: none of {', '.join(_FORMATS)}, or damaged") from error
     except Exception as error:  # decoders raise nearly anything on hostile bytes
-        raise ValueError(f"cannot decode the image: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise ImageError(f"cannot decode the image: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -228,7 +304,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         grey = np.asarray(image).astype(np.float32)
         return Image.fromarray((grey / 257.0).clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        grey = np.nan_to_num(np.asarray(image)) * (255.0 if np.nanmax(np.asarray(image)) <= 1.0 else 1.0)
+        grey = np.nan_to_num(np.asarray(image))
+        grey = grey * (255.0 if grey.max() <= 1.0 else 1.0)
         return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -73,10 +73,6 @@ def _stem(url: str) -> str:
 def _expand(pattern: str) -> list[str]:
     if pattern.startswith("@"):
         return _listed(Path(pattern[1:]))
-    if pattern.startswith("pipe:"):
-        raise InputError(
-            f"{pattern!r} would run a shell command; give an address that fsspec opens, like s3:// or http://"
-        )
     if "://" not in pattern and os.path.exists(pattern):
         path = Path(pattern)
         return sorted(str(p) for p in path.glob("*.tar")) if path.is_dir() else [pattern]
@@ -96,13 +92,15 @@ def _listed(file: Path) -> list[str]:
 
 
 def _globbed(url: str) -> list[str]:
+    if url.startswith("pipe:"):
+        raise InputError(f"{url!r} would run a shell command; give an address that fsspec opens, like s3:// or http://")
     protocol = url.split("://", 1)[0] if "://" in url else "file"
     try:
         fsspec.get_filesystem_class(protocol)
     except ValueError as error:
         raise InputError(f"{url!r}: {protocol}:// is not a kind of address that fsspec knows") from error
     except ImportError as error:
-        raise InputError(f"{url!r}: {_one_line(error)}") from error
+        raise InputError(missing_driver(url, error)) from error
     if not any(c in url for c in "*?[") or protocol in ("http", "https"):
         if protocol == "file" and not os.path.exists(url.removeprefix("file://")):
             raise InputError(f"no file {url}; expected a tar")
@@ -112,6 +110,14 @@ def _globbed(url: str) -> list[str]:
         return sorted(fs.unstrip_protocol(p) if protocol != "file" else p for p in fs.glob(path))
     except Exception as error:  # each filesystem has its own errors
         raise InputError(f"cannot list {url!r}: {_one_line(error)}") from error
+
+
+def missing_driver(url: str, error: ImportError) -> str:
+    """What to install for an address, in one line."""
+    protocol = url.split("://", 1)[0]
+    extra = {"s3a": "s3", "gcs": "gs", "https": "http"}.get(protocol, protocol)
+    advice = f"pip install -e '.[{extra}]'" if extra in ("s3", "gs", "hf", "http") else "install it"
+    return f"{url!r}: the driver of {protocol}:// is missing ({_one_line(error)}); {advice}"
 
 
 def listing_options(url: str) -> dict[str, bool]:

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.shards import InputError, Shard, hashed_stem, listing_options
+from pipeline.shards import InputError, Shard, hashed_stem, listing_options, missing_driver
 
 SCHEMA = pa.schema(
     [
@@ -80,7 +80,7 @@ class Row:
     key: str
     shard: str
     status: str
-    """ok, no_image or bad_image"""
+    """ok, no_image, bad_image or not_finite"""
     error_message: str | None = None
     width: int | None = None
     height: int | None = None
@@ -111,6 +111,8 @@ class ShardReport:
     failures: list[dict[str, str]]
     """key and reason of the first rows that are not ok"""
     fingerprint: str
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
+    """members of the tar that are in no row, by reason, see read_samples"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +172,9 @@ class PromptTable:
         self.fingerprint = fingerprint(settings)
         try:
             self.fs, self.path = fsspec.core.url_to_fs(self.url, **listing_options(self.url))
-        except (ImportError, ValueError) as error:
+        except ImportError as error:
+            raise InputError(missing_driver(url, error)) from error
+        except ValueError as error:
             raise InputError(f"cannot open the output {url!r}: {' '.join(str(error).split())}") from error
         self.local = isinstance(self.fs, fsspec.get_filesystem_class("file"))
 
@@ -252,12 +256,14 @@ class PromptTable:
             return None
         return ShardReport(**values)
 
-    def publish(self, shard: Shard, rows: Sequence[Row], seconds: float) -> ShardReport:
+    def publish(
+        self, shard: Shard, rows: Sequence[Row], seconds: float, left_out: Mapping[str, int] | None = None
+    ) -> ShardReport:
         """Write a shard's rows, then its report: a crash between the two leaves the shard to be done again."""
         columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
         about = {b"pez": json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()}
         data = _parquet(pa.table(columns, schema=SCHEMA.with_metadata(about)), shard)
-        report = report_of(shard, rows, seconds, self.fingerprint)
+        report = report_of(shard, rows, seconds, self.fingerprint, left_out)
         self._publish(f"{shard.stem}.parquet", data)
         self._publish(f"_reports/{shard.stem}.json", (json.dumps(dataclasses.asdict(report), indent=2) + "\n").encode())
         return report
@@ -497,7 +503,9 @@ def _parquet(rows: pa.Table, shard: Shard) -> bytes:
     return buffer.getvalue()
 
 
-def report_of(shard: Shard, rows: Sequence[Row], seconds: float, run: str) -> ShardReport:
+def report_of(
+    shard: Shard, rows: Sequence[Row], seconds: float, run: str, left_out: Mapping[str, int] | None = None
+) -> ShardReport:
     """Count a shard's rows."""
     bad = [row for row in rows if row.status != "ok"]
     similarities = [row.similarity for row in rows if row.similarity is not None]
@@ -515,6 +523,7 @@ def report_of(shard: Shard, rows: Sequence[Row], seconds: float, run: str) -> Sh
         mean_similarity=sum(similarities) / len(similarities) if similarities else None,
         failures=[{"key": row.key, "reason": row.error_message or row.status} for row in bad[:100]],
         fingerprint=run,
+        left_out=dict(left_out or {}),
     )
 
 

@@ -73,8 +73,8 @@ def test_a_shard_that_fails_says_why_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_model_that_does_not_load_ends_the_job(tmp_path: Path) -> None:
+    stage = Stage("captions", starter(tmp_path, start_error="no such weights"), 1, print)
     with pytest.raises(ActorStartError, match="no such weights"):
-        stage = Stage("captions", starter(tmp_path, start_error="no such weights"), 1, print)
         run_on_ray([Shard("mem://a", "a")], [stage], ClusterSettings())
 
 

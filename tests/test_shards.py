@@ -1,8 +1,11 @@
+import sys
 from pathlib import Path
 
+import fsspec  # noqa: F401 - its registry
 import pytest
 
 from pipeline.shards import InputError, expand_shards
+from pipeline.table import PromptTable
 
 
 def urls(*patterns: str) -> list[str]:
@@ -55,6 +58,32 @@ def test_equal_names_in_two_folders_get_stems_of_their_own(tmp_path: Path) -> No
 def test_what_cannot_be_read_is_said_before_work(tars: Path, pattern: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         urls(pattern.format(tars))
+
+
+@pytest.mark.parametrize(
+    ("address", "package", "extra"),
+    [
+        ("gs://bucket/{0..1}.tar", "gcsfs", "gs"),
+        ("hf://datasets/org/name/*.tar", "huggingface_hub", "hf"),
+        ("s3a://bucket/0.tar", "s3fs", "s3"),
+    ],
+)
+def test_a_missing_driver_is_named_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str, package: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, address.split(":")[0], raising=False)
+    words = rf"driver of {address.split(':')[0]}:// is missing .*{package}.*; pip install -e '.\[{extra}\]'"
+    for use in (expand_shards, lambda patterns: PromptTable(patterns[0], {})):
+        with pytest.raises(InputError, match=words) as error:
+            use([address])
+        assert "\n" not in str(error.value)
+
+
+def test_hugging_face_addresses_are_shards() -> None:
+    shards = expand_shards(["hf://datasets/org/name@main/data/{00..02}.tar"])
+    assert [s.url for s in shards] == [f"hf://datasets/org/name@main/data/0{i}.tar" for i in range(3)]
+    assert [s.stem for s in shards] == ["00", "01", "02"]
 
 
 def test_no_input_is_an_error() -> None:

@@ -1,0 +1,171 @@
+"""The law of the rows through the whole journey: a table has one row a key, and says of each what became of it."""
+
+import io
+import json
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import MakeTar, encoded
+from hypothesis import HealthCheck, given, settings
+from PIL import Image
+from rich.console import Console
+from test_hostile_tars import FORMATS, JPEG, MEMBERS, Member, expected_keys, has_image, packed
+from weak_server import WeakServer
+
+import pez
+from jobs import caption, command
+from pipeline.caption import Captioner, CaptionSettings, caption_shard, describe
+from pipeline.progress import JobProgress, prompt_table
+from pipeline.samples import ShardError
+from pipeline.shards import Shard
+from pipeline.streams import ByteStream
+from pipeline.table import PromptTable, ShardReport
+
+SETTINGS = CaptionSettings(model="demo", lanes=16)
+METHOD = pez.PezSettings(tokens=3, steps=2, swaps=1, candidates=4)
+DESCRIBED = describe(SETTINGS, METHOD, "cpu")
+
+
+@pytest.fixture(scope="module")
+def captioner() -> Captioner:
+    return Captioner(SETTINGS, METHOD)
+
+
+def captioned(tar: str, captioner: Captioner, out: Path) -> tuple[ShardReport, list[dict]]:
+    table = PromptTable(str(out), DESCRIBED)
+    report = caption_shard(Shard(tar, "a"), captioner, table)
+    assert json.loads((out / "_reports" / "a.json").read_text())["rows"] == report.rows
+    return report, pq.read_table(out / "a.parquet").to_pylist()
+
+
+@settings(deadline=None, max_examples=6, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+@given(members=MEMBERS, form=FORMATS)
+def test_every_key_of_any_tar_is_one_row(captioner: Captioner, members: list[Member], form: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tar = Path(folder, "a.tar")
+        tar.write_bytes(packed(members, form))
+        keys = expected_keys(members)
+        if not keys:
+            with pytest.raises(ShardError, match="holds no sample"):
+                captioned(str(tar), captioner, Path(folder, "out"))
+            assert not Path(folder, "out").exists()
+            return
+        report, rows = captioned(str(tar), captioner, Path(folder, "out"))
+    assert [row["key"] for row in rows] == keys
+    for row in rows:
+        assert row["status"] in (("ok", "bad_image") if has_image(members, row["key"]) else ("no_image",))
+        assert (row["status"] == "ok") == (row["error_message"] is None) == (row["prompt"] is not None)
+        assert (row["status"] == "ok") == (row["similarity"] is not None and -1 <= row["similarity"] <= 1)
+    statuses = [row["status"] for row in rows]
+    assert (report.rows, report.ok) == (len(rows), statuses.count("ok"))
+    assert report.failed == {s: statuses.count(s) for s in set(statuses) - {"ok"}}
+    assert len(report.failures) == report.rows - report.ok
+
+
+def test_text_of_strangers_is_stored_as_it_is(make_tar: MakeTar, captioner: Captioner, tmp_path: Path) -> None:
+    key, text = "<script>alert(1)</script>[red]x[/red]", "<b>bold</b> [/] \x1b[31mred\x07 \0 \u202ekcab"
+    tar = make_tar("a.tar", [(f"{key}.jpg", JPEG), (f"{key}.txt", text.encode()), ("2.jpg", JPEG), ("2.txt", b"\xff")])
+    _, rows = captioned(tar, captioner, tmp_path / "out")
+    assert [(row["key"], row["caption"]) for row in rows] == [(key, text), ("2", "\N{REPLACEMENT CHARACTER}")]
+
+
+def test_text_of_strangers_does_not_steer_a_terminal(make_tar: MakeTar, captioner: Captioner, tmp_path: Path) -> None:
+    key, text = "[red]x[/red]\x1b[2J", "[/] \x1b[31mred\x07\r\u202ekcab\nnext [bold]"
+    tar = make_tar("a.tar", [(f"{key}.jpg", JPEG), (f"{key}.txt", text.encode())])
+    captioned(tar, captioner, tmp_path / "out")
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, color_system=None, width=200)
+    console.print(prompt_table(pq.read_table(tmp_path / "out" / "a.parquet")))
+    JobProgress(1, 0, console).note(f"{key}: {text}")
+    shown = screen.getvalue()
+    assert shown.count(r"[red]x[/red]\x1b[2J") == 2
+    assert shown.count(r"[/] \x1b[31mred\x07\r\u202ekcab\nnext [bold]") == 2
+    assert not {c for c in shown.replace("\n", "") if not c.isprintable()}
+
+
+def test_names_of_strangers_do_not_steer_a_terminal(
+    make_tar: MakeTar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = make_tar("in/[red]good\x1b[31m.tar", [("[/]\x1b]0;title\x07.jpg", JPEG)])
+    Path(tmp_path, "in", "[b]bad\x1b[2J\r.tar").write_bytes(b"not a tar")
+    words = ["--output", f"{tmp_path}/[/out]", "--local", "--model", "demo", "--tokens", "3", "--swaps", "0"]
+    statuses = []
+    for more in (["--input", good], ["--input", f"{tmp_path}/in"], ["--input", good, "--steps", "3"]):
+        monkeypatch.setattr(sys, "argv", ["jobs.caption", "--steps", "2", *words, *more])
+        with pytest.raises(SystemExit) as ended:
+            command.run(caption.CaptionJob, caption.__doc__, caption.caption)
+        statuses.append(ended.value.code)
+    shown = "".join(capsys.readouterr())
+    assert statuses == [0, 1, 2]
+    assert "1 Parquet files in" in shown
+    assert r"[b]bad\x1b[2J\r.tar is not a tar" in shown
+    assert r"[/]\x1b]0;title\x07" in shown
+    assert "[/out] holds prompts of other settings" in shown
+    assert not {c for c in shown.replace("\n", "") if not c.isprintable()}
+
+
+def test_a_caption_of_a_megabyte_of_one_word_is_soon_scored(
+    make_tar: MakeTar, captioner: Captioner, tmp_path: Path
+) -> None:
+    letters = np.random.default_rng(0).integers(ord("a"), ord("z") + 1, 2**20, np.uint8).tobytes()
+    tar = make_tar("a.tar", [("1.jpg", JPEG), ("1.txt", letters)])
+    start = time.monotonic()
+    _, [row] = captioned(tar, captioner, tmp_path / "out")
+    assert time.monotonic() - start < 60  # CLIP's tokenizer needs most of an hour for all of it
+    assert row["caption"] == letters.decode()
+    assert -1 <= row["caption_similarity"] <= 1
+
+
+def test_pictures_of_any_shape_have_a_prompt_or_a_reason(
+    make_tar: MakeTar, captioner: Captioner, tmp_path: Path
+) -> None:
+    sizes = {"dot": (1, 1), "line": (200, 1), "sliver": (1, 30_000), "wide": (3000, 40), "plain": (64, 64)}
+    tar = make_tar("a.tar", [(f"{n}.png", encoded(Image.new("RGB", size, "red"))) for n, size in sizes.items()])
+    _, rows = captioned(tar, captioner, tmp_path / "out")
+    assert {row["key"]: row["status"] for row in rows} == {n: "ok" for n in sizes} | {"sliver": "bad_image"}
+    assert all(math.isfinite(row["similarity"]) for row in rows if row["status"] == "ok")
+
+
+def test_a_similarity_that_is_no_number_is_a_row_with_a_reason(make_tar: MakeTar, images: list, tmp_path: Path) -> None:
+    tar = make_tar("a.tar", [(f"{i}.png", encoded(images[i])) for i in range(4)])
+    captioner = Captioner(SETTINGS, METHOD)
+    _, undisturbed = captioned(tar, captioner, tmp_path / "undisturbed")
+    preprocess, damaged = captioner.clip.preprocess, encoded(images[2])
+    # As of a model that overflows on one picture.
+    captioner.clip.preprocess = lambda image: preprocess(image) * (math.nan if encoded(image) == damaged else 1.0)
+    report, rows = captioned(tar, captioner, tmp_path / "out")
+    assert [row["status"] for row in rows] == ["ok", "ok", "not_finite", "ok"]
+    assert "not a finite number" in rows[2]["error_message"]
+    assert (rows[2]["similarity"], rows[2]["prompt"], rows[2]["width"]) == (None, None, 64)
+    assert [rows[i] for i in (0, 1, 3)] == [undisturbed[i] for i in (0, 1, 3)]
+    assert (report.ok, report.failed) == (3, {"not_finite": 1})
+    assert math.isfinite(report.mean_similarity or math.nan)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_shard_over_a_line_that_breaks_has_the_rows_of_the_file(
+    scene_tars: list[str], captioner: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranges: bool
+) -> None:
+    monkeypatch.setattr(ByteStream, "waits", (0.01, 0.01))
+    data = Path(scene_tars[0]).read_bytes()
+    _, undisturbed = captioned(scene_tars[0], captioner, tmp_path / "undisturbed")
+    with WeakServer({"a.tar": data}, ranges, breaks=2, break_at=len(data) // 2).running() as server:
+        url = f"{server.url}/a.tar"
+        _, rows = captioned(url, captioner, tmp_path / "out")
+        assert server.breaks == 0
+    assert rows == [{**row, "shard": url} for row in undisturbed]
+    assert len(rows) == 4
+
+
+def test_the_report_counts_what_is_in_no_row(make_tar: MakeTar, captioner: Captioner, tmp_path: Path) -> None:
+    tar = make_tar("a.tar", [("1.jpg", JPEG), ("1.png", JPEG), (".hidden.jpg", JPEG)])
+    report, rows = captioned(tar, captioner, tmp_path / "out")
+    assert [row["key"] for row in rows] == ["1"]
+    assert report.left_out == {"another image of its key": 1, "hidden, without an ending, or not a file": 1}
+    assert PromptTable(str(tmp_path / "out"), DESCRIBED).finished(Shard(tar, "a")) == report
