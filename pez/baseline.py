@@ -5,6 +5,7 @@ Python lists. Written from the description of that code, and checked against its
 (`tests/test_authors_trajectories.py`). It is here to be slow in the same way; use `pez.learn_prompts`.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -51,7 +52,8 @@ def learn_as_published(
     rows = torch.arange(embedding.num_embeddings, device=device) if vocabulary is None else vocabulary.ids
 
     prompt = embedding(initial_ids.to(device)).detach().clone().requires_grad_()
-    optimizer = torch.optim.AdamW([prompt], lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    published = dataclasses.replace(settings, exact=True)
+    optimizer = torch.optim.AdamW([prompt], lr=settings.learning_rate, weight_decay=published.decay)
     best_ids, best = initial_ids, -torch.inf
     for _ in range(settings.steps):
         with torch.no_grad():

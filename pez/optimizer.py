@@ -170,7 +170,15 @@ def _swap(
         if on_step is not None:
             on_step(Step(tasks, ids, score, ids, score))
 
-    ids, score = swap_rounds(objective, vocabulary, ids, target, settings.swaps, settings.candidates, tell)
+    try:
+        ids, score = swap_rounds(objective, vocabulary, ids, target, settings.swaps, settings.candidates, tell)
+    except torch.OutOfMemoryError:
+        smaller = lanes // 32 * 16
+        if not smaller:
+            raise
+        warnings.warn(f"out of memory with swaps of {lanes} lanes; going on with {smaller}", stacklevel=2)
+        parts = [walked[i : i + smaller] for i in range(0, len(walked), smaller)]
+        return [r for part in parts for r in _swap(objective, vocabulary, part, settings, smaller, on_step)]
     found = zip(walked, ids.cpu(), score.tolist(), strict=False)
     return [dataclasses.replace(learned, token_ids=row, score=value) for learned, row, value in found]
 
@@ -239,9 +247,7 @@ class Lanes:
             if on_step is not None:
                 on_step(Step(self.tasks[rows], ids, score, best_ids.clone(), best_score.clone()))
             count += 1
-            adamw(
-                soft, gradient, self.mean[rows], self.square[rows], count, settings.learning_rate, settings.weight_decay
-            )
+            adamw(soft, gradient, self.mean[rows], self.square[rows], count, settings.learning_rate, settings.decay)
 
         for lane, task in enumerate(self.tasks):
             if task is not None:

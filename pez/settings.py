@@ -25,7 +25,8 @@ class PezSettings:
     """independent starts; the best prompt of all is kept"""
     seed: int = 0
     learning_rate: float = 0.1
-    weight_decay: float = 0.1
+    weight_decay: float | None = None
+    """default = 0.1, as published, with exact; else 0.5: soft prompts that forget faster find better words"""
     vocabulary: Literal["model", "words", "full"] = "model"
     """tokens that may be chosen: model = what the model recommends (the demo: its caption words; others: words),
     words = only tokens that are whole words of letters, full = all but the special tokens"""
@@ -41,5 +42,10 @@ class PezSettings:
                 raise ValueError(f"{name} is {value}; expected {least} or more")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; expected more than 0")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}; expected 0 or more")
+        if self.decay < 0:
+            raise ValueError(f"weight_decay is {self.decay}; expected 0 or more")
+
+    @property
+    def decay(self) -> float:
+        """The weight decay to use."""
+        return self.weight_decay if self.weight_decay is not None else 0.1 if self.exact else 0.5

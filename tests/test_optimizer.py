@@ -12,7 +12,7 @@ from torch import Tensor
 import pez
 from pez.clip import ClipObjective
 from pez.objective import Target
-from pez.optimizer import Learned, Step, Task, learn
+from pez.optimizer import Learned, Step, Task, _swap, learn
 from pez.vocabulary import Vocabulary
 
 SETTINGS = pez.PezSettings(tokens=4, steps=30, exact=True)
@@ -149,8 +149,10 @@ def test_any_objective_will_do() -> None:
 class Small(ClipObjective):
     """A device with room for 16 lanes."""
 
+    room = 16
+
     def score(self, soft: Tensor, target: Tensor) -> Tensor:
-        if len(soft) > 16 and soft.requires_grad:
+        if len(soft) > self.room and soft.requires_grad:
             raise torch.OutOfMemoryError("no room")
         return super().score(soft, target)
 
@@ -162,6 +164,20 @@ def test_out_of_memory_halves_the_lanes_and_loses_no_task(demo_clip: pez.Clip, t
         ended = [learned for batch in learn(small, vocabulary, tasks, SETTINGS, 64) for learned in batch]
     alone = run(demo_clip, tasks, lanes=16)
     assert sorted(learned.task.key for learned in ended) == sorted(alone)
+    assert all(same(learned, alone[learned.task.key]) for learned in ended)
+
+
+def test_out_of_memory_in_the_swaps_halves_the_lanes_and_loses_no_task(demo_clip: pez.Clip, targets: Tensor) -> None:
+    settings = dataclasses.replace(SETTINGS, exact=False, steps=2, swaps=5)
+    tasks = [Task(f"{i}", t) for i, t in enumerate(targets)]
+    vocabulary, small = demo_clip.vocabulary(settings), Small(demo_clip.encoder(4))
+    walked = [
+        r for part in learn(small, vocabulary, tasks, dataclasses.replace(settings, exact=True), 16) for r in part
+    ]
+    with pytest.warns(UserWarning, match="out of memory with swaps of 48 lanes; going on with 16"):
+        ended = _swap(small, vocabulary, walked, settings, 64, None)
+    alone = run(demo_clip, tasks, 16, dataclasses.replace(settings, weight_decay=0.1))
+    assert len(ended) == len(alone) == 40
     assert all(same(learned, alone[learned.task.key]) for learned in ended)
 
 
