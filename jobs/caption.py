@@ -20,6 +20,7 @@ from pipeline import cluster
 from pipeline.caption import Captioner, CaptionSettings, check_settings, describe, run_serially
 from pipeline.cluster import ClusterSettings
 from pipeline.demo_shards import demo_shards
+from pipeline.parts import split_shard, sweep_parts
 from pipeline.progress import JobProgress, prompt_table
 from pipeline.shards import Shard, expand_shards
 from pipeline.table import PromptTable
@@ -35,6 +36,8 @@ class CaptionJob:
     """tars: addresses with {000..999} or *, folders, or @FILE with one a line"""
     demo: bool = False
     """shipped pictures and model; no network, no GPU"""
+    retry_failed: bool = False
+    """also caption those again that an earlier run has as failed rows, and only those"""
     local: bool = False
     """no Ray: shard after shard in this process"""
     device: str | None = None
@@ -62,20 +65,25 @@ def caption(job: CaptionJob) -> int:
     described = describe(job.caption, job.method, device)
     table = PromptTable(job.output, described)
     table.check()
-    pending = table.pending(shards)
-    with JobProgress(len(shards), len(shards) - len(pending), console) as progress:
+    done, pending = table.divide(shards, job.retry_failed)
+    units = [unit for shard in pending for unit in split_shard(shard, job.cluster.parts)]
+    with JobProgress(len(shards), len(done), console) as progress:
         if not pending:
             failed = {}
         elif plan is None:
             captioner = Captioner(job.caption, job.method, device)
             table.claim()
-            failed = run_serially(pending, captioner, table, progress.report)
+            table.record([*done, *pending])
+            failed = run_serially(units, captioner, table, progress.report, job.retry_failed)
         else:
             table.claim()
-            starter = cluster.actor_starter(job.caption, job.method, plan, job.output, described)
+            table.record([*done, *pending])
+            starter = cluster.actor_starter(job.caption, job.method, plan, job.output, described, job.retry_failed)
             stage = cluster.Stage("captions", starter, plan.actors, progress.report)
-            failed = cluster.run_on_ray(pending, [stage], job.cluster, progress.look, progress.note)
-    return _conclude(job, table, shards, failed, console)
+            failed = cluster.run_on_ray(units, [stage], job.cluster, progress.look, progress.note)
+    if not failed:
+        sweep_parts([*done, *pending], table)
+    return _conclude(job, table, [*done, *pending], failed, console)
 
 
 def _conclude(

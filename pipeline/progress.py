@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.caption import Progress
+from pipeline.parts import PartReport
 from pipeline.table import ShardReport
 
 
@@ -32,6 +33,7 @@ class JobProgress:
         self.images = self.failed = 0
         self.similarity = 0.0
         self.busy: list[Progress] = []
+        self.parts: dict[str, Progress] = {}  # of shards that are not whole yet
         self.live: Live | None = None
 
     def __enter__(self) -> "JobProgress":
@@ -49,8 +51,16 @@ class JobProgress:
         elif kind is None:
             self.console.print(self.line(), highlight=False)
 
-    def report(self, report: ShardReport) -> None:
-        """A shard ended."""
+    def report(self, report: ShardReport | PartReport) -> None:
+        """A shard ended, or a part of one."""
+        if isinstance(report, PartReport):
+            part = self.parts.setdefault(report.shard, Progress())
+            part.images += report.ok
+            part.similarity += report.similarity
+            self.busy = []
+            self._tell()
+            return
+        self.parts.pop(report.shard, None)
         self.done += 1
         self.images += report.ok
         self.failed += report.rows - report.ok
@@ -69,8 +79,9 @@ class JobProgress:
 
     def line(self) -> str:
         """The counts, in one line."""
-        images = self.images + sum(p.images for p in self.busy)
-        similarity = self.similarity + sum(p.similarity for p in self.busy)
+        unfinished = [*self.busy, *self.parts.values()]
+        images = self.images + sum(p.images for p in unfinished)
+        similarity = self.similarity + sum(p.similarity for p in unfinished)
         seconds = max(self.clock() - self.started, 1e-9)
         parts = [f"{self.done}/{self.shards} shards", f"{images} images", f"{images / seconds:.1f} images/s"]
         if images:
