@@ -90,9 +90,9 @@ class JobProgress:
             parts.append(f"{self.failed} without a prompt")
         ended = self.done - self.earlier
         if ended and self.done < self.shards:
-            parts.append(f"{_duration(seconds / ended * (self.shards - self.done))} left")
+            parts.append(f"{duration(seconds / ended * (self.shards - self.done))} left")
         elif self.done == self.shards:
-            parts.append(f"{_duration(seconds)}")
+            parts.append(f"{duration(seconds)}")
         return "  ".join(parts)
 
     def _tell(self) -> None:
@@ -122,7 +122,8 @@ def prompt_table(rows: pa.Table, most: int = 10) -> Table:
     return table
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as people say it."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

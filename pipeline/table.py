@@ -121,6 +121,25 @@ class PromptTable:
             told = ", ".join(f"{n} was {theirs.get(n)!r} and is {ours.get(n)!r}" for n in names) or "the settings"
             raise InputError(f"{self.url} holds prompts of other settings: {told}; choose another --output")
 
+    @classmethod
+    def written(cls, url: str) -> "PromptTable":
+        """The folder of an earlier run, with the settings of that run.
+
+        Raises:
+            InputError: no run wrote there, or it cannot be read.
+        """
+        run = cls(url, {})._read_json("_run.json")
+        if run is None:
+            raise InputError(f"no _run.json in {url}; expected the output of python -m jobs.caption")
+        return cls(url, run["settings"])
+
+    def reports(self, most: int = 1000) -> list[ShardReport]:
+        """Reports of finished shards, of the first so many."""
+        stems = sorted(self._names("_reports", ".json") & self._names("", ".parquet"))[:most]
+        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+            values = list(pool.map(lambda stem: self._read_json(f"_reports/{stem}.json"), stems))
+        return [ShardReport(**report) for report in values if report is not None]
+
     def claim(self) -> None:
         """Write this run's settings down.
 
