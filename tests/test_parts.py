@@ -4,12 +4,15 @@ import dataclasses
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import psutil
 import pytest
 from conftest import MakeTar, encoded
 from faulty import FaultyActor
+from moto.server import ThreadedMotoServer
 
 import pez
 from pipeline.caption import Captioner, CaptionSettings, caption_shard, describe, run_serially
@@ -118,6 +121,44 @@ def test_a_part_of_an_empty_tar_says_so(make_tar: MakeTar, captioner: Captioner,
     part = split_shard(Shard(make_tar("in/a.tar", []), "a"), 2)[0]
     with pytest.raises(ShardError, match="holds no sample; expected members like 0001.jpg"):
         caption_shard(part, captioner, table)
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An S3 on this machine with one bucket."""
+    for name, value in {"ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
+    yield "s3://bucket"
+    server.stop()
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+def test_parts_and_retries_work_in_an_object_store(
+    store: str, shard: Shard, captioner: Captioner, undivided: bytes, make_tar: MakeTar, images: list
+) -> None:
+    table = PromptTable(f"{store}/out", DESCRIBED)
+    table.claim()
+    table.record([shard])
+    assert run_serially(split_shard(shard, 3), captioner, table, lambda _: None) == {}
+    assert table.fs.cat_file("bucket/out/big.parquet") == undivided
+    assert table.folders("_parts") == set()
+    assert table.divide([shard]) == ([shard], [])
+    assert table.divide([shard], retry_failed=True) == ([], [shard])
+
+    pictures = [(f"{i:02d}.png", encoded(images[i])) for i in range(10)]
+    make_tar("in/big.tar", [("text.txt", b"no picture"), *pictures])
+    reports: list[PartReport | ShardReport] = []
+    # As the job does it: the parts of a finished shard have nothing to do, the shard itself is tried again.
+    assert run_serially(split_shard(shard, 3), captioner, table, reports.append, retry_failed=True) == {}
+    assert [report.ok for report in reports] == [0, 0, 0, 10]
+    fresh = PromptTable(f"{store}/fresh", DESCRIBED)
+    caption_shard(shard, captioner, fresh)
+    assert table.fs.cat_file("bucket/out/big.parquet") == table.fs.cat_file("bucket/fresh/big.parquet")
 
 
 @pytest.mark.usefixtures("ray_cluster")

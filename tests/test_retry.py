@@ -1,6 +1,7 @@
 """--retry-failed: the rows that are not ok again, and nothing else, with the same file as if they had never failed."""
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from conftest import MakeTar, encoded
 
 import pez
+from jobs import caption, command
 from pipeline.caption import Captioner, CaptionSettings, caption_shard, describe
 from pipeline.samples import Sample, ShardError
 from pipeline.shards import Shard, name_shards
@@ -125,3 +127,44 @@ def test_a_tar_with_other_keys_is_not_mixed_in(
     with pytest.raises(ShardError, match="other keys than when it was captioned; remove .*a.parquet to caption all"):
         caption_shard(shard, captioner, table, retry_failed=True)
     assert Path(f"{table.url}/a.parquet").read_bytes() == before
+
+
+def run(words: list[object], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["jobs.caption", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        command.run(caption.CaptionJob, caption.__doc__, caption.caption)
+    return ended.value.code  # type: ignore[return-value]
+
+
+def test_the_job_retries_what_failed_and_captions_what_is_missing(
+    make_tar: MakeTar,
+    images: list,
+    scene_tars: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def words(output: str, *more: object) -> list[object]:
+        settings = ["--model", "demo", "--lanes", 16, "--tokens", 4, "--steps", 5, "--swaps", 2, "--local"]
+        return ["--input", tmp_path / "in", "--output", tmp_path / output, *settings, *more]
+
+    make_tar("in/a.tar", members(images, broken=(1, 4)))
+    Path(scene_tars[2]).rename(tmp_path / "later.tar")
+    assert run(words("out"), monkeypatch) == 0
+    untouched = (tmp_path / "out" / "_reports" / "scenes-0.json").stat().st_mtime_ns
+
+    make_tar("in/a.tar", members(images))
+    (tmp_path / "later.tar").rename(scene_tars[2])
+    assert run(words("out", "--steps", 6, "--retry-failed"), monkeypatch) == 2  # the last --steps counts
+    assert "steps was 5 and is 6" in capsys.readouterr().err
+    assert run(words("out", "--retry-failed", "--parts", 2), monkeypatch) == 0
+    assert "4/4 shards" in capsys.readouterr().out
+    assert (tmp_path / "out" / "_reports" / "scenes-0.json").stat().st_mtime_ns == untouched
+    assert (tmp_path / "out" / "_SUCCESS").exists()
+
+    assert run(words("fresh"), monkeypatch) == 0
+    files = sorted(path.name for path in (tmp_path / "fresh").glob("*.parquet"))
+    assert files == ["a.parquet", "scenes-0.parquet", "scenes-1.parquet", "scenes-2.parquet"]
+    for name in files:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes(), name
+    assert not (tmp_path / "out" / "_parts" / "scenes-2").exists()
