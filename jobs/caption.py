@@ -21,6 +21,7 @@ from pipeline import cluster
 from pipeline.caption import Captioner, CaptionSettings, check_settings, describe, run_serially
 from pipeline.cluster import ActorPlan, ClusterSettings, Stage
 from pipeline.demo_shards import demo_shards
+from pipeline.parts import split_shard, sweep_parts
 from pipeline.progress import JobProgress, plain, prompt_table
 from pipeline.shards import Shard, expand_shards
 from pipeline.table import PromptTable, VerifiedTable
@@ -37,6 +38,8 @@ class CaptionJob:
     """tars: addresses with {000..999} or *, folders, or @FILE with one a line"""
     demo: bool = False
     """shipped pictures and model; no network, no GPU"""
+    retry_failed: bool = False
+    """also caption those again that an earlier run has as failed rows, and only those"""
     local: bool = False
     """no Ray: shard after shard in this process"""
     device: str | None = None
@@ -63,9 +66,10 @@ def caption(job: CaptionJob) -> int:
     device, verify_device = (plan.device for plan in plans) if plans else (local, local)
     table = PromptTable(job.output, describe(job.caption, job.method, device))
     table.check()
-    done, pending = table.divide(shards)
+    done, pending = table.divide(shards, job.retry_failed)
+    shards = [*done, *pending]  # with the stems that they have in this folder
     verified = verified_table(table, job.verification, verify_device) if verifies else None
-    work = _Work(table, pending, verified, verified.pending(done) if verified else [])
+    work = _Work(table, shards, pending, verified, verified.pending(done) if verified else [])
     already_verified = len(done) - len(work.unverified) if verified else None
     with JobProgress(len(shards), len(done), console, verified=already_verified) as progress:
         if not work.pending and not work.unverified:
@@ -74,6 +78,8 @@ def caption(job: CaptionJob) -> int:
             failed = _serially(job, work, device, progress)
         else:
             failed = _on_ray(job, work, plans, progress)
+    if not failed:
+        sweep_parts(shards, table)
     return _conclude(job, table, shards, failed, console)
 
 
@@ -82,6 +88,8 @@ class _Work:
     """What is to be done in an output folder."""
 
     table: PromptTable
+    shards: list[Shard]
+    """all"""
     pending: list[Shard]
     """to caption, and then to verify"""
     verified: VerifiedTable | None
@@ -89,8 +97,13 @@ class _Work:
     unverified: list[Shard]
     """that an earlier run captioned"""
 
+    def units(self, parts: int) -> list[Shard]:
+        """What is captioned at a time: the pending shards, or parts of them."""
+        return [unit for shard in self.pending for unit in split_shard(shard, parts)]
+
     def claim(self) -> None:
         self.table.claim()
+        self.table.record(self.shards)
         if self.verified:
             self.verified.claim()
 
@@ -106,7 +119,10 @@ def _serially(job: CaptionJob, work: _Work, device: str, progress: JobProgress) 
     """One stage after the other in this process: there is room for one model."""
     captioner = Captioner(job.caption, job.method, device) if work.pending else None
     work.claim()  # a model that does not load has claimed nothing
-    failed = run_serially(work.pending, captioner, work.table, progress.report) if captioner else {}
+    failed: dict[str, str] = {}
+    if captioner is not None:
+        units = work.units(job.cluster.parts)
+        failed = run_serially(units, captioner, work.table, progress.report, job.retry_failed)
     del captioner
     if work.verified is None:
         return failed
@@ -117,14 +133,14 @@ def _serially(job: CaptionJob, work: _Work, device: str, progress: JobProgress) 
 def _on_ray(job: CaptionJob, work: _Work, plans: tuple[ActorPlan, ActorPlan], progress: JobProgress) -> dict[str, str]:
     work.claim()
     table = work.table
-    starter = cluster.actor_starter(job.caption, job.method, plans[0], job.output, table.settings)
+    starter = cluster.actor_starter(job.caption, job.method, plans[0], job.output, table.settings, job.retry_failed)
     stages = [Stage("captions", starter, plans[0].actors, progress.report)]
     if work.verified:
         stage = cluster.verify_stage(
             job.verification, plans[1], work.verified, work.unverified, progress.report_verified
         )
         stages.append(stage)
-    return cluster.run_on_ray(work.pending, stages, job.cluster, progress.look, progress.note)
+    return cluster.run_on_ray(work.units(job.cluster.parts), stages, job.cluster, progress.look, progress.note)
 
 
 def _conclude(

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -15,6 +15,7 @@ from pez.demo import CLIPS
 from pez.learn import learn_tasks
 from pez.optimizer import Task
 from pipeline.ahead import ahead, batches
+from pipeline.parts import PartReport, PartSamples, PartsLeft, finished_part, merge_parts, part_of_whole, publish_part
 from pipeline.samples import ImageError, Sample, ShardError, decode_image, read_samples
 from pipeline.shards import Shard
 from pipeline.table import PromptTable, Row, ShardReport
@@ -58,21 +59,71 @@ class Progress:
     """sum over images"""
 
 
-def caption_shard(shard: Shard, captioner: "Captioner", table: PromptTable) -> ShardReport:
-    """Turn one tar of images into one Parquet of prompts.
+def caption_shard(
+    shard: Shard, captioner: "Captioner", table: PromptTable, retry_failed: bool = False
+) -> ShardReport | PartReport:
+    """Turn one tar of images into one Parquet of prompts; a part of one into a part of it.
+
+    Args:
+        retry_failed: of a finished shard, caption those again that are not ok.
 
     Raises:
         ShardError: the tar cannot be read to its end, or holds no sample; nothing is published.
     """
+    if shard.part is not None:
+        return _caption_part(shard, captioner, table)
     if report := table.finished(shard):  # an earlier run, or an actor that was lost after its last act
-        return report
+        return _caption_failed(shard, report, captioner, table) if retry_failed and report.failed else report
+    if shard.parts > 1:
+        return merge_parts(shard, table)
     start = time.monotonic()
     left_out: Counter[str] = Counter()
-    samples = read_samples(shard, captioner.settings.image_key, captioner.settings.caption_key, left_out)
-    rows = dict(captioner.caption(shard, samples))
+    rows = dict(captioner.caption(shard, captioner.samples(shard, left_out)))
     if not rows:
         raise ShardError(f"{shard.url} holds no sample; expected members like 0001.jpg")
     return table.publish(shard, [rows[i] for i in sorted(rows)], time.monotonic() - start, left_out)
+
+
+def _caption_part(part: Shard, captioner: "Captioner", table: PromptTable) -> PartReport:
+    """The rows of every n-th sample; the others are read past and not decoded."""
+    if table.finished(part):  # another run, or an earlier one that wants failed rows tried again
+        return part_of_whole(part, table)
+    if report := finished_part(part, table):
+        return report
+    start = time.monotonic()
+    left_out: Counter[str] = Counter()
+    samples = PartSamples(part, captioner.samples(part, left_out))
+    rows = dict(captioner.caption(part, samples))
+    if not samples.count:
+        raise ShardError(f"{part.url} holds no sample; expected members like 0001.jpg")
+    if table.finished(part):  # another run on the same output has just merged and removed the parts
+        return part_of_whole(part, table)
+    return publish_part(part, [rows[i] for i in sorted(rows)], samples, left_out, time.monotonic() - start, table)
+
+
+def _caption_failed(shard: Shard, earlier: ShardReport, captioner: "Captioner", table: PromptTable) -> ShardReport:
+    """A finished shard again, of which only the rows that are not ok are new."""
+    start = time.monotonic()
+    rows = table.read_rows(f"{shard.stem}.parquet")
+    failed = {row.key for row in rows if row.status != "ok"}
+    keys: list[tuple[int, str]] = []
+    left_out: Counter[str] = Counter()
+
+    def again() -> Iterator[Sample]:
+        for sample in captioner.samples(shard, left_out):
+            keys.append((sample.index, sample.key))
+            if sample.key in failed:
+                yield sample
+
+    new = {row.key: row for _, row in captioner.caption(shard, again())}
+    if [key for _, key in sorted(keys)] != [row.key for row in rows]:
+        raise ShardError(
+            f"{shard.url} has other keys than when it was captioned; "
+            f"remove {table.url}/{shard.stem}.parquet to caption all of it again"
+        )
+    table.remove(f"_verified/{shard.stem}.json")  # it was of the earlier rows
+    seconds = earlier.seconds + time.monotonic() - start
+    return table.publish(shard, [new.get(row.key, row) for row in rows], seconds, left_out)
 
 
 class Captioner:
@@ -92,6 +143,10 @@ class Captioner:
         self.settings, self.method, self.threads = settings, method, threads
         self.clip = load_model(settings, device)
         self.progress = Progress()
+
+    def samples(self, shard: Shard, left_out: Counter[str]) -> Iterator[Sample]:
+        """A shard's samples, and in `left_out` the members that belong to none; see read_samples."""
+        return read_samples(shard, self.settings.image_key, self.settings.caption_key, left_out)
 
     def caption(self, shard: Shard, samples: Iterable[Sample]) -> Iterator[tuple[int, Row]]:
         """Learn a prompt for every sample that has an image.
@@ -210,17 +265,29 @@ def describe(settings: CaptionSettings, method: pez.PezSettings, device: str) ->
 
 
 def run_serially(
-    shards: Iterable[Shard], captioner: Captioner, table: PromptTable, on_report: Callable[[ShardReport], None]
+    shards: Iterable[Shard],
+    captioner: Captioner,
+    table: PromptTable,
+    on_report: Callable[[ShardReport | PartReport], None],
+    retry_failed: bool = False,
 ) -> dict[str, str]:
     """Caption shard after shard in this process.
+
+    Args:
+        shards: or parts of them, which are merged when all of a shard's are done.
+        retry_failed: see caption_shard.
 
     Returns:
         reason by address, of the shards that failed.
     """
     failed = {}
-    for shard in shards:
+    queue, parts = deque(shards), PartsLeft()
+    while queue:
+        shard = queue.popleft()
         try:
-            on_report(caption_shard(shard, captioner, table))
+            on_report(caption_shard(shard, captioner, table, retry_failed))
+            if shard.part is not None and (whole := parts.whole_after(shard)):
+                queue.appendleft(whole)
         except ShardError as error:
             failed[shard.url] = str(error)
     return failed

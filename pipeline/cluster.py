@@ -1,4 +1,4 @@
-"""Shards over a Ray cluster: a pool of actors, one task = one shard. The only file that imports Ray.
+"""Shards over a Ray cluster: a pool of actors, one task = one shard, or a part of a large one. The only file that imports Ray.
 
 The driver gives each idle actor the next shard and waits for whichever ends first. A shard comes back into the queue when
 its actor dies, its node is lost or its time is up; an actor that is lost is replaced. What a shard may cost is bounded:
@@ -18,6 +18,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 import pez
 from pipeline.caption import Captioner, CaptionSettings, Progress, caption_shard
+from pipeline.parts import PartReport, PartsLeft
 from pipeline.shards import InputError, Shard
 from pipeline.table import PromptTable, ShardReport, VerifiedTable, VerifyReport
 from pipeline.verify import Verifier, VerifyProgress, VerifySettings, verify_shard
@@ -43,6 +44,8 @@ class ClusterSettings:
     """tries that a shard has before it is given up"""
     shard_timeout: float = 6 * 3600.0
     """seconds after which an actor that is still on one shard is replaced"""
+    parts: int = 1
+    """tasks that each shard is cut into: a lost actor loses less, and the last shards are shared"""
 
     def __post_init__(self) -> None:
         for name in (
@@ -53,6 +56,7 @@ class ClusterSettings:
             "gpus_per_verifier",
             "attempts",
             "shard_timeout",
+            "parts",
         ):
             value = getattr(self, name)
             if value is not None and not value > (-1 if name.startswith("gpus_per_") else 0):
@@ -78,7 +82,7 @@ class Stage:
         name: for notes and reasons.
         start_actor: makes an actor with the methods `ready() -> node id`, `run(shard) -> report` and `progress()`.
         actors: how many; those for which there is room yet work already.
-        on_report: called with what `run` returned, for each finished shard.
+        on_report: called with what `run` returned, for each finished shard and part of one.
     """
 
     name: str
@@ -152,19 +156,26 @@ class CaptionActor:
     """Holds one model and captions shards, one at a time."""
 
     def __init__(
-        self, settings: CaptionSettings, method: pez.PezSettings, plan: ActorPlan, url: str, described: dict[str, Any]
+        self,
+        settings: CaptionSettings,
+        method: pez.PezSettings,
+        plan: ActorPlan,
+        url: str,
+        described: dict[str, Any],
+        retry_failed: bool = False,
     ) -> None:
         import torch
 
         torch.set_num_threads(plan.threads)
         self.captioner = Captioner(settings, method, plan.device, plan.threads)
         self.table = PromptTable(url, described)
+        self.retry_failed = retry_failed
 
     def ready(self) -> str:
         return ray.get_runtime_context().get_node_id()
 
-    def run(self, shard: Shard) -> ShardReport:
-        return caption_shard(shard, self.captioner, self.table)
+    def run(self, shard: Shard) -> ShardReport | PartReport:
+        return caption_shard(shard, self.captioner, self.table, self.retry_failed)
 
     def progress(self) -> Progress:
         return self.captioner.progress
@@ -204,6 +215,7 @@ def run_on_ray(
     """Take shards through the stages, each a pool of actors; a shard enters the next stage when it has left the last.
 
     Args:
+        shards: or parts of them; a shard is merged, by an actor, when all its parts are done, and leaves the stage then.
         on_progress: called now and then with what the busy actors of all stages have done of their shards.
         on_note: called with one line for each thing that went wrong and was mended.
 
@@ -271,6 +283,7 @@ class _Pool:
     def __init__(self, stage: Stage, settings: ClusterSettings, on_note: Callable[[str], None]) -> None:
         self.stage, self.settings, self.on_note = stage, settings, on_note
         self.queue: deque[_Work] = deque()
+        self.parts = PartsLeft()
         self.members: list[_Member] = []
         self.failed: dict[str, str] = {}
         self.starts_failed = 0
@@ -317,7 +330,7 @@ class _Pool:
         member.work = member.task = None
         try:
             self.stage.on_report(ray.get(reference))
-            return work.shard
+            return self._left(work.shard)
         except RayTaskError as error:
             self._give_back(work, _one_line(error.cause), node_lost=False)
         except RayActorError:
@@ -363,14 +376,23 @@ class _Pool:
                 raise ActorStartError(cause or f"actors do not start: {_one_line(error)}") from error
             self._replace(member)
 
+    def _left(self, shard: Shard) -> Shard | None:
+        """The shard that has left this stage by this; the last part of one has it merged first."""
+        if shard.part is None:
+            return dataclasses.replace(shard, parts=1)
+        if whole := self.parts.whole_after(shard):
+            self.queue.appendleft(_Work(whole))
+        return None
+
     def _give_back(self, work: _Work, reason: str, node_lost: bool) -> None:
         work.attempts += not node_lost
         work.losses += node_lost
         if work.attempts < self.settings.attempts and work.losses < 4 * self.settings.attempts:
             self.queue.append(work)
-            self.on_note(f"{work.shard.stem}: {self.stage.name}: {reason}; it is tried again")
+            self.on_note(f"{work.shard.stem}{work.shard.which}: {self.stage.name}: {reason}; it is tried again")
         else:
-            self.failed[work.shard.url] = f"{self.stage.name}: {reason} ({work.attempts + work.losses} tries)"
+            tries = work.attempts + work.losses
+            self.failed[work.shard.url] = f"{self.stage.name}{work.shard.which}: {reason} ({tries} tries)"
 
     def _start(self) -> _Member:
         actor = self.stage.start_actor()
@@ -381,12 +403,18 @@ class _Pool:
 
 
 def actor_starter(
-    settings: CaptionSettings, method: pez.PezSettings, plan: ActorPlan, url: str, described: dict[str, Any]
+    settings: CaptionSettings,
+    method: pez.PezSettings,
+    plan: ActorPlan,
+    url: str,
+    described: dict[str, Any],
+    retry_failed: bool = False,
 ) -> Callable[[], Any]:
     """What makes the job's actors."""
     # A second thread answers progress() while a shard is in work.
     options = {"num_cpus": plan.cpus, "num_gpus": plan.gpus, "max_concurrency": 2}
-    return lambda: CaptionActor.options(**options).remote(settings, method, plan, url, described)  # type: ignore[attr-defined]
+    told = (settings, method, plan, url, described, retry_failed)
+    return lambda: CaptionActor.options(**options).remote(*told)  # type: ignore[attr-defined]
 
 
 def verify_stage(

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.caption import Progress
+from pipeline.parts import PartReport
 from pipeline.table import ShardReport, VerifyReport
 from pipeline.verify import VerifyProgress
 
@@ -41,6 +42,7 @@ class JobProgress:
         self.images = self.failed = 0
         self.similarity = 0.0
         self.busy: list[Progress] = []
+        self.parts: dict[str, Progress] = {}  # of shards that are not whole yet
         self.verified = self.verified_earlier = verified or 0
         self.first_verified = 0.0  # when
         self.painted = VerifyProgress()
@@ -63,8 +65,16 @@ class JobProgress:
         elif kind is None:
             self.console.print(self.line(), highlight=False)
 
-    def report(self, report: ShardReport) -> None:
-        """A shard ended."""
+    def report(self, report: ShardReport | PartReport) -> None:
+        """A shard ended, or a part of one."""
+        if isinstance(report, PartReport):
+            part = self.parts.setdefault(report.shard, Progress())
+            part.images += report.ok
+            part.similarity += report.similarity
+            self.busy = []
+            self._tell()
+            return
+        self.parts.pop(report.shard, None)
         self.done += 1
         self.images += report.ok
         self.failed += report.rows - report.ok
@@ -99,9 +109,9 @@ class JobProgress:
         seconds = max(self.clock() - self.started, 1e-9)
         parts = [*(self._captioned(seconds) if self.captions else ()), *(self._verified() if self.verifies else ())]
         if (self.verified if self.verifies else self.done) == self.shards:
-            parts.append(_duration(seconds))
+            parts.append(duration(seconds))
         elif (left := self._seconds_left(seconds)) is not None:
-            parts.append(f"{_duration(left)} left")
+            parts.append(f"{duration(left)} left")
         return "  ".join(parts)
 
     def _seconds_left(self, seconds: float) -> float | None:
@@ -113,8 +123,9 @@ class JobProgress:
         return (self.clock() - self.first_verified) / later * (self.shards - self.verified) if later > 0 else None
 
     def _captioned(self, seconds: float) -> list[str]:
-        images = self.images + sum(p.images for p in self.busy)
-        similarity = self.similarity + sum(p.similarity for p in self.busy)
+        unfinished = [*self.busy, *self.parts.values()]
+        images = self.images + sum(p.images for p in unfinished)
+        similarity = self.similarity + sum(p.similarity for p in unfinished)
         parts = [f"{self.done}/{self.shards} shards", f"{images} images"]
         if self.done < self.shards or not self.verifies:  # the clock runs on while others verify
             parts.append(f"{images / seconds:.1f} images/s")
@@ -178,7 +189,8 @@ def _number(value: float | None) -> Text:
     return Text("" if value is None else f"{value:.3f}")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as people say it."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -26,6 +26,15 @@ class Shard:
     url: str
     stem: str
     """names the output files; unique in a job"""
+    part: int | None = None
+    """which, where this is a part of the shard: that of the samples whose index leaves it when divided by `parts`"""
+    parts: int = 1
+    """in which the shard is captioned; they change no row"""
+
+    @property
+    def which(self) -> str:
+        """What to say behind the shard's name, of a part."""
+        return "" if self.part is None else f", part {self.part}-of-{self.parts}"
 
 
 def expand_shards(patterns: Sequence[str]) -> list[Shard]:

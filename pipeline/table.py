@@ -3,6 +3,7 @@
 out/<stem>.parquet     built in memory, published in one step
 out/_reports/<stem>.json   written after it: the marker of a finished shard
 out/_run.json          the settings; another run may only add to the folder with the same ones
+out/_inputs/*.json     which address has which stem, written before any work
 out/_SUCCESS           when every shard is done
 
 Verification (`pipeline/verify.py`) adds columns to the Parquet and has files like these of its own:
@@ -30,6 +31,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.shards import InputError, Shard, hashed_stem, listing_options, missing_driver
+
+_READS_AT_ONCE = 32
 
 SCHEMA = pa.schema(
     [
@@ -205,10 +208,14 @@ class PromptTable:
 
     def shards(self) -> list[Shard]:
         """The finished shards, from their reports."""
-        stems = sorted(self._names("_reports", ".json") & self._names("", ".parquet"))
-        with ThreadPoolExecutor(16) as pool:
-            reports = list(pool.map(lambda stem: self._read_json(f"_reports/{stem}.json"), stems))
-        return [Shard(report["shard"], report["stem"]) for report in reports if report is not None]
+        return [Shard(report.shard, report.stem) for report in self.reports()]
+
+    def reports(self, most: int | None = None) -> list[ShardReport]:
+        """Reports of finished shards, of the first so many."""
+        stems = sorted(self._names("_reports", ".json") & self._names("", ".parquet"))[:most]
+        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+            values = list(pool.map(lambda stem: self._read_json(f"_reports/{stem}.json"), stems))
+        return [ShardReport(**report) for report in values if report is not None]
 
     def claim(self) -> None:
         """Write this run's settings down.
@@ -217,7 +224,7 @@ class PromptTable:
             InputError: the folder is not writable, or another run claimed it meanwhile with other settings.
         """
         self.check()
-        self._remove("_SUCCESS")  # there is work, so not every shard is done
+        self.remove("_SUCCESS")  # there is work, so not every shard is done
         if self._read_json("_run.json") is None:
             run = {"fingerprint": self.fingerprint, "settings": self.settings}
             try:
@@ -227,27 +234,44 @@ class PromptTable:
             self.check()
 
     def pending(self, shards: Sequence[Shard]) -> list[Shard]:
-        """The shards that are not finished yet, from two listings.
-
-        A stem that an earlier run used for another address is left to it: the shard gets a stem of its own.
-        """
+        """The shards that are not finished yet, see `divide`."""
         return self.divide(shards)[1]
 
-    def divide(self, shards: Sequence[Shard]) -> tuple[list[Shard], list[Shard]]:
-        """The shards that are finished, and those that are not; each with the stem that it has in this folder."""
+    def divide(self, shards: Sequence[Shard], retry_failed: bool = False) -> tuple[list[Shard], list[Shard]]:
+        """The shards that are finished, and those that are not; each with the stem that it has in this folder.
+
+        Two listings and what earlier runs recorded tell it: a report is read only where its stem may be another address's.
+        A stem that an earlier run used for another address is left to it: the shard gets a stem of its own.
+
+        Args:
+            retry_failed: a shard is not finished while it has rows that are not ok; this reads every report.
+        """
         finished = self._names("_reports", ".json") & self._names("", ".parquet")
-        done: list[Shard] = []
-        left: list[Shard] = []
-        for shard in shards:
-            if shard.stem not in finished:
-                left.append(shard)
-            elif (report := self.finished(shard)) is None:
-                other = Shard(shard.url, hashed_stem(shard.url))
-                (done if other.stem in finished else left).append(other)
-            else:
-                assert report.shard == shard.url
-                done.append(shard)
+        owners = self._owners() if finished else {}
+        doubtful = [s for s in shards if s.stem in finished and owners.get(s.stem) != {s.url}]
+        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+            taken = {
+                s.stem
+                for s, of_another in zip(doubtful, pool.map(self._is_of_another, doubtful), strict=True)
+                if of_another
+            }
+        named = [Shard(s.url, hashed_stem(s.url)) if s.stem in taken else s for s in shards]
+        done = [shard for shard in named if shard.stem in finished]
+        left = [shard for shard in named if shard.stem not in finished]
+        if retry_failed:
+            with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+                reports = list(pool.map(self.finished, done))
+            left += [s for s, report in zip(done, reports, strict=True) if report is None or report.failed]
+            done = [s for s, report in zip(done, reports, strict=True) if report is not None and not report.failed]
         return done, left
+
+    def record(self, shards: Sequence[Shard]) -> None:
+        """Write down which address has which stem, where no run has; before any work, so that `divide` can rely on it."""
+        owners = self._owners()
+        new = {shard.stem: shard.url for shard in shards if shard.url not in owners.get(shard.stem, ())}
+        if new:
+            data = (json.dumps(new, indent=0) + "\n").encode()
+            self._publish(f"_inputs/{hashlib.sha256(data).hexdigest()[:16]}.json", data)
 
     def finished(self, shard: Shard) -> ShardReport | None:
         """The report of a shard that is done, or None."""
@@ -260,17 +284,54 @@ class PromptTable:
         self, shard: Shard, rows: Sequence[Row], seconds: float, left_out: Mapping[str, int] | None = None
     ) -> ShardReport:
         """Write a shard's rows, then its report: a crash between the two leaves the shard to be done again."""
-        columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
-        about = {b"pez": json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()}
-        data = _parquet(pa.table(columns, schema=SCHEMA.with_metadata(about)), shard)
         report = report_of(shard, rows, seconds, self.fingerprint, left_out)
-        self._publish(f"{shard.stem}.parquet", data)
+        self.write_rows(f"{shard.stem}.parquet", rows)
         self._publish(f"_reports/{shard.stem}.json", (json.dumps(dataclasses.asdict(report), indent=2) + "\n").encode())
         return report
 
-    def rewrite(self, shard: Shard, rows: pa.Table) -> None:
-        """Put a table in the place of a finished shard's, in one step; its report stays."""
-        self._publish(f"{shard.stem}.parquet", _parquet(rows, shard))
+    def write_rows(self, name: str, rows: Sequence[Row], about: dict[bytes, bytes] | None = None) -> None:
+        """Publish rows as one Parquet.
+
+        Args:
+            about: more metadata of its schema, beside the settings.
+        """
+        columns = {column: [getattr(row, column) for row in rows] for column in SCHEMA.names}
+        settings = json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()
+        self.write_table(name, pa.table(columns, schema=SCHEMA.with_metadata({b"pez": settings, **(about or {})})))
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Publish a table as one Parquet, in one step."""
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd", row_group_size=65536)
+        if pq.read_metadata(io.BytesIO(buffer.getvalue())).num_rows != table.num_rows:
+            raise RuntimeError(f"{name} does not read back")
+        self._publish(name, buffer.getvalue())
+
+    def read_rows(self, name: str) -> list[Row]:
+        """What `write_rows` wrote, without columns that others added.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        with self.fs.open(self._at(name), "rb") as file:
+            return [Row(**values) for values in pq.read_table(file, columns=SCHEMA.names).to_pylist()]
+
+    def read_about(self, name: str) -> dict[bytes, bytes] | None:
+        """The schema's metadata of a Parquet, or None where it is not there."""
+        try:
+            with self.fs.open(self._at(name), "rb") as file:
+                return pq.read_schema(file).metadata or {}
+        except FileNotFoundError:
+            return None
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all in it, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self._at(name), recursive=True)
+
+    def folders(self, name: str) -> set[str]:
+        """Names of what is in a folder."""
+        return self._names(name, "")
 
     def succeed(self) -> None:
         """Mark the whole job as done and sweep what crashed writers left."""
@@ -289,6 +350,21 @@ class PromptTable:
         """The rows of a finished shard."""
         with self.fs.open(self._at(f"{shard.stem}.parquet"), "rb") as file:
             return pq.read_table(file)
+
+    def _owners(self) -> dict[str, set[str]]:
+        """Addresses by stem, as recorded by this and earlier runs; more than one where runs had other inputs."""
+        names = [f"_inputs/{name}.json" for name in self._names("_inputs", ".json")]
+        owners: dict[str, set[str]] = {}
+        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+            for recorded in pool.map(self._read_json, names):
+                for stem, url in (recorded or {}).items():
+                    owners.setdefault(stem, set()).add(url)
+        return owners
+
+    def _is_of_another(self, shard: Shard) -> bool:
+        """True where the report of the shard's stem is not the shard's."""
+        values = self._read_json(f"_reports/{shard.stem}.json")
+        return values is not None and values.get("shard") != shard.url
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}"
@@ -340,10 +416,6 @@ class PromptTable:
             if os.path.exists(temporary):
                 os.unlink(temporary)
             raise
-
-    def _remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(self._at(name))
 
 
 Keep = Callable[[str, str, Sequence[Image.Image | None]], None]
@@ -438,7 +510,9 @@ class VerifiedTable:
             plain = plain.append_column(field, pa.array(values, field.type))
         told = json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()
         report = self._report(shard, found, seconds)
-        self.prompts.rewrite(shard, plain.replace_schema_metadata({**(rows.schema.metadata or {}), _ABOUT: told}))
+        self.prompts.write_table(
+            f"{shard.stem}.parquet", plain.replace_schema_metadata({**(rows.schema.metadata or {}), _ABOUT: told})
+        )
         marker = (json.dumps(dataclasses.asdict(report), indent=2) + "\n").encode()
         self.prompts._publish(f"_verified/{shard.stem}.json", marker)
         return report
@@ -492,14 +566,6 @@ def _pictures_of(shard: Shard) -> str:
 def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _parquet(rows: pa.Table, shard: Shard) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd", row_group_size=65536)
-    if pq.read_metadata(io.BytesIO(buffer.getvalue())).num_rows != rows.num_rows:
-        raise RuntimeError(f"{shard.stem}.parquet does not read back")
     return buffer.getvalue()
 
 

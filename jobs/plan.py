@@ -1,0 +1,136 @@
+"""Hours, cost and shards of a job, from a throughput that was measured.
+
+    python -m jobs.plan --images 10000000 --gpus 64 --report trial           # the output of a small run of jobs.caption
+    python -m jobs.plan --images 10000000 --gpus 64 --benchmark bench.json   # of jobs.benchmark --json
+    python -m jobs.plan --images 10000000 --gpus 64 --images-per-second 12.5
+
+Exit status: 0 a plan, 2 bad usage or no measured throughput.
+"""
+
+import dataclasses
+import json
+
+from rich.console import Console
+
+from jobs import command
+from pipeline.plan import Plan, parts_that_balance, plan_job, shard_size_that_balances
+from pipeline.progress import duration
+from pipeline.shards import InputError
+from pipeline.table import PromptTable
+
+_MEASURE = (
+    "no throughput is given, and none is guessed; measure one: python -m jobs.caption --input ONE.tar --output trial, "
+    "then --report trial"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanJob:
+    """Options of the plan."""
+
+    images: int
+    """to caption"""
+    gpus: int
+    report: str | None = None
+    """output folder of a run of jobs.caption: images a second of its actors, decoding, swaps and reading included"""
+    benchmark: str | None = None
+    """file of jobs.benchmark --json: gradient steps alone, so the job takes longer"""
+    images_per_second: float | None = None
+    """of one GPU, as you measured it"""
+    steps: int | None = None
+    """of an image, with --benchmark; default = those of the benchmark"""
+    actors_per_gpu: int = 1
+    """with --report: actors that shared a GPU"""
+    shard_size: int = 10_000
+    """images in a shard"""
+    parts: int = 1
+    """--parts of jobs.caption"""
+    price_per_gpu_hour: float = 2.5
+    """in dollars"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Throughput:
+    """Images a second of one GPU, and where that is from."""
+
+    images_per_second: float
+    source: str
+
+
+def plan(job: PlanJob) -> int:
+    """Print the plan; returns the exit status."""
+    found = _throughput(job)
+    planned = plan_job(job.images, job.gpus, found.images_per_second, job.shard_size, job.price_per_gpu_hour, job.parts)
+    Console(soft_wrap=True, highlight=False).print("\n".join(_lines(job, found, planned)), markup=False)
+    return 0
+
+
+def _lines(job: PlanJob, found: Throughput, planned: Plan) -> list[str]:
+    tasks = "shards" if job.parts == 1 else f"shards in {job.parts} parts"
+    lines = [
+        f"{job.images:,} images on {job.gpus} GPUs at {found.images_per_second:.4g} images/s a GPU ({found.source})",
+        f"{planned.hours:.2f} hours, {planned.gpu_hours:,.1f} GPU-hours, "
+        f"${planned.cost:,.2f} at ${job.price_per_gpu_hour:.2f} a GPU-hour",
+        f"{planned.shards:,} {tasks} of {job.shard_size:,} images: {duration(planned.task_seconds)} a task, "
+        f"{planned.tasks / job.gpus:.1f} tasks a GPU; GPUs are idle for {planned.idle:.1%}, waiting for the last tasks",
+        f"each GPU that goes (a spot machine taken back) loses {duration(planned.lost_seconds)} of work on average, "
+        f"{duration(planned.task_seconds)} at most",
+    ]
+    if planned.idle > 0.02:
+        parts = parts_that_balance(job.images, job.gpus, job.shard_size)
+        size = shard_size_that_balances(job.images, job.gpus)
+        better = plan_job(job.images, job.gpus, found.images_per_second, job.shard_size, job.price_per_gpu_hour, parts)
+        lines.append(
+            f"better balanced: --parts {parts} ({better.hours:.2f} hours, ${better.cost:,.2f}, a GPU that goes loses "
+            f"{duration(better.lost_seconds)}), or shards of {size:,} images"
+        )
+    return lines
+
+
+def _throughput(job: PlanJob) -> Throughput:
+    given = {"--report": job.report, "--benchmark": job.benchmark, "--images-per-second": job.images_per_second}
+    sources = [name for name, value in given.items() if value is not None]
+    if len(sources) > 1:
+        raise InputError(f"{' and '.join(sources)} are given; expected one source of the throughput")
+    if job.steps is not None and job.benchmark is None:
+        raise InputError("--steps scales a benchmark; with other sources measure with as many steps as the job has")
+    if job.report is not None:
+        return _of_reports(job.report, job.actors_per_gpu)
+    if job.benchmark is not None:
+        return _of_benchmark(job.benchmark, job.steps)
+    if job.images_per_second is not None:
+        return Throughput(job.images_per_second, "as given")
+    raise InputError(_MEASURE)
+
+
+def _of_reports(url: str, actors_per_gpu: int) -> Throughput:
+    table = PromptTable.written(url)
+    reports = [report for report in table.reports(1000) if report.ok]
+    if not reports:
+        raise InputError(f"no captioned image in {table.url}; expected the output of a run of jobs.caption")
+    ok, seconds = sum(r.ok for r in reports), sum(r.seconds for r in reports)
+    settings = table.settings
+    about = ", ".join(f"{settings[name]} {name}" for name in ("tokens", "steps") if name in settings)
+    source = f"measured: {ok:,} images of {len(reports):,} shards in {url}, {settings.get('model')}, {about}"
+    if settings.get("device") != "cuda":
+        source += f"; on a {settings.get('device')}, not on a GPU"
+    return Throughput(ok / max(seconds, 1e-9) * actors_per_gpu, source)
+
+
+def _of_benchmark(path: str, steps: int | None) -> Throughput:
+    try:
+        with open(path) as file:
+            result = json.load(file)
+        engines = [s for s in result["speeds"] if not s["name"].startswith("baseline")]
+        best = min(engines, key=lambda speed: speed["seconds_per_image_step"])
+        seconds, steps = best["seconds_per_image_step"], steps or result["steps"]
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not of a speed benchmark; expected a file of jobs.benchmark --json") from error
+    source = f"benchmark of {result['model']}, {best['name']} on {result['machine']}: {steps} gradient steps alone"
+    return Throughput(1 / seconds / steps, source)
+
+
+if __name__ == "__main__":
+    command.run(PlanJob, __doc__, plan)

@@ -1,0 +1,43 @@
+"""Actors and captioners that do next to nothing: what remains is the pipeline's own cost. Ray's workers import them."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import ray
+
+from pipeline.caption import Progress
+from pipeline.samples import Sample, decode_image
+from pipeline.shards import Shard
+from pipeline.table import PromptTable, Row, ShardReport
+
+
+@ray.remote
+class TrivialActor:
+    """Writes one row a shard and reads nothing; all else is the real table."""
+
+    def __init__(self, url: str, described: dict[str, Any]) -> None:
+        self.table = PromptTable(url, described)
+
+    def ready(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+    def run(self, shard: Shard) -> ShardReport:
+        if report := self.table.finished(shard):
+            return report
+        return self.table.publish(shard, [Row("key", shard.url, "ok", similarity=0.5)], 0.01)
+
+    def progress(self) -> Progress:
+        return Progress()
+
+
+class SizeCaptioner:
+    """Decodes every image and says how large it is."""
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    def caption(self, shard: Shard, samples: Iterable[Sample]) -> Iterator[tuple[int, Row]]:
+        for sample in samples:
+            assert sample.image is not None
+            image = decode_image(sample.image)
+            yield sample.index, Row(sample.key, shard.url, "ok", width=image.width, height=image.height)
