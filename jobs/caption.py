@@ -7,6 +7,7 @@ The same command again goes on where the last one stopped. Exit status: 0 all sh
 """
 
 import dataclasses
+import secrets
 import sys
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from pipeline.cluster import ClusterSettings
 from pipeline.demo_shards import demo_shards
 from pipeline.progress import JobProgress, prompt_table
 from pipeline.shards import Shard, expand_shards
-from pipeline.table import PromptTable
+from pipeline.table import OutputError, PromptTable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,18 +64,25 @@ def caption(job: CaptionJob) -> int:
     table = PromptTable(job.output, described)
     table.check()
     pending = table.pending(shards)
-    with JobProgress(len(shards), len(shards) - len(pending), console) as progress:
-        if not pending:
-            failed = {}
-        elif plan is None:
-            captioner = Captioner(job.caption, job.method, device)
-            table.claim()
-            failed = run_serially(pending, captioner, table, progress.report)
-        else:
-            table.claim()
-            starter = cluster.actor_starter(job.caption, job.method, plan, job.output, described)
-            stage = cluster.Stage("captions", starter, plan.actors, progress.report)
-            failed = cluster.run_on_ray(pending, [stage], job.cluster, progress.look, progress.note)
+    if pending and table.claim():
+        # Another run may be at work on this output: by starting elsewhere, two runs do each half of it.
+        start = secrets.randbelow(len(pending))
+        pending = pending[start:] + pending[:start]
+    progress = JobProgress(len(shards), len(shards) - len(pending), console)
+    try:
+        with progress:
+            if not pending:
+                failed = {}
+            elif plan is None:
+                captioner = Captioner(job.caption, job.method, device)
+                failed = run_serially(pending, captioner, table, progress.report, job.cluster.attempts, progress.note)
+            else:
+                starter = cluster.actor_starter(job.caption, job.method, plan, job.output, described)
+                stage = cluster.Stage("captions", starter, plan.actors, progress.report, plan.asks)
+                failed = cluster.run_on_ray(pending, [stage], job.cluster, progress.look, progress.note)
+    except KeyboardInterrupt:
+        done = f"{progress.done} of {len(shards)} shards are done"
+        raise KeyboardInterrupt(f"{done}; run the same command to go on") from None
     return _conclude(job, table, shards, failed, console)
 
 
@@ -89,7 +97,11 @@ def _conclude(
     if failed:
         console.print(f"{len(failed)} of {len(shards)} shards failed; run the same command to try them again")
         return 1
-    table.succeed()
+    try:
+        table.succeed()
+    except OutputError as error:
+        console.print(f"failed: {error}; run the same command to try again", highlight=False, soft_wrap=True)
+        return 1
     console.print(f"{len(shards)} Parquet files in {table.url}", highlight=False, soft_wrap=True)
     return 0
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -68,6 +69,8 @@ def caption_shard(shard: Shard, captioner: "Captioner", table: PromptTable) -> S
     rows = dict(captioner.caption(shard, samples))
     if not rows:
         raise ShardError(f"{shard.url} holds no sample; expected members like 0001.jpg")
+    if report := table.finished(shard):  # by another run on the same output, meanwhile
+        return report
     return table.publish(shard, [rows[i] for i in sorted(rows)], time.monotonic() - start)
 
 
@@ -194,20 +197,42 @@ def describe(settings: CaptionSettings, method: pez.PezSettings, device: str) ->
 
 
 def run_serially(
-    shards: Iterable[Shard], captioner: Captioner, table: PromptTable, on_report: Callable[[ShardReport], None]
+    shards: Iterable[Shard],
+    captioner: Captioner,
+    table: PromptTable,
+    on_report: Callable[[ShardReport], None],
+    attempts: int = 1,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> dict[str, str]:
-    """Caption shard after shard in this process.
+    """Caption shard after shard in this process; those that failed come again after the others.
+
+    Args:
+        attempts: tries that a shard has before it is given up.
+        on_note: called with one line for each failure that is tried again.
 
     Returns:
         reason by address, of the shards that failed.
     """
     failed = {}
-    for shard in shards:
+    queue = deque((shard, 1, 0.0) for shard in shards)
+    while queue:
+        shard, attempt, not_before = queue.popleft()
+        time.sleep(max(not_before - time.monotonic(), 0))
         try:
             on_report(caption_shard(shard, captioner, table))
-        except ShardError as error:
-            failed[shard.url] = str(error)
+        except Exception as error:  # whatever befell this shard, the others are done
+            reason = " ".join(str(error).split())[:500] or type(error).__name__
+            if attempt < attempts:
+                queue.append((shard, attempt + 1, time.monotonic() + retry_delay(attempt)))
+                on_note(f"{shard.stem}: {reason}; it is tried again")
+            else:
+                failed[shard.url] = reason
     return failed
+
+
+def retry_delay(failures: int) -> float:
+    """Seconds before a shard that failed is tried again: 1, 2, 4 to 60, so that many attempts outlast a store's bad minutes."""
+    return min(2.0 ** (failures - 1), 60.0)
 
 
 def _rejection(shard: Shard, sample: Sample) -> Row:

@@ -6,6 +6,7 @@ out/_run.json          the settings; another run may only add to the folder with
 out/_SUCCESS           when every shard is done
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -13,7 +14,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import fsspec
@@ -83,6 +84,10 @@ class ShardReport:
     fingerprint: str
 
 
+class OutputError(RuntimeError):
+    """The output folder does not take a file; the message is one line."""
+
+
 class PromptTable:
     """An output folder, local or in an object store.
 
@@ -101,35 +106,44 @@ class PromptTable:
             raise InputError(f"cannot open the output {url!r}: {' '.join(str(error).split())}") from error
         self.local = isinstance(self.fs, fsspec.get_filesystem_class("file"))
 
-    def check(self) -> None:
+    def check(self) -> bool:
         """See whether this run may write here; changes nothing.
+
+        Returns:
+            True where a run with the same settings was here before, or is at work now.
 
         Raises:
             InputError: the folder holds another run's output with other settings, or cannot be read.
         """
         earlier = self._read_json("_run.json")
         if earlier is None:
-            return
+            return False
         if earlier.get("fingerprint") != self.fingerprint:
             theirs, ours = _flat(earlier.get("settings", {})), _flat(self.settings)
             names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
             told = ", ".join(f"{n} was {theirs.get(n)!r} and is {ours.get(n)!r}" for n in names) or "the settings"
             raise InputError(f"{self.url} holds prompts of other settings: {told}; choose another --output")
+        return True
 
-    def claim(self) -> None:
-        """Write this run's settings down.
+    def claim(self) -> bool:
+        """Write this run's settings down; of two runs at once with different settings, one is refused.
+
+        Returns:
+            True where a run with the same settings was here before, or is at work now.
 
         Raises:
             InputError: the folder is not writable, or another run claimed it meanwhile with other settings.
         """
-        self.check()
-        if self._read_json("_run.json") is None:
-            run = {"fingerprint": self.fingerprint, "settings": self.settings}
-            try:
-                self._publish("_run.json", (json.dumps(run, indent=2) + "\n").encode())
-            except OSError as error:
-                raise InputError(f"cannot write to {self.url}: {error.strerror or error}") from error
-            self.check()
+        earlier = self.check()
+        run = {"fingerprint": self.fingerprint, "settings": self.settings}
+        try:
+            # The same bytes again where they are there already: a folder that has become read-only is found out now.
+            self._publish("_run.json", (json.dumps(run, indent=2) + "\n").encode(), first=not earlier)
+        except FileExistsError:
+            earlier = True
+        except OutputError as error:
+            raise InputError(str(error)) from error
+        return self.check() and earlier
 
     def pending(self, shards: Sequence[Shard]) -> list[Shard]:
         """The shards that are not finished yet, from two listings.
@@ -152,12 +166,19 @@ class PromptTable:
     def finished(self, shard: Shard) -> ShardReport | None:
         """The report of a shard that is done, or None."""
         values = self._read_json(f"_reports/{shard.stem}.json")
-        if values is None or values.get("shard") != shard.url or not self.fs.exists(self._at(f"{shard.stem}.parquet")):
+        if values is None or values.get("shard") != shard.url:
             return None
+        with self._reading(f"{shard.stem}.parquet"):
+            if not self.fs.exists(self._at(f"{shard.stem}.parquet")):
+                return None
         return ShardReport(**values)
 
     def publish(self, shard: Shard, rows: Sequence[Row], seconds: float) -> ShardReport:
-        """Write a shard's rows, then its report: a crash between the two leaves the shard to be done again."""
+        """Write a shard's rows, then its report: a crash between the two leaves the shard to be done again.
+
+        Raises:
+            OutputError: the folder does not take them: full, read-only, or an object store that keeps failing.
+        """
         columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
         about = {b"pez": json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()}
         table = pa.table(columns, schema=SCHEMA.with_metadata(about))
@@ -171,17 +192,19 @@ class PromptTable:
         return report
 
     def succeed(self) -> None:
-        """Mark the whole job as done and sweep what crashed writers left."""
+        """Mark the whole job as done and sweep what crashed writers left.
+
+        Raises:
+            OutputError: the folder does not take the mark.
+        """
         self._publish("_SUCCESS", b"")
         if self.local:
             for folder in (self.path, self._at("_reports")):
                 for entry in os.scandir(folder):
-                    if (
-                        entry.name.startswith(".")
-                        and ".tmp-" in entry.name
-                        and time.time() - entry.stat().st_mtime > 3600
-                    ):
-                        os.unlink(entry.path)
+                    if entry.name.startswith(".") and ".tmp-" in entry.name:
+                        with contextlib.suppress(FileNotFoundError):  # another run has just swept or published it
+                            if time.time() - entry.stat().st_mtime > 3600:
+                                os.unlink(entry.path)
 
     def read(self, shard: Shard) -> pa.Table:
         """The rows of a finished shard."""
@@ -193,7 +216,8 @@ class PromptTable:
 
     def _names(self, folder: str, ending: str) -> set[str]:
         try:
-            entries = self.fs.ls(self._at(folder).rstrip("/"), detail=False)
+            with self._reading(folder):
+                entries = self.fs.ls(self._at(folder).rstrip("/"), detail=False)
         except FileNotFoundError:
             return set()
         names = (entry.rsplit("/", 1)[-1] for entry in entries)
@@ -201,31 +225,62 @@ class PromptTable:
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
         try:
-            return json.loads(self.fs.cat_file(self._at(name)))
+            with self._reading(name):
+                return json.loads(self.fs.cat_file(self._at(name)))
         except FileNotFoundError:
             return None
-        except (ValueError, OSError) as error:
-            raise InputError(f"cannot read {self.url}/{name}: {' '.join(str(error).split())}") from error
 
-    def _publish(self, name: str, data: bytes) -> None:
-        """Make a file appear whole or not at all."""
-        path = self._at(name)
-        if not self.local:
-            self.fs.pipe_file(path, data)  # one put
-            return
-        folder, base = os.path.split(path)
-        os.makedirs(folder, exist_ok=True)
-        temporary = os.path.join(folder, f".{base}.tmp-{secrets.token_hex(4)}")
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
         try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+            yield
+        except FileNotFoundError:
             raise
+        except Exception as error:  # each filesystem has its own errors
+            raise InputError(f"cannot read {self.url}/{name}: {_reason(error)}") from error
+
+    def _publish(self, name: str, data: bytes, first: bool = False) -> None:
+        """Make a file appear whole or not at all.
+
+        Args:
+            first: leave alone what is there already.
+
+        Raises:
+            FileExistsError: asked to be the first, and is not.
+            OutputError: the folder does not take it.
+        """
+        try:
+            put = _put_local if self.local else self._put_object
+            put(self._at(name), data, first)
+        except FileExistsError:
+            if first:
+                raise
+            raise OutputError(f"cannot write {self.url}/{name}: a file is in the way") from None
+        except Exception as error:  # each filesystem has its own errors
+            raise OutputError(f"cannot write {self.url}/{name}: {_reason(error)}") from error
+
+    def _put_object(self, path: str, data: bytes, first: bool) -> None:
+        if first:
+            with contextlib.suppress(NotImplementedError, TypeError):  # a store without conditional puts
+                self.fs.pipe_file(path, data, mode="create")
+                return
+        self.fs.pipe_file(path, data)
+
+
+def _put_local(path: str, data: bytes, first: bool) -> None:
+    folder, base = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{base}.tmp-{secrets.token_hex(4)}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if not (first and _linked(temporary, path)):
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
 
 
 def report_of(shard: Shard, rows: Sequence[Row], seconds: float, run: str) -> ShardReport:
@@ -252,6 +307,22 @@ def report_of(shard: Shard, rows: Sequence[Row], seconds: float, run: str) -> Sh
 def fingerprint(settings: dict[str, Any]) -> str:
     """A short name of the settings that decide the rows."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _linked(temporary: str, path: str) -> bool:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:500] or type(error).__name__
 
 
 def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
