@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 import pez
@@ -98,7 +99,10 @@ def connect(settings: ClusterSettings) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only
-        options.update(address="local", include_dashboard=False, _node_ip_address="127.0.0.1")
+        # Ray turns a loopback address that it is given into the machine's own and listens on all of them. Where it takes
+        # itself to be unable of clusters (https://github.com/ray-project/ray/issues/18730) it stays on loopback.
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        options.update(address="local", include_dashboard=False)
     else:
         options.update(address=address)
     on_terminate = signal.getsignal(signal.SIGTERM)

@@ -132,7 +132,8 @@ class open_tar:  # noqa: N801 - reads as a function
 
     def __enter__(self) -> "open_tar":
         try:
-            self.file = fsspec.open(self.url, "rb", **_opening(self.url)).open()
+            fs, path = fsspec.core.url_to_fs(self.url)
+            self.file = fs.open(path, "rb", **_opening(self.url))
             head = self.file.read(2)
             self.stream = _Watched(self.file, head)
             if head == b"\x1f\x8b":
