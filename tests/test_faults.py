@@ -29,7 +29,7 @@ from pipeline.shards import Shard, expand_shards
 from pipeline.table import PromptTable, Row, ShardReport
 
 SHARDS = 8
-SETTINGS, METHOD = CaptionSettings(model="demo"), pez.PezSettings(tokens=6, steps=60, swaps=8)
+SETTINGS, METHOD = CaptionSettings(model="demo"), pez.PezSettings(tokens=6, steps=20, swaps=2)
 DESCRIBED = describe(SETTINGS, METHOD, "cpu")
 
 
@@ -138,9 +138,9 @@ def test_a_lost_node_is_not_the_shards_fault_and_one_that_joins_works(
         more = ["--address", nodes.address, "--actors", 2, "--cpus-per-actor", 1, "--attempts", 1]
         with RunningJob(*words(tars, out, *more), log=out.with_name("log")) as job:
             job.wait_until(lambda: reports(out))
-            nodes.add_node(num_cpus=1)
             nodes.remove_node(first, allow_graceful=False)
             assert len(reports(out)) < SHARDS
+            nodes.add_node(num_cpus=1)
             assert job.wait() == 0, job.log.read_text()
             printed = job.log.read_text()
     finally:
