@@ -8,6 +8,7 @@ The same command again goes on where the last one stopped. Exit status: 0 all sh
 """
 
 import dataclasses
+import secrets
 import sys
 from typing import Annotated
 
@@ -24,7 +25,8 @@ from pipeline.demo_shards import demo_shards
 from pipeline.parts import split_shard, sweep_parts
 from pipeline.progress import JobProgress, plain, prompt_table
 from pipeline.shards import Shard, expand_shards
-from pipeline.table import PromptTable, VerifiedTable
+from pipeline.table import OutputError, PromptTable
+from pipeline.verified_table import VerifiedTable
 from pipeline.verify import VerifySettings, check_verification, verified_table, verify_serially
 
 
@@ -71,13 +73,18 @@ def caption(job: CaptionJob) -> int:
     verified = verified_table(table, job.verification, verify_device) if verifies else None
     work = _Work(table, shards, pending, verified, verified.pending(done) if verified else [])
     already_verified = len(done) - len(work.unverified) if verified else None
-    with JobProgress(len(shards), len(done), console, verified=already_verified) as progress:
-        if not work.pending and not work.unverified:
-            failed = {}
-        elif plans is None:
-            failed = _serially(job, work, device, progress)
-        else:
-            failed = _on_ray(job, work, plans, progress)
+    progress = JobProgress(len(shards), len(done), console, verified=already_verified)
+    try:
+        with progress:
+            if not work.pending and not work.unverified:
+                failed = {}
+            elif plans is None:
+                failed = _serially(job, work, device, progress)
+            else:
+                failed = _on_ray(job, work, plans, progress)
+    except KeyboardInterrupt:
+        told = f"{progress.done} of {len(shards)} shards are done"
+        raise KeyboardInterrupt(f"{told}; run the same command to go on") from None
     if not failed:
         sweep_parts(shards, table)
     return _conclude(job, table, shards, failed, console)
@@ -97,15 +104,20 @@ class _Work:
     unverified: list[Shard]
     """that an earlier run captioned"""
 
-    def units(self, parts: int) -> list[Shard]:
-        """What is captioned at a time: the pending shards, or parts of them."""
-        return [unit for shard in self.pending for unit in split_shard(shard, parts)]
+    def begin(self, parts: int) -> list[Shard]:
+        """Claim the folder.
 
-    def claim(self) -> None:
-        self.table.claim()
+        Returns:
+            what to caption, one after the other: the pending shards, or parts of them.
+        """
+        earlier = self.table.claim()
         self.table.record(self.shards)
         if self.verified:
             self.verified.claim()
+        units = [unit for shard in self.pending for unit in split_shard(shard, parts)]
+        # Another run may be at work on this output: by starting elsewhere, two runs do each half of it.
+        start = secrets.randbelow(len(units)) if earlier and units else 0
+        return units[start:] + units[:start]
 
 
 def _plans(job: CaptionJob) -> tuple[ActorPlan, ActorPlan]:
@@ -118,11 +130,11 @@ def _plans(job: CaptionJob) -> tuple[ActorPlan, ActorPlan]:
 def _serially(job: CaptionJob, work: _Work, device: str, progress: JobProgress) -> dict[str, str]:
     """One stage after the other in this process: there is room for one model."""
     captioner = Captioner(job.caption, job.method, device) if work.pending else None
-    work.claim()  # a model that does not load has claimed nothing
+    units = work.begin(job.cluster.parts)  # a model that does not load has claimed nothing
     failed: dict[str, str] = {}
     if captioner is not None:
-        units = work.units(job.cluster.parts)
-        failed = run_serially(units, captioner, work.table, progress.report, job.retry_failed)
+        attempts, retry = job.cluster.attempts, job.retry_failed
+        failed = run_serially(units, captioner, work.table, progress.report, attempts, progress.note, retry)
     del captioner
     if work.verified is None:
         return failed
@@ -131,16 +143,16 @@ def _serially(job: CaptionJob, work: _Work, device: str, progress: JobProgress) 
 
 
 def _on_ray(job: CaptionJob, work: _Work, plans: tuple[ActorPlan, ActorPlan], progress: JobProgress) -> dict[str, str]:
-    work.claim()
+    units = work.begin(job.cluster.parts)
     table = work.table
     starter = cluster.actor_starter(job.caption, job.method, plans[0], job.output, table.settings, job.retry_failed)
-    stages = [Stage("captions", starter, plans[0].actors, progress.report)]
+    stages = [Stage("captions", starter, plans[0].actors, progress.report, asks=plans[0].asks)]
     if work.verified:
         stage = cluster.verify_stage(
             job.verification, plans[1], work.verified, work.unverified, progress.report_verified
         )
         stages.append(stage)
-    return cluster.run_on_ray(work.units(job.cluster.parts), stages, job.cluster, progress.look, progress.note)
+    return cluster.run_on_ray(units, stages, job.cluster, progress.look, progress.note)
 
 
 def _conclude(
@@ -155,7 +167,13 @@ def _conclude(
     if failed:
         console.print(f"{len(failed)} of {len(shards)} shards failed; run the same command to try them again")
         return 1
-    table.succeed()
+    try:
+        table.succeed()
+    except OutputError as error:
+        console.print(
+            f"failed: {error}; run the same command to try again", highlight=False, soft_wrap=True, markup=False
+        )
+        return 1
     console.print(f"{len(shards)} Parquet files in {table.url}", highlight=False, soft_wrap=True, markup=False)
     return 0
 

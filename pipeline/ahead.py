@@ -59,7 +59,7 @@ def ahead(items: Iterable[Item], work: Callable[[Item], Result], threads: int, m
                 yield value.result()
         finally:
             stopped.set()
-            reader.join()
+            reader.join(timeout=5)  # one that hangs in a read of a far store must not hold up an interrupt
             pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -81,6 +81,8 @@ def caption_shard(
     rows = dict(captioner.caption(shard, captioner.samples(shard, left_out)))
     if not rows:
         raise ShardError(f"{shard.url} holds no sample; expected members like 0001.jpg")
+    if report := table.finished(shard):  # by another run on the same output, meanwhile
+        return report
     return table.publish(shard, [rows[i] for i in sorted(rows)], time.monotonic() - start, left_out)
 
 
@@ -269,28 +271,44 @@ def run_serially(
     captioner: Captioner,
     table: PromptTable,
     on_report: Callable[[ShardReport | PartReport], None],
+    attempts: int = 1,
+    on_note: Callable[[str], None] = lambda _: None,
     retry_failed: bool = False,
 ) -> dict[str, str]:
-    """Caption shard after shard in this process.
+    """Caption shard after shard in this process; those that failed come again after the others.
 
     Args:
         shards: or parts of them, which are merged when all of a shard's are done.
+        attempts: tries that a shard has before it is given up.
+        on_note: called with one line for each failure that is tried again.
         retry_failed: see caption_shard.
 
     Returns:
         reason by address, of the shards that failed.
     """
     failed = {}
-    queue, parts = deque(shards), PartsLeft()
+    queue = deque((shard, 1, 0.0) for shard in shards)
+    parts = PartsLeft()
     while queue:
-        shard = queue.popleft()
+        shard, attempt, not_before = queue.popleft()
+        time.sleep(max(not_before - time.monotonic(), 0))
         try:
             on_report(caption_shard(shard, captioner, table, retry_failed))
             if shard.part is not None and (whole := parts.whole_after(shard)):
-                queue.appendleft(whole)
-        except ShardError as error:
-            failed[shard.url] = str(error)
+                queue.appendleft((whole, 1, 0.0))
+        except Exception as error:  # whatever befell this shard, the others are done
+            reason = " ".join(str(error).split())[:500] or type(error).__name__
+            if attempt < attempts:
+                queue.append((shard, attempt + 1, time.monotonic() + retry_delay(attempt)))
+                on_note(f"{shard.stem}{shard.which}: {reason}; it is tried again")
+            else:
+                failed[shard.url] = reason
     return failed
+
+
+def retry_delay(failures: int) -> float:
+    """Seconds before a shard that failed is tried again: 1, 2, 4 to 60, so that many attempts outlast a store's bad minutes."""
+    return min(2.0 ** (failures - 1), 60.0)
 
 
 def _rejection(shard: Shard, sample: Sample) -> Row:

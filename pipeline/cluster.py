@@ -8,20 +8,27 @@ its actor dies, its node is lost or its time is up; an actor that is lost is rep
 import dataclasses
 import logging
 import os
+import signal
+import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 import pez
-from pipeline.caption import Captioner, CaptionSettings, Progress, caption_shard
+from pipeline.caption import Captioner, CaptionSettings, Progress, caption_shard, retry_delay
 from pipeline.parts import PartReport, PartsLeft
 from pipeline.shards import InputError, Shard
-from pipeline.table import PromptTable, ShardReport, VerifiedTable, VerifyReport
+from pipeline.table import PromptTable, ShardReport
+from pipeline.verified_table import VerifiedTable, VerifyReport
 from pipeline.verify import Verifier, VerifyProgress, VerifySettings, verify_shard
+
+_PATIENCE = 30.0  # seconds without any actor before it is told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +48,7 @@ class ClusterSettings:
     address: str | None = None
     """of a Ray cluster; default = RAY_ADDRESS, or a Ray of this machine only"""
     attempts: int = 3
-    """tries that a shard has before it is given up"""
+    """tries that a shard has before it is given up; a lost node does not count, so more only where actors are killed"""
     shard_timeout: float = 6 * 3600.0
     """seconds after which an actor that is still on one shard is replaced"""
     parts: int = 1
@@ -73,6 +80,10 @@ class ActorPlan:
     threads: int
     device: str
 
+    @property
+    def asks(self) -> str:
+        return f"{self.gpus:g} GPU and {self.cpus:g} CPU"
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -83,6 +94,7 @@ class Stage:
         start_actor: makes an actor with the methods `ready() -> node id`, `run(shard) -> report` and `progress()`.
         actors: how many; those for which there is room yet work already.
         on_report: called with what `run` returned, for each finished shard and part of one.
+        asks: what each actor asks of the cluster, like 1 GPU and 8 CPU; told where the cluster does not give it.
     """
 
     name: str
@@ -91,6 +103,7 @@ class Stage:
     on_report: Callable[[Any], None]
     shards: Sequence[Shard] = ()
     """those that enter at this stage, beside those that the stage before has done"""
+    asks: str = "room"
 
 
 class ActorStartError(InputError):
@@ -106,13 +119,19 @@ def connect(settings: ClusterSettings) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only
-        options.update(address="local", include_dashboard=False, _node_ip_address="127.0.0.1")
+        # Ray turns a loopback address that it is given into the machine's own and listens on all of them. Where it takes
+        # itself to be unable of clusters (https://github.com/ray-project/ray/issues/18730) it stays on loopback.
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        options.update(address="local", include_dashboard=False)
     else:
         options.update(address=address)
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     except (ConnectionError, RayError) as error:
         raise InputError(f"no Ray cluster at {address!r}: {' '.join(str(error).split())[:200]}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place
 
 
 def plan_actors(settings: ClusterSettings, device: str | None) -> ActorPlan:
@@ -239,14 +258,18 @@ def run_on_ray(
                 elif not pool.unfinished and any(p.starved for p in pools[:i]):
                     pool.dismiss()  # it took the room of an actor that was lost
             waiting = {reference: i for i, pool in enumerate(pools) for reference in pool.waiting()}
+            if not waiting:  # each shard that is left waits for its next try
+                time.sleep(0.1)
+                continue
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
             for reference in ready:
                 i = waiting[reference]
                 if (ended := pools[i].take(reference)) is not None:
                     for following in pools[i + 1 : i + 2]:
                         following.add([ended])
-            for pool in pools:
+            for i, pool in enumerate(pools):
                 pool.expire()
+                pool.tell_of_no_room(may_wait=any(p.unfinished for p in pools[:i]))
             if time.monotonic() - last_look > 2:
                 last_look = time.monotonic()
                 on_progress([done for pool in pools for done in pool.progress()])
@@ -262,6 +285,8 @@ class _Work:
     attempts: int = 0
     losses: int = 0
     """attempts for which a lost node is to blame"""
+    not_before: float = 0.0
+    """time of the next attempt"""
 
 
 @dataclasses.dataclass
@@ -287,6 +312,9 @@ class _Pool:
         self.members: list[_Member] = []
         self.failed: dict[str, str] = {}
         self.starts_failed = 0
+        """since the last that went well"""
+        self.last_start = time.monotonic()
+        """when an actor was last up, or this was told"""
 
     @property
     def unfinished(self) -> bool:
@@ -303,8 +331,8 @@ class _Pool:
     def assign(self) -> None:
         """Give waiting shards to idle actors, and start actors while there are fewer than shards to do."""
         for member in self.members:
-            if member.starting is None and member.work is None and self.queue:
-                member.work = self.queue.popleft()
+            if member.starting is None and member.work is None and (work := self._next()):
+                member.work = work
                 member.task = member.actor.run.remote(member.work.shard)
                 member.deadline = time.monotonic() + self.settings.shard_timeout
         idle = sum(member.work is None for member in self.members)
@@ -332,12 +360,23 @@ class _Pool:
             self.stage.on_report(ray.get(reference))
             return self._left(work.shard)
         except RayTaskError as error:
+            work.not_before = time.monotonic() + retry_delay(work.attempts + 1)
             self._give_back(work, _one_line(error.cause), node_lost=False)
         except RayActorError:
             lost = _node_lost(member.node)
             self._give_back(work, "its node was lost" if lost else "its actor died", lost)
             self._replace(member)
+            if lost:  # the idle ones there would cost other shards a try each
+                for other in [m for m in self.members if m.node == member.node and m.work is None]:
+                    self._replace(other)
         return None
+
+    def _next(self) -> _Work | None:
+        now = time.monotonic()
+        work = next((w for w in self.queue if w.not_before <= now), None)
+        if work is not None:
+            self.queue.remove(work)
+        return work
 
     def expire(self) -> None:
         """Replace actors whose shard has had its time."""
@@ -345,7 +384,6 @@ class _Pool:
         for member in [m for m in self.members if m.work and now > m.deadline]:
             work = member.work
             assert work is not None
-            ray.kill(member.actor)
             member.work = member.task = None
             self._give_back(work, f"not done after {self.settings.shard_timeout:g} s", node_lost=False)
             self._replace(member)
@@ -360,6 +398,24 @@ class _Pool:
                 continue
         return found
 
+    def tell_of_no_room(self, may_wait: bool) -> None:
+        """Say so where no actor comes up, now and then.
+
+        Args:
+            may_wait: the stages before this one may have all the room.
+        """
+        now = time.monotonic()
+        if may_wait or not self.members or any(m.starting is None for m in self.members):
+            self.last_start = now
+        elif now - self.last_start > _PATIENCE:
+            self.last_start = now + 9 * _PATIENCE
+            have, free = ray.cluster_resources(), ray.available_resources()
+            told = " and ".join(f"{have.get(n, 0):g} {n} ({free.get(n, 0):g} free)" for n in ("GPU", "CPU"))
+            self.on_note(
+                f"{self.stage.name}: no actor is up yet; each asks for {self.stage.asks}, and the cluster has {told}; "
+                "it goes on waiting"
+            )
+
     def dismiss(self) -> None:
         for member in self.members:
             ray.kill(member.actor)
@@ -369,6 +425,7 @@ class _Pool:
         try:
             member.node = ray.get(member.starting)
             member.starting = None
+            self.starts_failed, self.last_start = 0, time.monotonic()
         except RayActorError as error:
             self.starts_failed += 1
             cause = _cause(error)
@@ -399,6 +456,7 @@ class _Pool:
         return _Member(actor, actor.ready.remote())
 
     def _replace(self, member: _Member) -> None:
+        ray.kill(member.actor)  # one that is only out of reach would keep its GPU
         self.members[self.members.index(member)] = self._start()
 
 
@@ -437,15 +495,19 @@ def verify_stage(
         plan.actors,
         on_report,
         shards,
+        plan.asks,
     )
 
 
 def _node_lost(node: str | None) -> bool:
-    """True where the actor's node is gone, or is not answering; Ray takes some seconds to tell."""
-    alive = {n["NodeID"] for n in ray.nodes() if n["Alive"]}
-    if node not in alive:
+    """True where the actor's node is gone, or its raylet does not answer: Ray takes some 15 s to tell that it is dead."""
+    found = next((n for n in ray.nodes() if n["NodeID"] == node and n["Alive"]), None)
+    if found is None:
         return True
-    time.sleep(0.5)
+    try:
+        socket.create_connection((found["NodeManagerAddress"], found["NodeManagerPort"]), timeout=2).close()
+    except OSError:
+        return True
     return False
 
 

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from pipeline.caption import Progress
 from pipeline.parts import PartReport
-from pipeline.table import ShardReport, VerifyReport
+from pipeline.table import ShardReport
+from pipeline.verified_table import VerifyReport
 from pipeline.verify import VerifyProgress
 
 

@@ -21,14 +21,13 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from pipeline.shards import InputError, Shard, hashed_stem, listing_options, missing_driver
 
@@ -54,25 +53,6 @@ SCHEMA = pa.schema(
     ]
 )
 
-VERIFIED = [
-    pa.field("regenerated_similarity", pa.float32()),
-    pa.field("regenerated_similarities", pa.list_(pa.float32())),
-    pa.field(
-        "regeneration",
-        pa.struct(
-            [
-                pa.field("model", pa.string()),
-                pa.field("score_model", pa.string()),
-                pa.field("scheduler", pa.string()),
-                pa.field("steps", pa.int32()),
-                pa.field("guidance", pa.float32()),
-                pa.field("seeds", pa.list_(pa.int64())),
-                pa.field("blanked", pa.int32()),
-                pa.field("error", pa.string()),
-            ]
-        ),
-    ),
-]
 """the columns that verification adds; null where a row has no prompt"""
 
 
@@ -118,47 +98,8 @@ class ShardReport:
     """members of the tar that are in no row, by reason, see read_samples"""
 
 
-@dataclasses.dataclass(frozen=True)
-class Regenerated:
-    """What became of one row's prompt as pictures."""
-
-    similarities: list[float | None] | None
-    """to the original, one a seed; None for a picture that the safety checker blanked"""
-    seeds: list[int]
-    error: str | None = None
-    """why there are no similarities"""
-
-    @property
-    def mean(self) -> float | None:
-        """Over the pictures that are there."""
-        there = [value for value in self.similarities or () if value is not None]
-        return sum(there) / len(there) if there else None
-
-    @property
-    def blanked(self) -> int:
-        return sum(value is None for value in self.similarities or ())
-
-
-@dataclasses.dataclass(frozen=True)
-class VerifyReport:
-    """What became of one shard's prompts as pictures."""
-
-    shard: str
-    stem: str
-    rows: int
-    """with a prompt"""
-    scored: int
-    """of them, those with a similarity"""
-    blanked: int
-    """pictures that the safety checker blanked"""
-    seconds: float
-    images_per_second: float
-    """pictures made"""
-    mean_similarity: float | None
-    """over the rows scored"""
-    failures: list[dict[str, str]]
-    """key and reason of the first rows that could not be regenerated"""
-    fingerprint: str
+class OutputError(RuntimeError):
+    """The output folder does not take a file; the message is one line."""
 
 
 class PromptTable:
@@ -181,18 +122,22 @@ class PromptTable:
             raise InputError(f"cannot open the output {url!r}: {' '.join(str(error).split())}") from error
         self.local = isinstance(self.fs, fsspec.get_filesystem_class("file"))
 
-    def check(self) -> None:
+    def check(self) -> bool:
         """See whether this run may write here; changes nothing.
+
+        Returns:
+            True where a run with the same settings was here before, or is at work now.
 
         Raises:
             InputError: the folder holds another run's output with other settings, or cannot be read.
         """
-        earlier = self._read_json("_run.json")
+        earlier = self.read_json("_run.json")
         if earlier is None:
-            return
+            return False
         if earlier.get("fingerprint") != self.fingerprint:
-            told = _differences(earlier.get("settings", {}), self.settings)
+            told = differences(earlier.get("settings", {}), self.settings)
             raise InputError(f"{self.url} holds prompts of other settings: {told}; choose another --output")
+        return True
 
     @classmethod
     def written(cls, url: str) -> "PromptTable":
@@ -201,7 +146,7 @@ class PromptTable:
         Raises:
             InputError: no run wrote there, or it cannot be read.
         """
-        run = cls(url, {})._read_json("_run.json")
+        run = cls(url, {}).read_json("_run.json")
         if run is None:
             raise InputError(f"no _run.json in {url}; expected the output of python -m jobs.caption")
         return cls(url, run["settings"])
@@ -212,26 +157,31 @@ class PromptTable:
 
     def reports(self, most: int | None = None) -> list[ShardReport]:
         """Reports of finished shards, of the first so many."""
-        stems = sorted(self._names("_reports", ".json") & self._names("", ".parquet"))[:most]
+        stems = sorted(self.names("_reports", ".json") & self.names("", ".parquet"))[:most]
         with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-            values = list(pool.map(lambda stem: self._read_json(f"_reports/{stem}.json"), stems))
+            values = list(pool.map(lambda stem: self.read_json(f"_reports/{stem}.json"), stems))
         return [ShardReport(**report) for report in values if report is not None]
 
-    def claim(self) -> None:
-        """Write this run's settings down.
+    def claim(self) -> bool:
+        """Write this run's settings down; of two runs at once with different settings, one is refused.
+
+        Returns:
+            True where a run with the same settings was here before, or is at work now.
 
         Raises:
             InputError: the folder is not writable, or another run claimed it meanwhile with other settings.
         """
-        self.check()
+        earlier = self.check()
+        run = {"fingerprint": self.fingerprint, "settings": self.settings}
+        try:
+            # The same bytes again where they are there already: a folder that has become read-only is found out now.
+            self.put("_run.json", (json.dumps(run, indent=2) + "\n").encode(), first=not earlier)
+        except FileExistsError:
+            earlier = True
+        except OutputError as error:
+            raise InputError(str(error)) from error
         self.remove("_SUCCESS")  # there is work, so not every shard is done
-        if self._read_json("_run.json") is None:
-            run = {"fingerprint": self.fingerprint, "settings": self.settings}
-            try:
-                self._publish("_run.json", (json.dumps(run, indent=2) + "\n").encode())
-            except OSError as error:
-                raise InputError(f"cannot write to {self.url}: {error.strerror or error}") from error
-            self.check()
+        return self.check() and earlier
 
     def pending(self, shards: Sequence[Shard]) -> list[Shard]:
         """The shards that are not finished yet, see `divide`."""
@@ -246,7 +196,7 @@ class PromptTable:
         Args:
             retry_failed: a shard is not finished while it has rows that are not ok; this reads every report.
         """
-        finished = self._names("_reports", ".json") & self._names("", ".parquet")
+        finished = self.names("_reports", ".json") & self.names("", ".parquet")
         owners = self._owners() if finished else {}
         doubtful = [s for s in shards if s.stem in finished and owners.get(s.stem) != {s.url}]
         with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
@@ -271,22 +221,29 @@ class PromptTable:
         new = {shard.stem: shard.url for shard in shards if shard.url not in owners.get(shard.stem, ())}
         if new:
             data = (json.dumps(new, indent=0) + "\n").encode()
-            self._publish(f"_inputs/{hashlib.sha256(data).hexdigest()[:16]}.json", data)
+            self.put(f"_inputs/{hashlib.sha256(data).hexdigest()[:16]}.json", data)
 
     def finished(self, shard: Shard) -> ShardReport | None:
         """The report of a shard that is done, or None."""
-        values = self._read_json(f"_reports/{shard.stem}.json")
-        if values is None or values.get("shard") != shard.url or not self.fs.exists(self._at(f"{shard.stem}.parquet")):
+        values = self.read_json(f"_reports/{shard.stem}.json")
+        if values is None or values.get("shard") != shard.url:
             return None
+        with self._reading(f"{shard.stem}.parquet"):
+            if not self.fs.exists(self.at(f"{shard.stem}.parquet")):
+                return None
         return ShardReport(**values)
 
     def publish(
         self, shard: Shard, rows: Sequence[Row], seconds: float, left_out: Mapping[str, int] | None = None
     ) -> ShardReport:
-        """Write a shard's rows, then its report: a crash between the two leaves the shard to be done again."""
+        """Write a shard's rows, then its report: a crash between the two leaves the shard to be done again.
+
+        Raises:
+            OutputError: the folder does not take them: full, read-only, or an object store that keeps failing.
+        """
         report = report_of(shard, rows, seconds, self.fingerprint, left_out)
         self.write_rows(f"{shard.stem}.parquet", rows)
-        self._publish(f"_reports/{shard.stem}.json", (json.dumps(dataclasses.asdict(report), indent=2) + "\n").encode())
+        self.put(f"_reports/{shard.stem}.json", (json.dumps(dataclasses.asdict(report), indent=2) + "\n").encode())
         return report
 
     def write_rows(self, name: str, rows: Sequence[Row], about: dict[bytes, bytes] | None = None) -> None:
@@ -305,7 +262,7 @@ class PromptTable:
         pq.write_table(table, buffer, compression="zstd", row_group_size=65536)
         if pq.read_metadata(io.BytesIO(buffer.getvalue())).num_rows != table.num_rows:
             raise RuntimeError(f"{name} does not read back")
-        self._publish(name, buffer.getvalue())
+        self.put(name, buffer.getvalue())
 
     def read_rows(self, name: str) -> list[Row]:
         """What `write_rows` wrote, without columns that others added.
@@ -313,13 +270,13 @@ class PromptTable:
         Raises:
             FileNotFoundError: it is not there.
         """
-        with self.fs.open(self._at(name), "rb") as file:
+        with self.fs.open(self.at(name), "rb") as file:
             return [Row(**values) for values in pq.read_table(file, columns=SCHEMA.names).to_pylist()]
 
     def read_about(self, name: str) -> dict[bytes, bytes] | None:
         """The schema's metadata of a Parquet, or None where it is not there."""
         try:
-            with self.fs.open(self._at(name), "rb") as file:
+            with self.fs.open(self.at(name), "rb") as file:
                 return pq.read_schema(file).metadata or {}
         except FileNotFoundError:
             return None
@@ -327,246 +284,113 @@ class PromptTable:
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with all in it, if it is there."""
         with contextlib.suppress(FileNotFoundError):
-            self.fs.rm(self._at(name), recursive=True)
+            self.fs.rm(self.at(name), recursive=True)
 
     def folders(self, name: str) -> set[str]:
         """Names of what is in a folder."""
-        return self._names(name, "")
+        return self.names(name, "")
 
     def succeed(self) -> None:
-        """Mark the whole job as done and sweep what crashed writers left."""
-        self._publish("_SUCCESS", b"")
+        """Mark the whole job as done and sweep what crashed writers left.
+
+        Raises:
+            OutputError: the folder does not take the mark.
+        """
+        self.put("_SUCCESS", b"")
         if self.local:
-            for folder in map(self._at, ("", "_reports", "_verified", "_regenerated")):
+            for folder in map(self.at, ("", "_reports", "_verified", "_regenerated")):
                 for entry in os.scandir(folder) if os.path.isdir(folder) else ():
-                    if (
-                        entry.name.startswith(".")
-                        and ".tmp-" in entry.name
-                        and time.time() - entry.stat().st_mtime > 3600
-                    ):
-                        os.unlink(entry.path)
+                    if entry.name.startswith(".") and ".tmp-" in entry.name:
+                        with contextlib.suppress(FileNotFoundError):  # another run has just swept or published it
+                            if time.time() - entry.stat().st_mtime > 3600:
+                                os.unlink(entry.path)
 
     def read(self, shard: Shard) -> pa.Table:
         """The rows of a finished shard."""
-        with self.fs.open(self._at(f"{shard.stem}.parquet"), "rb") as file:
+        with self.fs.open(self.at(f"{shard.stem}.parquet"), "rb") as file:
             return pq.read_table(file)
 
     def _owners(self) -> dict[str, set[str]]:
         """Addresses by stem, as recorded by this and earlier runs; more than one where runs had other inputs."""
-        names = [f"_inputs/{name}.json" for name in self._names("_inputs", ".json")]
+        names = [f"_inputs/{name}.json" for name in self.names("_inputs", ".json")]
         owners: dict[str, set[str]] = {}
         with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-            for recorded in pool.map(self._read_json, names):
+            for recorded in pool.map(self.read_json, names):
                 for stem, url in (recorded or {}).items():
                     owners.setdefault(stem, set()).add(url)
         return owners
 
     def _is_of_another(self, shard: Shard) -> bool:
         """True where the report of the shard's stem is not the shard's."""
-        values = self._read_json(f"_reports/{shard.stem}.json")
+        values = self.read_json(f"_reports/{shard.stem}.json")
         return values is not None and values.get("shard") != shard.url
 
-    def _at(self, name: str) -> str:
+    def at(self, name: str) -> str:
         return f"{self.path}/{name}"
 
-    def _names(self, folder: str, ending: str) -> set[str]:
+    def names(self, folder: str, ending: str) -> set[str]:
         try:
-            entries = self.fs.ls(self._at(folder).rstrip("/"), detail=False)
+            with self._reading(folder):
+                entries = self.fs.ls(self.at(folder).rstrip("/"), detail=False)
         except FileNotFoundError:
             return set()
         names = (entry.rsplit("/", 1)[-1] for entry in entries)
         return {n.removesuffix(ending) for n in names if n.endswith(ending) and not n.startswith(".")}
 
-    def _read_json(self, name: str) -> dict[str, Any] | None:
+    def read_json(self, name: str) -> dict[str, Any] | None:
         try:
-            return json.loads(self.fs.cat_file(self._at(name)))
+            with self._reading(name):
+                return json.loads(self.fs.cat_file(self.at(name)))
         except FileNotFoundError:
             return None
-        except (ValueError, OSError) as error:
-            raise InputError(f"cannot read {self.url}/{name}: {' '.join(str(error).split())}") from error
-
-    def _publish(self, name: str, data: bytes) -> None:
-        """Make a file appear whole or not at all."""
-        if not self.local:
-            self.fs.pipe_file(self._at(name), data)  # one put
-            return
-        with self._file(name) as file:
-            file.write(data)
 
     @contextlib.contextmanager
-    def _file(self, name: str) -> Iterator[IO[bytes]]:
-        """A file that is written piece by piece, and appears whole at a clean exit or not at all."""
-        path = self._at(name)
-        if not self.local:
-            with tempfile.NamedTemporaryFile() as file:
-                yield file
-                file.flush()
-                self.fs.put_file(file.name, path)
-            return
-        folder, base = os.path.split(path)
-        os.makedirs(folder, exist_ok=True)
-        temporary = os.path.join(folder, f".{base}.tmp-{secrets.token_hex(4)}")
+    def _reading(self, name: str) -> Iterator[None]:
         try:
-            with open(temporary, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            raise
-
-
-Keep = Callable[[str, str, Sequence[Image.Image | None]], None]
-"""takes the key, the prompt and the pictures of a row"""
-
-
-class VerifiedTable:
-    """The part of an output folder that tells how the prompts' pictures compare with the originals.
-
-    Args:
-        prompts: the folder.
-        settings: everything that decides the added columns, as JSON values.
-        keep_images: a shard is finished only where its pictures are kept.
-    """
-
-    def __init__(self, prompts: PromptTable, settings: dict[str, Any], keep_images: bool = False) -> None:
-        self.prompts, self.settings, self.keep_images = prompts, settings, keep_images
-        self.fingerprint = fingerprint(settings)
-
-    def check(self) -> None:
-        """See whether this run may verify here; changes nothing.
-
-        Raises:
-            InputError: the folder was verified with other settings.
-        """
-        earlier = self.prompts._read_json("_verify.json")
-        if earlier is not None and earlier.get("fingerprint") != self.fingerprint:
-            told = _differences(earlier.get("settings", {}), self.settings)
-            raise InputError(
-                f"{self.prompts.url} is verified with other settings: {told}; "
-                "use the same, or delete _verify.json and _verified/ there to verify anew"
-            )
-
-    def claim(self) -> None:
-        """Write the settings down.
-
-        Raises:
-            InputError: the folder is not writable, or verified with other settings.
-        """
-        self.check()
-        run = {"fingerprint": self.fingerprint, "settings": self.settings}
-        try:
-            self.prompts._publish("_verify.json", (json.dumps(run, indent=2) + "\n").encode())
-        except OSError as error:
-            raise InputError(f"cannot write to {self.prompts.url}: {error.strerror or error}") from error
-
-    def pending(self, shards: Sequence[Shard]) -> list[Shard]:
-        """Of captioned shards, those that are not verified."""
-        marked = self.prompts._names("_verified", ".json")
-        with ThreadPoolExecutor(16) as pool:
-            done = pool.map(lambda shard: shard.stem in marked and self.finished(shard) is not None, shards)
-            return [shard for shard, verified in zip(shards, done, strict=True) if not verified]
-
-    def finished(self, shard: Shard) -> VerifyReport | None:
-        """The report of a shard that is verified, or None.
-
-        The marker alone does not count: the shard may have been captioned again since.
-        """
-        values = self.prompts._read_json(f"_verified/{shard.stem}.json")
-        if values is None or (values.get("shard"), values.get("fingerprint")) != (shard.url, self.fingerprint):
-            return None
-        if self.keep_images and not self.prompts.fs.exists(self.prompts._at(_pictures_of(shard))):
-            return None
-        try:
-            with self.prompts.fs.open(self.prompts._at(f"{shard.stem}.parquet"), "rb") as file:
-                schema = pq.read_schema(file)
+            yield
         except FileNotFoundError:
-            return None
-        about = json.loads((schema.metadata or {}).get(_ABOUT, b"{}"))
-        if about.get("fingerprint") != self.fingerprint or not {f.name for f in VERIFIED} <= set(schema.names):
-            return None
-        return VerifyReport(**values)
+            raise
+        except Exception as error:  # each filesystem has its own errors
+            raise InputError(f"cannot read {self.url}/{name}: {_reason(error)}") from error
 
-    def publish(
-        self, shard: Shard, rows: pa.Table, found: Mapping[str, Regenerated], about: dict[str, Any], seconds: float
-    ) -> VerifyReport:
-        """Write a shard's rows again with the columns of verification, then the marker.
+    def put(self, name: str, data: bytes, first: bool = False) -> None:
+        """Make a file appear whole or not at all.
 
         Args:
-            rows: of the shard, as read.
-            found: by key, for each row with a prompt.
-            about: fields of `regeneration` that are the same in each row.
+            first: leave alone what is there already.
+
+        Raises:
+            FileExistsError: asked to be the first, and is not.
+            OutputError: the folder does not take it.
         """
-        results = [found.get(key) for key in rows["key"].to_pylist()]
-        columns: list[list[Any]] = [
-            [r and r.mean for r in results],
-            [r and r.similarities for r in results],
-            [r and {**about, "seeds": r.seeds, "blanked": r.blanked, "error": r.error} for r in results],
-        ]
-        plain = rows.select([name for name in rows.column_names if name not in {field.name for field in VERIFIED}])
-        for field, values in zip(VERIFIED, columns, strict=True):
-            plain = plain.append_column(field, pa.array(values, field.type))
-        told = json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()
-        report = self._report(shard, found, seconds)
-        self.prompts.write_table(
-            f"{shard.stem}.parquet", plain.replace_schema_metadata({**(rows.schema.metadata or {}), _ABOUT: told})
-        )
-        marker = (json.dumps(dataclasses.asdict(report), indent=2) + "\n").encode()
-        self.prompts._publish(f"_verified/{shard.stem}.json", marker)
-        return report
+        try:
+            put = _put_local if self.local else self._put_object
+            put(self.at(name), data, first)
+        except FileExistsError:
+            if first:
+                raise
+            raise OutputError(f"cannot write {self.url}/{name}: a file is in the way") from None
+        except Exception as error:  # each filesystem has its own errors
+            raise OutputError(f"cannot write {self.url}/{name}: {_reason(error)}") from error
 
     @contextlib.contextmanager
-    def pictures(self, shard: Shard) -> Iterator[Keep]:
-        """Where a shard's pictures go: a WebDataset beside the table, or nowhere."""
-        if not self.keep_images:
-            yield lambda key, prompt, pictures: None
+    def file(self, name: str) -> Iterator[IO[bytes]]:
+        """A file that is written piece by piece, and appears whole at a clean exit or not at all."""
+        if self.local:
+            with _appearing(self.at(name)) as file:
+                yield file
             return
-        import webdataset as wds  # takes seconds
+        with tempfile.NamedTemporaryFile() as temporary:
+            yield temporary
+            temporary.flush()
+            self.fs.put_file(temporary.name, self.at(name))
 
-        with (
-            self.prompts._file(_pictures_of(shard)) as file,
-            wds.TarWriter(file, mtime=0.0, user="pez", group="pez") as tar,
-        ):
-
-            def keep(key: str, prompt: str, pictures: Sequence[Image.Image | None]) -> None:
-                endings = ["png"] if len(pictures) == 1 else [f"{i}.png" for i in range(len(pictures))]
-                there = {e: _png(p) for e, p in zip(endings, pictures, strict=True) if p is not None}
-                if there:
-                    tar.write({"__key__": key, **there, "txt": prompt})
-
-            yield keep
-
-    def _report(self, shard: Shard, found: Mapping[str, Regenerated], seconds: float) -> VerifyReport:
-        means = [result.mean for result in found.values() if result.mean is not None]
-        errors = {key: result.error for key, result in found.items() if result.error is not None}
-        made = sum(len(result.similarities or ()) for result in found.values())
-        return VerifyReport(
-            shard=shard.url,
-            stem=shard.stem,
-            rows=len(found),
-            scored=len(means),
-            blanked=sum(result.blanked for result in found.values()),
-            seconds=round(seconds, 3),
-            images_per_second=round(made / max(seconds, 1e-9), 3),
-            mean_similarity=sum(means) / len(means) if means else None,
-            failures=[{"key": key, "reason": reason} for key, reason in errors.items()][:100],
-            fingerprint=self.fingerprint,
-        )
-
-
-_ABOUT = b"pez-verify"  # of a Parquet's schema metadata
-
-
-def _pictures_of(shard: Shard) -> str:
-    return f"_regenerated/{shard.stem}.tar"
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
+    def _put_object(self, path: str, data: bytes, first: bool) -> None:
+        if first:
+            with contextlib.suppress(NotImplementedError, TypeError):  # a store without conditional puts
+                self.fs.pipe_file(path, data, mode="create")
+                return
+        self.fs.pipe_file(path, data)
 
 
 def report_of(
@@ -598,10 +422,49 @@ def fingerprint(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     theirs, ours = _flat(theirs), _flat(ours)
     names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
     return ", ".join(f"{n} was {theirs.get(n)!r} and is {ours.get(n)!r}" for n in names) or "the settings"
+
+
+def _put_local(path: str, data: bytes, first: bool) -> None:
+    with _appearing(path, first) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def _appearing(path: str, first: bool = False) -> Iterator[IO[bytes]]:
+    """A local file that is written piece by piece, and appears whole at a clean exit or not at all."""
+    folder, base = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{base}.tmp-{secrets.token_hex(4)}")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if not (first and _linked(temporary, path)):
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _linked(temporary: str, path: str) -> bool:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:500] or type(error).__name__
 
 
 def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:

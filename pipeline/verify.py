@@ -25,7 +25,8 @@ from pipeline.ahead import ahead, batches
 from pipeline.caption import CaptionSettings, check_clip, load_model
 from pipeline.samples import Sample, ShardError, decode_image, read_samples
 from pipeline.shards import Shard
-from pipeline.table import Keep, PromptTable, Regenerated, VerifiedTable, VerifyReport
+from pipeline.table import PromptTable
+from pipeline.verified_table import Keep, Regenerated, VerifiedTable, VerifyReport
 
 _IMAGES_AT_ONCE = 16  # the image tower's batch, see pez.clip
 
@@ -326,8 +327,8 @@ def verify_serially(
     for shard in shards:
         try:
             on_report(verify_shard(shard, verifier, table))
-        except ShardError as error:
-            failed[shard.url] = str(error)
+        except Exception as error:  # whatever befell this shard, the others are done
+            failed[shard.url] = _one_line(error)
     return failed
 
 

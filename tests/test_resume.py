@@ -16,9 +16,9 @@ class Counted(PromptTable):
         self.read: list[str] = []
         super().__init__(url, {"steps": 1})
 
-    def _read_json(self, name: str) -> dict | None:
+    def read_json(self, name: str) -> dict | None:
         self.read.append(name)
-        return super()._read_json(name)
+        return super().read_json(name)
 
 
 @pytest.fixture

@@ -91,8 +91,8 @@ def test_the_driver_stays_small_and_quick_over_many_shards_and_a_resume_reads_no
     assert len(list(out.glob("*.parquet"))) == len(list(out.glob("_reports/*.json"))) == SHARDS
 
     reads: list[str] = []
-    read_json = PromptTable._read_json
-    monkeypatch.setattr(PromptTable, "_read_json", lambda self, name: reads.append(name) or read_json(self, name))
+    read_json = PromptTable.read_json
+    monkeypatch.setattr(PromptTable, "read_json", lambda self, name: reads.append(name) or read_json(self, name))
     with Memory() as resumed:
         start = time.monotonic()
         assert caption(job) == 0

@@ -26,7 +26,8 @@ from pipeline.caption import CaptionSettings, describe
 from pipeline.progress import JobProgress, prompt_table
 from pipeline.samples import ShardError
 from pipeline.shards import InputError, Shard, name_shards
-from pipeline.table import PromptTable, Row, VerifiedTable
+from pipeline.table import PromptTable, Row
+from pipeline.verified_table import VerifiedTable
 from pipeline.verify import (
     Verifier,
     VerifySettings,
