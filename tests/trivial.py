@@ -24,7 +24,7 @@ class TrivialActor:
     def run(self, shard: Shard) -> ShardReport:
         if report := self.table.finished(shard):
             return report
-        return self.table.publish(shard, [Row("key", shard.url, "ok", similarity=0.5)], 0.01)
+        return self.table.publish(shard, [Row("key", shard.url, "ok", prompt="a cat", similarity=0.5)], 0.01)
 
     def progress(self) -> Progress:
         return Progress()
