@@ -5,7 +5,7 @@ from typing import Any
 
 import ray
 
-from pipeline.caption import Progress
+from pipeline.caption import Captioner, CaptionSettings, Progress
 from pipeline.samples import Sample, decode_image
 from pipeline.shards import Shard
 from pipeline.table import PromptTable, Row, ShardReport
@@ -30,10 +30,10 @@ class TrivialActor:
         return Progress()
 
 
-class SizeCaptioner:
-    """Decodes every image and says how large it is."""
+class SizeCaptioner(Captioner):
+    """Decodes every image and says how large it is; has no model."""
 
-    def __init__(self, settings: Any) -> None:
+    def __init__(self, settings: CaptionSettings) -> None:
         self.settings = settings
 
     def caption(self, shard: Shard, samples: Iterable[Sample]) -> Iterator[tuple[int, Row]]:
