@@ -18,6 +18,8 @@ from pipeline.progress import duration
 from pipeline.shards import InputError
 from pipeline.table import PromptTable
 
+_IDLE = 0.02
+_LONG = 1800.0  # seconds of work that may be lost at once
 _MEASURE = (
     "no throughput is given, and none is guessed; measure one: python -m jobs.caption --input ONE.tar --output trial, "
     "then --report trial"
@@ -76,12 +78,13 @@ def _lines(job: PlanJob, found: Throughput, planned: Plan) -> list[str]:
         f"each GPU that goes (a spot machine taken back) loses {duration(planned.lost_seconds)} of work on average, "
         f"{duration(planned.task_seconds)} at most",
     ]
-    if planned.idle > 0.02:
-        parts = parts_that_balance(job.images, job.gpus, job.shard_size)
-        size = shard_size_that_balances(job.images, job.gpus)
+    if planned.idle > _IDLE or planned.task_seconds > _LONG:
+        most = _LONG * found.images_per_second
+        parts = parts_that_balance(job.images, job.gpus, job.shard_size, most, _IDLE)
+        size = shard_size_that_balances(job.images, job.gpus, most, _IDLE)
         better = plan_job(job.images, job.gpus, found.images_per_second, job.shard_size, job.price_per_gpu_hour, parts)
         lines.append(
-            f"better balanced: --parts {parts} ({better.hours:.2f} hours, ${better.cost:,.2f}, a GPU that goes loses "
+            f"better: --parts {parts} ({better.hours:.2f} hours, ${better.cost:,.2f}, a GPU that goes loses "
             f"{duration(better.lost_seconds)}), or shards of {size:,} images"
         )
     return lines

@@ -172,14 +172,15 @@ def test_a_killed_actor_loses_its_part_only(shard: Shard, tmp_path: Path, images
     actors: list[psutil.Process] = []
 
     def kill_after_the_second_part() -> None:
-        while len(list(Path(table.url).glob("_parts/big/*"))) < 2:
+        ended = time.monotonic() + 500
+        while len(list(Path(table.url).glob("_parts/big/*"))) < 2 and time.monotonic() < ended:
             time.sleep(0.05)
         for process in psutil.Process().children(recursive=True):
             if "CaptionActor" in "".join(process.cmdline()):
                 actors.append(process)
                 process.send_signal(signal.SIGKILL)
 
-    killer = threading.Thread(target=kill_after_the_second_part)
+    killer = threading.Thread(target=kill_after_the_second_part, daemon=True)
     killer.start()
     stage = Stage("captions", starter, 1, reports.append)
     assert run_on_ray(split_shard(shard, 4), [stage], ClusterSettings(), on_note=notes.append) == {}

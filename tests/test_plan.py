@@ -49,6 +49,7 @@ def test_the_advice_balances(images: int, gpus: int, shard_size: int) -> None:
     parts = parts_that_balance(images, gpus, shard_size)
     if images % shard_size == 0 and shard_size >= 100 * gpus:
         assert plan_job(images, gpus, 1.0, shard_size, parts=parts).idle <= 0.0201
+    assert shard_size / parts_that_balance(images, gpus, shard_size, most=50) <= 50
     size = shard_size_that_balances(images, gpus)
     assert size == 1 or plan_job(images, gpus, 1.0, size).idle <= 0.02
 
@@ -74,7 +75,7 @@ def test_a_plan_tells_hours_cost_balance_and_loss(
         "1,000 shards of 10,000 images: 16 min 40 s a task, 15.6 tasks a GPU; "
         "GPUs are idle for 2.3%, waiting for the last tasks",
         "each GPU that goes (a spot machine taken back) loses 8 min 20 s of work on average, 16 min 40 s at most",
-        "better balanced: --parts 4 (4.38 hours, $560.00, a GPU that goes loses 2 min 05 s), or shards of 2,000 images",
+        "better: --parts 4 (4.38 hours, $560.00, a GPU that goes loses 2 min 05 s), or shards of 2,000 images",
     ]
 
 

@@ -13,6 +13,7 @@ import tarfile
 import threading
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import fsspec
@@ -36,12 +37,13 @@ GIGABYTES = float(os.environ.get("PEZ_SCALE_GIGABYTES", "1"))
 
 
 class Memory:
-    """This process's memory, looked at now and then: MB before and the most of since."""
+    """This process's memory, looked at now and then, in MB."""
 
     def __init__(self, every: float = 0.2) -> None:
         gc.collect()
         self.process, self.every = psutil.Process(), every
-        self.before = self.most = self.now
+        self.before = self.now
+        self.seen = [self.before]
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -51,7 +53,14 @@ class Memory:
 
     @property
     def growth(self) -> float:
-        return self.most - self.before
+        """The most above what it was before."""
+        return max(self.seen) - self.before
+
+    @property
+    def drift(self) -> float:
+        """The last third above the one before it; what is allocated once comes in the first."""
+        third = len(self.seen) // 3
+        return median(self.seen[-third:]) - median(self.seen[third:-third])
 
     def __enter__(self) -> "Memory":
         self.thread.start()
@@ -63,7 +72,7 @@ class Memory:
 
     def _watch(self) -> None:
         while not self.ended.wait(self.every):
-            self.most = max(self.most, self.now)
+            self.seen.append(self.now)
 
 
 @pytest.mark.slow
@@ -85,9 +94,9 @@ def test_the_driver_stays_small_and_quick_over_many_shards_and_a_resume_reads_no
         cluster=ClusterSettings(actors=2),
     )
     with Memory() as memory:
-        start = time.monotonic()
+        start, busy = time.monotonic(), time.process_time()
         assert caption(job) == 0
-        seconds = time.monotonic() - start
+        seconds, busy = time.monotonic() - start, time.process_time() - busy
     assert len(list(out.glob("*.parquet"))) == len(list(out.glob("_reports/*.json"))) == SHARDS
 
     reads: list[str] = []
@@ -104,11 +113,13 @@ def test_the_driver_stays_small_and_quick_over_many_shards_and_a_resume_reads_no
     assert table.divide(shards, retry_failed=True)[1] == []
     seconds_to_read = time.monotonic() - start
     print(
-        f"\n{SHARDS:,} shards: {seconds / SHARDS * 1e3:.2f} ms a shard, driver grew by {memory.growth:.0f} MB over "
+        f"\n{SHARDS:,} shards: {seconds / SHARDS * 1e3:.2f} ms a shard, {busy / SHARDS * 1e3:.2f} ms of them computing in "
+        f"the driver, which grew by {memory.growth:.0f} MB over "
         f"{memory.before:.0f} MB; resume {seconds_to_resume:.1f} s, {resumed.growth:.0f} MB; "
         f"--retry-failed reads all reports in {seconds_to_read:.1f} s"
     )
-    assert seconds / SHARDS < 0.1
+    assert busy / SHARDS < 0.01
+    assert seconds / SHARDS < 0.2
     assert memory.growth < 60 + SHARDS / 500  # MB; 2 KB a shard
     assert seconds_to_resume < 10 + SHARDS / 500
 
@@ -175,12 +186,11 @@ def test_a_shard_is_streamed_and_never_held(tmp_path: Path, picture: bytes) -> N
 
 
 @pytest.mark.slow
-def test_an_actor_over_a_large_shard_stays_as_small_as_over_a_small_one(tmp_path: Path, picture: bytes) -> None:
+def test_an_actor_does_not_grow_with_the_bytes_of_its_shard(tmp_path: Path, picture: bytes) -> None:
     """The real captioner with the demo's CLIP and one step."""
     settings, method = CaptionSettings(model="demo", lanes=16), pez.PezSettings(tokens=4, steps=1, swaps=0)
     table = PromptTable(str(tmp_path), describe(settings, method, "cpu"))
     captioner = Captioner(settings, method)
-    caption_shard(generated(picture, 0.3), captioner, table)  # what is allocated once
     shard = generated(picture, GIGABYTES)
     with Memory() as memory:
         start = time.monotonic()
@@ -188,7 +198,8 @@ def test_an_actor_over_a_large_shard_stays_as_small_as_over_a_small_one(tmp_path
         seconds = time.monotonic() - start
     print(
         f"\n{GIGABYTES:g} GB in {report.ok:,} pictures of {len(picture) / 1e6:.1f} MB: {seconds:.0f} s, "
-        f"grew by {memory.growth:.0f} MB over {memory.before:.0f} MB"
+        f"grew by {memory.growth:.0f} MB over {memory.before:.0f} MB, by {memory.drift:.0f} MB in the last third"
     )
     assert report.ok == int(shard.stem)
-    assert memory.growth < 100
+    assert memory.growth < 400  # pictures of which the decoders are ahead
+    assert memory.drift < 50

@@ -5,7 +5,7 @@ from typing import Any
 
 import ray
 
-from pipeline.caption import Progress
+from pipeline.caption import Captioner, CaptionSettings, Progress
 from pipeline.samples import Sample, decode_image
 from pipeline.shards import Shard
 from pipeline.table import PromptTable, Row, ShardReport
@@ -24,16 +24,16 @@ class TrivialActor:
     def run(self, shard: Shard) -> ShardReport:
         if report := self.table.finished(shard):
             return report
-        return self.table.publish(shard, [Row("key", shard.url, "ok", similarity=0.5)], 0.01)
+        return self.table.publish(shard, [Row("key", shard.url, "ok", prompt="a cat", similarity=0.5)], 0.01)
 
     def progress(self) -> Progress:
         return Progress()
 
 
-class SizeCaptioner:
-    """Decodes every image and says how large it is."""
+class SizeCaptioner(Captioner):
+    """Decodes every image and says how large it is; has no model."""
 
-    def __init__(self, settings: Any) -> None:
+    def __init__(self, settings: CaptionSettings) -> None:
         self.settings = settings
 
     def caption(self, shard: Shard, samples: Iterable[Sample]) -> Iterator[tuple[int, Row]]:
