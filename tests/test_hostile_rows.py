@@ -117,7 +117,7 @@ def test_a_caption_of_a_megabyte_of_one_word_is_soon_scored(
     tar = make_tar("a.tar", [("1.jpg", JPEG), ("1.txt", letters)])
     start = time.monotonic()
     _, [row] = captioned(tar, captioner, tmp_path / "out")
-    assert time.monotonic() - start < 60  # CLIP's tokenizer needs most of an hour for all of it
+    assert time.monotonic() - start < 300  # CLIP's tokenizer needs most of an hour for all of it
     assert row["caption"] == letters.decode()
     assert -1 <= row["caption_similarity"] <= 1
 
