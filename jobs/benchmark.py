@@ -3,8 +3,10 @@
     python -m jobs.benchmark                                        # ViT-B-32, 8 tokens
     python -m jobs.benchmark --device cuda --model ViT-H-14 --tokens 16 --lanes 512 1024 2048 --json bench.json
     python -m jobs.benchmark --curve --model demo --images 256 --plot curve.png
+    python -m jobs.benchmark --overhead                             # what the pipeline adds to the method
 
-Needs `pez` alone: no Ray, no files. Speed does not depend on the weights, so they are random unless --pretrained names some.
+Needs `pez` alone (but for --overhead): no Ray, no files. Speed does not depend on the weights, so they are random unless
+--pretrained names some.
 """
 
 import argparse
@@ -39,7 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        result = benchmark_curve(options, device) if options.curve else benchmark_speed(options, device)
+        if options.overhead:
+            result = benchmark_overhead(options, device)
+        else:
+            result = benchmark_curve(options, device) if options.curve else benchmark_speed(options, device)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -66,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--json", metavar="FILE", help="write the figures; its `ratio` is ours over the baseline")
     options.add_argument("--curve", action="store_true", help="score against steps and seconds, on drawn scenes")
+    options.add_argument("--overhead", action="store_true", help="the pipeline beside the bare method, demo CLIP")
     options.add_argument("--images", type=int, default=256, help="of --curve")
     options.add_argument("--baseline-steps", type=int, default=300, help="of --curve's baseline, prompt after prompt")
     options.add_argument("--exact-steps", type=int, default=3000, help="of --curve's exact mode")
@@ -219,6 +225,16 @@ def benchmark_curve(options: argparse.Namespace, device: torch.device) -> dict[s
         "tokens": options.tokens,
         "curve": [dataclasses.asdict(point) for point in points],
     }
+
+
+def benchmark_overhead(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """The same pictures through the pipeline and through the bare method."""
+    from jobs.overhead import measure_overhead  # the pipeline is not everywhere where pez is
+
+    overhead = measure_overhead(pez.PezSettings(tokens=options.tokens, steps=options.steps))
+    print(f"{machine(device)}\ndemo, {options.tokens} tokens, {options.steps} steps, {overhead.images} images\n")
+    print(f"bare {overhead.bare_seconds:.2f} s, pipeline {overhead.pipeline_seconds:.2f} s: {overhead.share:+.1%}")
+    return {"machine": machine(device), **dataclasses.asdict(overhead)}
 
 
 def _load(options: argparse.Namespace, device: torch.device, precision: Any) -> Clip:

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pez
 from jobs import benchmark
+from jobs.overhead import measure_overhead
 from pez import cost
 from pez.clip import ClipObjective
 from pez.swaps import swap_rounds
@@ -77,3 +78,9 @@ def test_bfloat16_prompts_are_as_good(demo_clip: pez.Clip, images: list) -> None
         prompts = pez.learn_prompts(demo_clip.with_engine(precision), images, settings)
         means.append(sum(p.similarity for p in prompts) / len(prompts))
     assert means[1] == pytest.approx(means[0], abs=0.005)
+
+
+def test_the_overhead_of_the_pipeline_is_measured() -> None:
+    overhead = measure_overhead(pez.PezSettings(steps=20, swaps=2), images=16, rounds=1)
+    assert overhead.images == 16
+    assert overhead.pipeline_seconds / overhead.bare_seconds == pytest.approx(1 + overhead.share)
