@@ -9,6 +9,7 @@ import tyro
 
 from pipeline.progress import plain
 from pipeline.shards import InputError
+from pipeline.table import OutputError
 
 Options = TypeVar("Options")
 
@@ -27,6 +28,9 @@ def run(options: type[Options], description: str | None, job: Callable[[Options]
     except (InputError, ValueError) as error:
         print(f"error: {plain(str(error))}", file=sys.stderr)
         status = 2
+    except OutputError as error:  # the output has become full or unwritable
+        print(f"failed: {plain(str(error))}; run the same command to go on", file=sys.stderr)
+        status = 1
     except KeyboardInterrupt as error:
         print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
         status = 130
