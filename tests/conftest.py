@@ -1,7 +1,10 @@
 """Small real objects that tests share: the demo CLIP, drawn scenes, tars, a Ray of two cores."""
 
-import io
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin starve Ray's workers on few cores
+
+import io
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
