@@ -93,8 +93,12 @@ def job(output: str, attempts: int = 3) -> CaptionJob:
 
 
 def names(output: str) -> list[str]:
-    found = fsspec.filesystem("s3").find(output)
-    return sorted(path.split("/out/")[1] for path in found)
+    return sorted(name_in(path) for path in fsspec.filesystem("s3").find(output))
+
+
+def name_in(path: str) -> str:
+    """In the output folder, without the hash that names the record of addresses."""
+    return re.sub(r"^_inputs/\w+", "_inputs/HASH", path.split("/out/")[1])
 
 
 def parquets(folder: str) -> dict[str, bytes]:
@@ -102,14 +106,20 @@ def parquets(folder: str) -> dict[str, bytes]:
     return {stem: fs.cat_file(f"{path}/{stem}.parquet") for stem in STEMS}
 
 
-DONE = sorted(["_SUCCESS", "_run.json", *(f"{s}.parquet" for s in STEMS), *(f"_reports/{s}.json" for s in STEMS)])
+DONE = sorted(
+    [
+        *("_SUCCESS", "_inputs/HASH.json", "_run.json"),
+        *(f"{s}.parquet" for s in STEMS),
+        *(f"_reports/{s}.json" for s in STEMS),
+    ]
+)
 
 
 def test_each_file_is_one_put_of_what_a_local_run_writes(
     store: ObjectStore, output: str, whole: dict[str, bytes]
 ) -> None:
     assert caption(job(output)) == 0
-    put = Counter(path.split("/out/")[1] for path in store.asked("PUT"))
+    put = Counter(name_in(path) for path in store.asked("PUT"))
     assert put == dict.fromkeys(DONE, 1)
     assert not store.asked("POST")  # no parts, no deletion of many
     assert not store.asked("DELETE")
