@@ -17,7 +17,7 @@ from pez.optimizer import Task
 from pipeline.ahead import ahead, batches
 from pipeline.parts import PartReport, PartSamples, PartsLeft, finished_part, merge_parts, part_of_whole, publish_part
 from pipeline.samples import ImageError, Sample, ShardError, decode_image, read_samples
-from pipeline.shards import Shard
+from pipeline.shards import InputError, Shard
 from pipeline.table import PromptTable, Row, ShardReport
 
 _IMAGES_AT_ONCE = 16  # the image tower's batch, see pez.clip
@@ -297,7 +297,9 @@ def run_serially(
             if shard.part is not None and (whole := parts.whole_after(shard)):
                 queue.appendleft((whole, 1, 0.0))
         except Exception as error:  # whatever befell this shard, the others are done
-            reason = " ".join(str(error).split())[:500] or type(error).__name__
+            # Our own errors are one line, in which names stay as they are.
+            told = str(error) if isinstance(error, InputError) else " ".join(str(error).split())[:500]
+            reason = told or type(error).__name__
             if attempt < attempts:
                 queue.append((shard, attempt + 1, time.monotonic() + retry_delay(attempt)))
                 on_note(f"{shard.stem}{shard.which}: {reason}; it is tried again")
