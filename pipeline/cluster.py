@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private import worker as ray_worker
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 import pez
@@ -125,6 +126,7 @@ def connect(settings: ClusterSettings) -> None:
         options.update(address="local", include_dashboard=False)
     else:
         options.update(address=address)
+    ray_worker._worker_logs_enabled = False  # the only switch that its notices of dead workers know
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)

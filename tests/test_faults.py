@@ -93,7 +93,7 @@ def test_an_actor_killed_at_work_costs_one_try_and_no_row(tars: Path, whole: dic
         assert job.wait() == 0
         printed = job.log.read_text()
     assert len(re.findall(r"^note: \d: captions: its actor died; it is tried again$", printed, re.M)) == 1
-    assert "Traceback" not in printed
+    assert not re.search("raylet|worker|Traceback", printed)  # Ray's own notices
     assert parquets(out) == whole
     assert (out / "_SUCCESS").exists()
 
@@ -104,7 +104,8 @@ def test_a_stopped_job_leaves_no_process_and_goes_on(
 ) -> None:
     with RunningJob(*words(tars, out, "--actors", 1), log=out.with_name("log")) as job:
         job.wait_until(lambda: reports(out))
-        started = job.started()
+        # Without its raylet an agent of Ray ends too, but takes a minute over it.
+        started = [process for process in job.started() if "Agent" not in process.name()]
         assert any(process in started for process in job.actors())
         told = time.monotonic()
         if stop == signal.SIGINT:
