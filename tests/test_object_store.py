@@ -174,7 +174,9 @@ def test_a_shard_that_the_store_never_takes_fails_alone(
     assert names(output) == [name for name in DONE if "001" not in name and name != "_SUCCESS"]
 
 
-@pytest.mark.parametrize("hangs", [1, 1000], ids=["once", "for ever"])
+@pytest.mark.parametrize(
+    "hangs", [pytest.param(1, id="once"), pytest.param(1000, id="for ever", marks=pytest.mark.slow)]
+)
 def test_a_read_that_hangs_ends(store: ObjectStore, output: str, monkeypatch: pytest.MonkeyPatch, hangs: int) -> None:
     monkeypatch.setitem(
         fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 1, "retries": {"max_attempts": 0}}}
