@@ -85,6 +85,7 @@ def files(out: Path) -> list[str]:
     return sorted("_inputs" if path.parent.name == "_inputs" else path.name for path in found)
 
 
+@pytest.mark.slow
 def test_an_actor_killed_at_work_costs_one_try_and_no_row(tars: Path, whole: dict[str, bytes], out: Path) -> None:
     with RunningJob(*words(tars, out, "--actors", 1), log=out.with_name("log")) as job:
         job.wait_until(lambda: reports(out))
@@ -98,7 +99,14 @@ def test_an_actor_killed_at_work_costs_one_try_and_no_row(tars: Path, whole: dic
     assert (out / "_SUCCESS").exists()
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param(signal.SIGINT, id="SIGINT"),
+        pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, id="SIGKILL", marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_job_leaves_no_process_and_goes_on(
     tars: Path, whole: dict[str, bytes], out: Path, stop: signal.Signals
 ) -> None:

@@ -138,7 +138,9 @@ def test_a_rerun_reads_and_writes_what_was_not_done(store: ObjectStore, output: 
     assert parquets(output) == whole
 
 
-@pytest.mark.parametrize("fault", ["error", "busy", "slow", "cut"])
+@pytest.mark.parametrize(
+    "fault", ["error", "cut", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("busy", "slow"))]
+)
 def test_what_goes_wrong_in_passing_changes_nothing(
     store: ObjectStore, output: str, whole: dict[str, bytes], fault: Fault
 ) -> None:

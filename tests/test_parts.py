@@ -161,6 +161,7 @@ def test_parts_and_retries_work_in_an_object_store(
     assert table.fs.cat_file("bucket/out/big.parquet") == table.fs.cat_file("bucket/fresh/big.parquet")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_actor_loses_its_part_only(shard: Shard, tmp_path: Path, images: list, make_tar: MakeTar) -> None:
     method = pez.PezSettings(tokens=4, steps=100, swaps=2)
