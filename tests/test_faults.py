@@ -122,7 +122,7 @@ def test_a_stopped_job_leaves_no_process_and_goes_on(
             job.process.send_signal(stop)
         status = job.wait(60)
         seconds = time.monotonic() - told
-        assert psutil.wait_procs(started, timeout=180)[1] == []
+        assert psutil.wait_procs(started, timeout=60)[1] == []
         lines = job.log.read_text().splitlines()
     if stop != signal.SIGKILL:
         assert status == 130
