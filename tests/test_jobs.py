@@ -5,13 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import MakeTar, encoded
 
-from jobs import caption, command
+from jobs import caption, command, invert
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,6 +24,24 @@ def job(*words: object, env: dict[str, str] | None = None) -> subprocess.Complet
     return subprocess.run(
         command, cwd=ROOT, env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False
     )
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The same in this process, which has imported all."""
+    jobs = {
+        "jobs.caption": (caption.CaptionJob, caption.__doc__, caption.caption),
+        "jobs.invert": (invert.InvertJob, invert.__doc__, invert.invert),
+    }
+
+    def run(name: str, *words: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            command.run(*jobs[name])
+        assert isinstance(ended.value.code, int)
+        return subprocess.CompletedProcess(sys.argv, ended.value.code, *capsys.readouterr())
+
+    return run
 
 
 def rows(folder: Path) -> list[dict]:
@@ -41,11 +62,11 @@ def test_the_demo_ends_with_tables_and_shows_prompts(tmp_path: Path) -> None:
     assert "4/4 shards  64 images" in done.stdout
 
 
-def test_a_killed_job_goes_on_where_it_stopped(make_tar: MakeTar, images: list, tmp_path: Path) -> None:
+def test_a_killed_job_goes_on_where_it_stopped(make_tar: MakeTar, images: list, tmp_path: Path, here: Run) -> None:
     for t in range(6):
         make_tar(f"in/{t}.tar", [(f"{t}-{i}.png", encoded(images[4 * t + i])) for i in range(4)])
-    words = ["jobs.caption", "--input", tmp_path / "in", "--model", "demo", "--steps", 150, "--local"]
-    undisturbed = job(*words, "--output", tmp_path / "whole")
+    words = ["jobs.caption", "--input", tmp_path / "in", "--model", "demo", "--steps", 60, "--local"]
+    undisturbed = here(*words, "--output", tmp_path / "whole")
     assert undisturbed.returncode == 0, undisturbed.stderr
 
     out = tmp_path / "out"
@@ -68,10 +89,12 @@ def test_a_killed_job_goes_on_where_it_stopped(make_tar: MakeTar, images: list, 
     assert {name: (out / "_reports" / name).stat().st_mtime_ns for name in finished} == finished
 
 
-def test_failed_shards_are_listed_and_the_status_is_1(make_tar: MakeTar, images: list, tmp_path: Path) -> None:
+def test_failed_shards_are_listed_and_the_status_is_1(
+    make_tar: MakeTar, images: list, tmp_path: Path, here: Run
+) -> None:
     make_tar("in/good.tar", [("1.png", encoded(images[0]))])
     (tmp_path / "in" / "bad.tar").write_bytes(b"not a tar")
-    done = job(
+    done = here(
         "jobs.caption",
         "--input",
         tmp_path / "in",
@@ -103,25 +126,20 @@ def test_failed_shards_are_listed_and_the_status_is_1(make_tar: MakeTar, images:
         (["--input", "x.tar", "--model", "local-dir:{tmp}/gone"], "expected an open_clip folder"),
     ],
 )
-def test_bad_usage_is_one_line_and_status_2(
-    tmp_path: Path, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_usage_is_one_line_and_status_2(tmp_path: Path, words: list[str], message: str, here: Run) -> None:
     out = tmp_path / "out"
-    words = [*(w.format(tmp=tmp_path) for w in words), "--output", str(out), "--local"]
-    monkeypatch.setattr(sys, "argv", ["jobs.caption", *words])
-    with pytest.raises(SystemExit) as ended:
-        command.run(caption.CaptionJob, caption.__doc__, caption.caption)
-    assert ended.value.code == 2
-    [line] = capsys.readouterr().err.splitlines()
+    done = here("jobs.caption", *(w.format(tmp=tmp_path) for w in words), "--output", out, "--local")
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
     assert message.format(tmp=tmp_path) in line
     assert not out.exists()
 
 
-def test_an_unknown_option_has_status_2(tmp_path: Path) -> None:
-    assert job("jobs.caption", "--demo", "--output", tmp_path / "out", "--stepz", 3).returncode == 2
+def test_an_unknown_option_has_status_2(tmp_path: Path, here: Run) -> None:
+    assert here("jobs.caption", "--demo", "--output", tmp_path / "out", "--stepz", 3).returncode == 2
 
 
-def test_invert_prints_a_prompt_for_each_image(images: list, tmp_path: Path) -> None:
+def test_invert_prints_a_prompt_for_each_image(images: list, tmp_path: Path, here: Run) -> None:
     paths = []
     for i in (0, 1):
         images[i].save(tmp_path / f"{i}.png")
@@ -129,12 +147,12 @@ def test_invert_prints_a_prompt_for_each_image(images: list, tmp_path: Path) -> 
     done = job("jobs.invert", *paths, "--model", "demo", "--steps", 40)
     assert done.returncode == 0, done.stderr
     assert "0.png" in done.stdout.splitlines()[-2]
-    together = job("jobs.invert", *paths, "--model", "demo", "--steps", 40, "--together")
+    together = here("jobs.invert", *paths, "--model", "demo", "--steps", 40, "--together")
     assert "0.png + 1.png" in together.stdout.splitlines()[-1]
 
 
-def test_invert_names_the_file_it_cannot_read(tmp_path: Path) -> None:
+def test_invert_names_the_file_it_cannot_read(tmp_path: Path, here: Run) -> None:
     (tmp_path / "a.jpg").write_bytes(b"junk")
-    done = job("jobs.invert", tmp_path / "a.jpg", "--model", "demo")
+    done = here("jobs.invert", tmp_path / "a.jpg", "--model", "demo")
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {tmp_path}/a.jpg: cannot decode the image")
