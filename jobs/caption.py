@@ -145,9 +145,11 @@ def _serially(job: CaptionJob, work: _Work, device: str, progress: JobProgress) 
 
 def _on_ray(job: CaptionJob, work: _Work, plans: tuple[ActorPlan, ActorPlan], progress: JobProgress) -> dict[str, str]:
     units = work.begin(job.cluster.parts)
-    table = work.table
-    starter = cluster.actor_starter(job.caption, job.method, plans[0], job.output, table.settings, job.retry_failed)
-    stages = [Stage("captions", starter, plans[0].actors, progress.report, asks=plans[0].asks)]
+    table, at_once = work.table, job.cluster.shards_at_once
+    starter = cluster.actor_starter(
+        job.caption, job.method, plans[0], job.output, table.settings, job.retry_failed, at_once
+    )
+    stages = [Stage("captions", starter, plans[0].actors, progress.report, asks=plans[0].asks, at_once=at_once)]
     if work.verified:
         stage = cluster.verify_stage(
             job.verification, plans[1], work.verified, work.unverified, progress.report_verified

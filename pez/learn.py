@@ -90,12 +90,12 @@ def learn_for_targets(
 
 
 def learn_tasks(
-    clip: Clip, tasks: Iterable[Task], settings: PezSettings, lanes: int, on_step: OnStep | None = None
+    clip: Clip, tasks: Iterable[Task | None], settings: PezSettings, lanes: int, on_step: OnStep | None = None
 ) -> Iterator[list[tuple[Learned, Prompt]]]:
     """Learn a prompt for every task as they come, and score each as the text that a user pastes.
 
     Args:
-        tasks: targets are directions, (dim,) in the clip's full precision and on its device.
+        tasks: targets are directions, (dim,) in the clip's full precision and on its device; None = none is ready yet.
         lanes: prompts learned side by side, a multiple of 16.
 
     Yields:

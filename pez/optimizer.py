@@ -81,7 +81,7 @@ class Step:
 def learn(
     objective: Objective,
     vocabulary: Vocabulary,
-    tasks: Iterable[Task],
+    tasks: Iterable[Task | None],
     settings: PezSettings,
     lanes: int,
     on_step: Callable[[Step], None] | None = None,
@@ -91,7 +91,8 @@ def learn(
     Args:
         objective: scores soft prompts.
         vocabulary: the tokens that prompts are made of; its dtype is that of the soft prompts.
-        tasks: drawn from when a lane is free, so it may be endless.
+        tasks: drawn from when a lane is free, so it may be endless; None says that none is ready yet, and the lanes that
+            are busy go on.
         lanes: prompts learned side by side; halved, with a warning, where memory runs out. With a multiple of 16 a
             result depends bit for bit on its task alone (matrix libraries take other code paths for fewer rows).
         on_step: called after each step's scores are known; reading them makes the host wait for the device.
@@ -102,37 +103,42 @@ def learn(
     waiting: list[Learned] = []
     for ended in _walk(objective, vocabulary, tasks, settings, lanes, on_step):
         if settings.exact or not settings.swaps:
-            yield ended
+            if ended:
+                yield ended
             continue
         waiting += ended
-        while len(waiting) >= lanes:
+        while len(waiting) >= lanes or (waiting and not ended):
             yield _swap(objective, vocabulary, waiting[:lanes], settings, lanes, on_step)
             waiting = waiting[lanes:]
-    if waiting:
-        yield _swap(objective, vocabulary, waiting, settings, lanes, on_step)
 
 
 def _walk(
     objective: Objective,
     vocabulary: Vocabulary,
-    tasks: Iterable[Task],
+    tasks: Iterable[Task | None],
     settings: PezSettings,
     lanes: int,
     on_step: Callable[[Step], None] | None,
 ) -> Iterator[list[Learned]]:
-    """Algorithm 1 for every task."""
+    """Algorithm 1 for every task; an empty list whenever no lane is busy any more."""
     state = Lanes(objective, vocabulary, settings, lanes)
-    queue: Iterator[Task] = iter(tasks)
+    queue: Iterator[Task | None] = iter(tasks)
     more = True
     while True:
         while more and state.free:
-            task = next(queue, None)
-            if task is None:
+            try:
+                task = next(queue)
+            except StopIteration:
                 more = False
-            else:
-                state.admit(task)
+                break
+            if task is None:
+                break
+            state.admit(task)
         if not state.busy:
-            return
+            yield []
+            if not more:
+                return
+            continue
         try:
             state.step(on_step)
         except torch.OutOfMemoryError:
@@ -141,7 +147,8 @@ def _walk(
                 raise
             warnings.warn(f"out of memory with {len(state.tasks)} lanes; going on with {smaller}", stacklevel=2)
             # Those in work begin again: a task's result does not depend on what was done before.
-            queue = itertools.chain([task for task in state.tasks if task is not None], queue)
+            again: list[Task | None] = [task for task in state.tasks if task is not None]
+            queue = itertools.chain(again, queue)
             more = True
             state = Lanes(objective, vocabulary, settings, smaller)
             continue

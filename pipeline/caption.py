@@ -13,11 +13,12 @@ import pez
 from pez.clip import Precision, check_model
 from pez.demo import CLIPS
 from pez.learn import learn_tasks
-from pez.optimizer import Task
+from pez.optimizer import Learned, Task
 from pipeline.ahead import ahead, batches
 from pipeline.parts import PartReport, PartSamples, PartsLeft, finished_part, merge_parts, part_of_whole, publish_part
 from pipeline.samples import ImageError, Sample, ShardError, decode_image, read_samples
 from pipeline.shards import InputError, Shard
+from pipeline.shared_lanes import SharedLanes, WorkClock
 from pipeline.table import PromptTable, Row, ShardReport
 
 _IMAGES_AT_ONCE = 16  # the image tower's batch, see pez.clip
@@ -52,7 +53,7 @@ class CaptionSettings:
 
 @dataclasses.dataclass
 class Progress:
-    """Counts of the shard in work, for people."""
+    """Counts of what is in work, for people."""
 
     images: int = 0
     similarity: float = 0.0
@@ -76,14 +77,14 @@ def caption_shard(
         return _caption_failed(shard, report, captioner, table) if retry_failed and report.failed else report
     if shard.parts > 1:
         return merge_parts(shard, table)
-    start = time.monotonic()
     left_out: Counter[str] = Counter()
-    rows = dict(captioner.caption(shard, captioner.samples(shard, left_out)))
-    if not rows:
-        raise ShardError(f"{shard.url} holds no sample; expected members like 0001.jpg")
-    if report := table.finished(shard):  # by another run on the same output, meanwhile
-        return report
-    return table.publish(shard, [rows[i] for i in sorted(rows)], time.monotonic() - start, left_out)
+    with captioner.clock.work() as seconds:
+        rows = dict(captioner.caption(shard, captioner.samples(shard, left_out)))
+        if not rows:
+            raise ShardError(f"{shard.url} holds no sample; expected members like 0001.jpg")
+        if report := table.finished(shard):  # by another run on the same output, meanwhile
+            return report
+        return table.publish(shard, [rows[i] for i in sorted(rows)], seconds(), left_out)
 
 
 def _caption_part(part: Shard, captioner: "Captioner", table: PromptTable) -> PartReport:
@@ -92,20 +93,19 @@ def _caption_part(part: Shard, captioner: "Captioner", table: PromptTable) -> Pa
         return part_of_whole(part, table)
     if report := finished_part(part, table):
         return report
-    start = time.monotonic()
     left_out: Counter[str] = Counter()
     samples = PartSamples(part, captioner.samples(part, left_out))
-    rows = dict(captioner.caption(part, samples))
-    if not samples.count:
-        raise ShardError(f"{part.url} holds no sample; expected members like 0001.jpg")
-    if table.finished(part):  # another run on the same output has just merged and removed the parts
-        return part_of_whole(part, table)
-    return publish_part(part, [rows[i] for i in sorted(rows)], samples, left_out, time.monotonic() - start, table)
+    with captioner.clock.work() as seconds:
+        rows = dict(captioner.caption(part, samples))
+        if not samples.count:
+            raise ShardError(f"{part.url} holds no sample; expected members like 0001.jpg")
+        if table.finished(part):  # another run on the same output has just merged and removed the parts
+            return part_of_whole(part, table)
+        return publish_part(part, [rows[i] for i in sorted(rows)], samples, left_out, seconds(), table)
 
 
 def _caption_failed(shard: Shard, earlier: ShardReport, captioner: "Captioner", table: PromptTable) -> ShardReport:
     """A finished shard again, of which only the rows that are not ok are new."""
-    start = time.monotonic()
     rows = table.read_rows(f"{shard.stem}.parquet")
     failed = {row.key for row in rows if row.status != "ok"}
     keys: list[tuple[int, str]] = []
@@ -117,15 +117,16 @@ def _caption_failed(shard: Shard, earlier: ShardReport, captioner: "Captioner", 
             if sample.key in failed:
                 yield sample
 
-    new = {row.key: row for _, row in captioner.caption(shard, again())}
+    with captioner.clock.work() as seconds:
+        new = {row.key: row for _, row in captioner.caption(shard, again())}
+        spent = earlier.seconds + seconds()
     if [key for _, key in sorted(keys)] != [row.key for row in rows]:
         raise ShardError(
             f"{shard.url} has other keys than when it was captioned; "
             f"remove {table.url}/{shard.stem}.parquet to caption all of it again"
         )
     table.remove(f"_verified/{shard.stem}.json")  # it was of the earlier rows
-    seconds = earlier.seconds + time.monotonic() - start
-    return table.publish(shard, [new.get(row.key, row) for row in rows], seconds, left_out)
+    return table.publish(shard, [new.get(row.key, row) for row in rows], spent, left_out)
 
 
 class Captioner:
@@ -133,6 +134,7 @@ class Captioner:
 
     Args:
         threads: that decode images ahead of the optimiser.
+        shared: `caption` may be called by several threads at once; their images share the lanes.
     """
 
     def __init__(
@@ -141,10 +143,19 @@ class Captioner:
         method: pez.PezSettings,
         device: str | torch.device = "cpu",
         threads: int = 2,
+        shared: bool = False,
     ) -> None:
         self.settings, self.method, self.threads = settings, method, threads
         self.clip = load_model(settings, device)
-        self.progress = Progress()
+        self.lanes = SharedLanes(self._tasks_of, self._learn, settings.lanes // _IMAGES_AT_ONCE) if shared else None
+        self.clock = WorkClock()
+        self._in_work: dict[int, Progress] = {}
+
+    @property
+    def progress(self) -> Progress:
+        """Of all shards in work."""
+        parts = list(self._in_work.values())
+        return Progress(sum(p.images for p in parts), sum(p.similarity for p in parts))
 
     def samples(self, shard: Shard, left_out: Counter[str]) -> Iterator[Sample]:
         """A shard's samples, and in `left_out` the members that belong to none; see read_samples."""
@@ -156,36 +167,47 @@ class Captioner:
         Yields:
             (index, row) for every sample, in the order in which they are done.
         """
-        self.progress = Progress()
+        progress = Progress()
         rejected: list[tuple[int, Row]] = []
 
         def images() -> Iterator[Decoded]:
-            for decoded in ahead(samples, self._decode, self.threads, 2 * self.settings.lanes):
+            for decoded in ahead(samples, self._decode, self.threads, self.settings.lanes):
                 if decoded.pixels is None:
                     rejected.append((decoded.sample.index, _rejection(shard, decoded.sample)))
                 else:
                     yield decoded
 
-        def tasks() -> Iterator[Task]:
-            for batch in batches(images(), _IMAGES_AT_ONCE):
-                features = self.clip.pixel_features(torch.stack([d.pixels for d in batch if d.pixels is not None]))
-                for decoded, feature in zip(batch, features, strict=True):
-                    yield Task(decoded.sample.key, feature, handle=decoded)
-
-        for ended in learn_tasks(self.clip, tasks(), self.method, self.settings.lanes):
-            captions = [learned.task.handle.sample.caption for learned, _ in ended]
-            directions = torch.stack([learned.task.target for learned, _ in ended])
-            of_captions = self._caption_similarities(captions, directions)
-            for (learned, prompt), of_caption in zip(ended, of_captions, strict=True):
-                decoded = learned.task.handle
-                row = self._row(shard, decoded, prompt, of_caption)
-                if row.status == "ok":
-                    self.progress.images += 1
-                    self.progress.similarity += prompt.similarity
-                yield decoded.sample.index, row
+        some = batches(images(), _IMAGES_AT_ONCE)
+        results = (
+            self.lanes.results(some)
+            if self.lanes
+            else self._learn(task for batch in some for task in self._tasks_of(batch))
+        )
+        self._in_work[id(progress)] = progress
+        try:
+            for ended in results:
+                captions = [learned.task.handle.sample.caption for learned, _ in ended]
+                directions = torch.stack([learned.task.target for learned, _ in ended])
+                of_captions = self._caption_similarities(captions, directions)
+                for (learned, prompt), of_caption in zip(ended, of_captions, strict=True):
+                    decoded = learned.task.handle
+                    row = self._row(shard, decoded, prompt, of_caption)
+                    if row.status == "ok":
+                        progress.images += 1
+                        progress.similarity += prompt.similarity
+                    yield decoded.sample.index, row
+                yield from rejected
+                rejected.clear()
             yield from rejected
-            rejected.clear()
-        yield from rejected
+        finally:
+            del self._in_work[id(progress)]
+
+    def _tasks_of(self, batch: "list[Decoded]") -> list[Task]:
+        features = self.clip.pixel_features(torch.stack([d.pixels for d in batch if d.pixels is not None]))
+        return [Task(d.sample.key, feature, handle=d) for d, feature in zip(batch, features, strict=True)]
+
+    def _learn(self, tasks: Iterable[Task | None]) -> Iterator[list[tuple[Learned, pez.Prompt]]]:
+        return learn_tasks(self.clip, tasks, self.method, self.settings.lanes)
 
     def _decode(self, sample: Sample) -> "Decoded":
         if sample.image is None:

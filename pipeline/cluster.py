@@ -52,6 +52,8 @@ class ClusterSettings:
     """tries that a shard has before it is given up; a lost node does not count, so more only where actors are killed"""
     shard_timeout: float = 6 * 3600.0
     """seconds after which an actor that is still on one shard is replaced"""
+    shards_at_once: int = 4
+    """shards that fill an actor's lanes together, so that none is idle while one ends; near the end of a job fewer"""
     parts: int = 1
     """tasks that each shard is cut into: a lost actor loses less, and the last shards are shared"""
 
@@ -64,6 +66,7 @@ class ClusterSettings:
             "gpus_per_verifier",
             "attempts",
             "shard_timeout",
+            "shards_at_once",
             "parts",
         ):
             value = getattr(self, name)
@@ -95,6 +98,7 @@ class Stage:
         start_actor: makes an actor with the methods `ready() -> node id`, `run(shard) -> report` and `progress()`.
         actors: how many; those for which there is room yet work already.
         on_report: called with what `run` returned, for each finished shard and part of one.
+        at_once: shards that an actor may have in work, each in a thread of its own.
         asks: what each actor asks of the cluster, like 1 GPU and 8 CPU; told where the cluster does not give it.
     """
 
@@ -105,6 +109,7 @@ class Stage:
     shards: Sequence[Shard] = ()
     """those that enter at this stage, beside those that the stage before has done"""
     asks: str = "room"
+    at_once: int = 1
 
 
 class ActorStartError(InputError):
@@ -174,7 +179,7 @@ def plan_verifiers(settings: ClusterSettings, captions: ActorPlan) -> tuple[Acto
 
 @ray.remote
 class CaptionActor:
-    """Holds one model and captions shards, one at a time."""
+    """Holds one model and captions shards, several at a time."""
 
     def __init__(
         self,
@@ -188,7 +193,7 @@ class CaptionActor:
         import torch
 
         torch.set_num_threads(plan.threads)
-        self.captioner = Captioner(settings, method, plan.device, plan.threads)
+        self.captioner = Captioner(settings, method, plan.device, plan.threads, shared=True)
         self.table = PromptTable(url, described)
         self.retry_failed = retry_failed
 
@@ -289,6 +294,8 @@ class _Work:
     """attempts for which a lost node is to blame"""
     not_before: float = 0.0
     """time of the next attempt"""
+    alone: bool = False
+    """it was in work with others when their actor died; the next time tells whether it is to blame"""
 
 
 @dataclasses.dataclass
@@ -298,10 +305,15 @@ class _Member:
     actor: Any
     starting: Any
     """reference to its start, None once it is up"""
-    work: _Work | None = None
-    task: Any = None
+    tasks: dict[Any, _Work] = dataclasses.field(default_factory=dict)
+    """by the reference to the result, the oldest first"""
     deadline: float = float("inf")
+    """of the oldest"""
     node: str | None = None
+
+    @property
+    def works(self) -> list[_Work]:
+        return list(self.tasks.values())
 
 
 class _Pool:
@@ -320,7 +332,7 @@ class _Pool:
 
     @property
     def unfinished(self) -> bool:
-        return bool(self.queue) or any(member.work for member in self.members)
+        return bool(self.queue) or any(member.tasks for member in self.members)
 
     @property
     def starved(self) -> bool:
@@ -331,19 +343,32 @@ class _Pool:
         self.queue.extend(_Work(shard) for shard in shards)
 
     def assign(self) -> None:
-        """Give waiting shards to idle actors, and start actors while there are fewer than shards to do."""
-        for member in self.members:
-            if member.starting is None and member.work is None and (work := self._next()):
-                member.work = work
-                member.task = member.actor.run.remote(member.work.shard)
-                member.deadline = time.monotonic() + self.settings.shard_timeout
-        idle = sum(member.work is None for member in self.members)
+        """Give waiting shards to actors that have room, and start actors while there are fewer than shards to do."""
+        for busy in range(self._most_at_once()):
+            for member in self.members:
+                if member.starting is None and len(member.tasks) == busy and not any(w.alone for w in member.works):
+                    self._give(member, self._next(alone=not busy))
+        idle = sum(not member.tasks for member in self.members)
         for _ in range(min(self.stage.actors - len(self.members), len(self.queue) - idle)):
             self.members.append(self._start())
 
+    def _most_at_once(self) -> int:
+        """How many shards an actor may have now: near the end fewer, so that all actors end together."""
+        if self.stage.actors == 1:
+            return self.stage.at_once
+        left = len(self.queue) + sum(len(member.tasks) for member in self.members)
+        return max(1, min(self.stage.at_once, left // (2 * self.stage.actors)))
+
+    def _give(self, member: _Member, work: _Work | None) -> None:
+        if work is None:
+            return
+        if not member.tasks:
+            member.deadline = time.monotonic() + self.settings.shard_timeout
+        member.tasks[member.actor.run.remote(work.shard)] = work
+
     def waiting(self) -> list[Any]:
         """References to the starts and shards in work."""
-        return [m.starting or m.task for m in self.members if m.starting or m.task]
+        return [reference for m in self.members for reference in ([m.starting] if m.starting else m.tasks)]
 
     def take(self, reference: Any) -> Shard | None:
         """Take in what a reference that is ready says.
@@ -351,13 +376,15 @@ class _Pool:
         Returns:
             the shard that has left this stage, if one has.
         """
-        member = next(m for m in self.members if reference in (m.starting, m.task))
+        member = next((m for m in self.members if reference == m.starting or reference in m.tasks), None)
+        if member is None:  # its actor has just been replaced
+            return None
         if member.starting is not None:
             self._started(member)
             return None
-        work = member.work
-        assert work is not None
-        member.work = member.task = None
+        if reference == next(iter(member.tasks)):
+            member.deadline = time.monotonic() + self.settings.shard_timeout  # of the next
+        work = member.tasks.pop(reference)
         try:
             self.stage.on_report(ray.get(reference))
             return self._left(work.shard)
@@ -366,34 +393,39 @@ class _Pool:
             self._give_back(work, _one_line(error.cause), node_lost=False)
         except RayActorError:
             lost = _node_lost(member.node)
-            self._give_back(work, "its node was lost" if lost else "its actor died", lost)
+            works = [work, *member.works]
+            if lost or len(works) == 1:
+                for one in works:
+                    self._give_back(one, "its node was lost" if lost else "its actor died", lost)
+            else:
+                self._give_back_unjudged(works)
             self._replace(member)
             if lost:  # the idle ones there would cost other shards a try each
-                for other in [m for m in self.members if m.node == member.node and m.work is None]:
+                for other in [m for m in self.members if m.node == member.node and not m.tasks]:
                     self._replace(other)
         return None
 
-    def _next(self) -> _Work | None:
+    def _next(self, alone: bool) -> _Work | None:
+        """A shard whose time has come; one that must be alone only for an actor that has nothing."""
         now = time.monotonic()
-        work = next((w for w in self.queue if w.not_before <= now), None)
+        work = next((w for w in self.queue if w.not_before <= now and (alone or not w.alone)), None)
         if work is not None:
             self.queue.remove(work)
         return work
 
     def expire(self) -> None:
-        """Replace actors whose shard has had its time."""
+        """Replace actors whose oldest shard has had its time; what they have beside it goes to others."""
         now = time.monotonic()
-        for member in [m for m in self.members if m.work and now > m.deadline]:
-            work = member.work
-            assert work is not None
-            member.work = member.task = None
-            self._give_back(work, f"not done after {self.settings.shard_timeout:g} s", node_lost=False)
+        for member in [m for m in self.members if m.tasks and now > m.deadline]:
+            oldest, *others = member.works
+            self._give_back(oldest, f"not done after {self.settings.shard_timeout:g} s", node_lost=False)
+            self.queue.extendleft(reversed(others))
             self._replace(member)
 
     def progress(self) -> list[Any]:
         """What the busy actors have done of their shards, of those that answer."""
         found = []
-        for reference in [m.actor.progress.remote() for m in self.members if m.work]:
+        for reference in [m.actor.progress.remote() for m in self.members if m.tasks]:
             try:
                 found.append(ray.get(reference, timeout=0.5))
             except (RayError, GetTimeoutError):
@@ -453,6 +485,14 @@ class _Pool:
             tries = work.attempts + work.losses
             self.failed[work.shard.url] = f"{self.stage.name}{work.shard.which}: {reason} ({tries} tries)"
 
+    def _give_back_unjudged(self, works: list[_Work]) -> None:
+        """Shards of which one may have killed their actor: each is tried again with no other beside it."""
+        for work in works:
+            work.alone = True
+        self.queue.extend(works)
+        names = ", ".join(f"{work.shard.stem}{work.shard.which}" for work in works)
+        self.on_note(f"{names}: {self.stage.name}: their actor died; they are tried again, one at a time")
+
     def _start(self) -> _Member:
         actor = self.stage.start_actor()
         return _Member(actor, actor.ready.remote())
@@ -469,10 +509,15 @@ def actor_starter(
     url: str,
     described: dict[str, Any],
     retry_failed: bool = False,
+    at_once: int = 1,
 ) -> Callable[[], Any]:
-    """What makes the job's actors."""
-    # A second thread answers progress() while a shard is in work.
-    options = {"num_cpus": plan.cpus, "num_gpus": plan.gpus, "max_concurrency": 2}
+    """What makes the job's actors.
+
+    Args:
+        at_once: shards that an actor may be given at a time.
+    """
+    # One more thread answers progress() while shards are in work.
+    options = {"num_cpus": plan.cpus, "num_gpus": plan.gpus, "max_concurrency": at_once + 1}
     told = (settings, method, plan, url, described, retry_failed)
     return lambda: CaptionActor.options(**options).remote(*told)  # type: ignore[attr-defined]
 

@@ -28,6 +28,8 @@ class FaultyActor:
         with tries.open("a") as file:
             file.write("x")
         first = len(tries.read_text()) == 1
+        if "slow" in shard.stem:
+            time.sleep(1.5)
         if shard.stem.startswith("kills-always") or (shard.stem.startswith("kills-once") and first):
             os.kill(os.getpid(), 9)
         if shard.stem.startswith("hangs") and first:

@@ -16,6 +16,7 @@ from pipeline.cluster import (
     ActorStartError,
     ClusterSettings,
     Stage,
+    _Pool,
     actor_starter,
     plan_actors,
     plan_verifiers,
@@ -28,16 +29,16 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def starter(folder: Path, **options: Any) -> Callable[[], Any]:
-    return lambda: FaultyActor.options(num_cpus=0.5, max_concurrency=2).remote(str(folder), **options)
+    return lambda: FaultyActor.options(num_cpus=0.5, max_concurrency=4).remote(str(folder), **options)
 
 
 def run(
-    folder: Path, names: list[str], actors: int = 2, **settings: Any
+    folder: Path, names: list[str], actors: int = 2, at_once: int = 1, **settings: Any
 ) -> tuple[list[str], dict[str, str], list[str]]:
     reports: list[ShardReport] = []
     notes: list[str] = []
     shards = [Shard(f"mem://{name}", name) for name in names]
-    stage = Stage("captions", starter(folder), actors, reports.append)
+    stage = Stage("captions", starter(folder), actors, reports.append, at_once=at_once)
     failed = run_on_ray(shards, [stage], ClusterSettings(**settings), on_note=notes.append)
     return sorted(r.stem for r in reports), failed, notes
 
@@ -64,6 +65,35 @@ def test_a_shard_that_hangs_is_tried_again(tmp_path: Path) -> None:
     done, failed, notes = run(tmp_path, ["fine-0", "hangs", "fine-1"], shard_timeout=3.0)
     assert (done, failed) == (["fine-0", "fine-1", "hangs"], {})
     assert notes == ["hangs: captions: not done after 3 s; it is tried again"]
+
+
+def test_of_shards_in_work_together_the_one_that_kills_is_found(tmp_path: Path) -> None:
+    names = ["slow-0", "kills-always", "slow-1", "fine-0", "fine-1"]
+    done, failed, notes = run(tmp_path, names, actors=1, at_once=3, attempts=2)
+    assert done == ["fine-0", "fine-1", "slow-0", "slow-1"]
+    assert failed == {"mem://kills-always": "captions: its actor died (2 tries)"}
+    assert notes[0].endswith("captions: their actor died; they are tried again, one at a time")
+    assert notes[0].split(": ")[0].split(", ") == ["kills-always", "slow-0", "slow-1"]
+    assert notes[1:] == ["kills-always: captions: its actor died; it is tried again"]
+
+
+def test_what_an_actor_has_beside_a_shard_that_hangs_costs_no_try(tmp_path: Path) -> None:
+    names = ["hangs", "slow-0", "fine-0", "slow-1"]
+    done, failed, notes = run(tmp_path, names, actors=1, at_once=2, shard_timeout=4.0, attempts=2)
+    assert (done, failed) == (["fine-0", "hangs", "slow-0", "slow-1"], {})
+    assert notes == ["hangs: captions: not done after 4 s; it is tried again"]
+
+
+def test_near_the_end_the_actors_share_what_is_left(tmp_path: Path) -> None:
+    pool = _Pool(Stage("captions", starter(tmp_path), 2, print, at_once=4), ClusterSettings(), print)
+    pool.add([Shard(f"mem://{i}", str(i)) for i in range(100)])
+    most = []
+    while pool.queue:
+        most.append(pool._most_at_once())
+        pool.queue.popleft()
+    assert most[0] == 4
+    assert most[-7:] == [1] * 7
+    assert most == sorted(most, reverse=True)
 
 
 def test_a_shard_that_fails_says_why_in_one_line(tmp_path: Path) -> None:
@@ -129,11 +159,12 @@ def test_one_and_two_actors_write_the_same_rows(make_tar: MakeTar, images: list,
     settings, method = CaptionSettings(model="demo", lanes=16), pez.PezSettings(tokens=6, steps=20)
     described = describe(settings, method, "cpu")
     tables = []
-    for actors, threads in ((1, 2), (2, 1)):
+    for actors, threads, at_once in ((1, 2, 4), (2, 1, 1)):
         plan = ActorPlan(actors, 0, 2 / actors, threads, "cpu")
         table = PromptTable(str(tmp_path / f"out-{actors}"), described)
-        start = actor_starter(settings, method, plan, table.url, described)
-        assert run_on_ray(shards, [Stage("captions", start, actors, lambda _: None)], ClusterSettings()) == {}
+        start = actor_starter(settings, method, plan, table.url, described, at_once=at_once)
+        stage = Stage("captions", start, actors, lambda _: None, at_once=at_once)
+        assert run_on_ray(shards, [stage], ClusterSettings()) == {}
         tables.append(pq.read_table(table.url).sort_by("key"))
     assert tables[0].num_rows == 20
     assert tables[0].equals(tables[1])

@@ -8,6 +8,7 @@ import ray
 from pipeline.caption import Captioner, CaptionSettings, Progress
 from pipeline.samples import Sample, decode_image
 from pipeline.shards import Shard
+from pipeline.shared_lanes import WorkClock
 from pipeline.table import PromptTable, Row, ShardReport
 
 
@@ -35,6 +36,7 @@ class SizeCaptioner(Captioner):
 
     def __init__(self, settings: CaptionSettings) -> None:
         self.settings = settings
+        self.clock = WorkClock()
 
     def caption(self, shard: Shard, samples: Iterable[Sample]) -> Iterator[tuple[int, Row]]:
         for sample in samples:
