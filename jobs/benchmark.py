@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--overhead", action="store_true", help="the pipeline beside the bare method, demo CLIP")
     options.add_argument("--images", type=int, default=256, help="of --curve")
     options.add_argument("--baseline-steps", type=int, default=300, help="of --curve's baseline, prompt after prompt")
+    options.add_argument("--swaps", type=int, default=24, help="rounds of --curve's default method")
     options.add_argument("--exact-steps", type=int, default=3000, help="of --curve's exact mode")
     options.add_argument("--plot", metavar="PNG", help="picture of --curve (needs matplotlib)")
     return options
@@ -214,7 +215,9 @@ def benchmark_curve(options: argparse.Namespace, device: torch.device) -> dict[s
     """Score against steps and seconds, on held-out scenes."""
     clip = _load(options, device, options.precision or "fp32")
     judge = pez.demo.load_demo_clip(device, folder=pez.demo.JUDGE) if options.model == "demo" else None
-    settings = pez.PezSettings(tokens=options.tokens, steps=options.steps, vocabulary=options.vocabulary)
+    settings = pez.PezSettings(
+        tokens=options.tokens, steps=options.steps, swaps=options.swaps, vocabulary=options.vocabulary
+    )
     print(f"{machine(device)}\n{clip.name}, {options.tokens} tokens, {options.images} held-out scenes\n")
     points = curves(clip, judge, settings, options.images, options.baseline_steps, options.exact_steps, print)
     if options.plot:

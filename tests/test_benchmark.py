@@ -39,6 +39,8 @@ def test_the_curve_compares_three_methods(tmp_path: Path) -> None:
         "10",
         "--exact-steps",
         "20",
+        "--swaps",
+        "16",
     ]
     assert benchmark.main([*words, "--json", str(tmp_path / "c.json")]) == 0
     curve = json.loads((tmp_path / "c.json").read_text())["curve"]
