@@ -91,6 +91,8 @@ class SharedLanes(Generic[Item]):
 
     def _run(self) -> None:
         while True:
+            with self._changed:
+                self._changed.wait_for(self._ready)
             try:
                 for ended in self._learn(self._tasks()):
                     self._deliver(ended)

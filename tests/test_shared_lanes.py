@@ -89,6 +89,20 @@ def test_a_stream_that_cannot_be_read_on_fails_alone() -> None:
     assert names(shared.results([["e"]])) == ["e"]
 
 
+def test_settings_that_no_model_bears_fail_each_stream_once() -> None:
+    asked = []
+
+    def refuse(_: Iterable[Task | None]) -> Iterator[list[Result]]:
+        asked.append(1)
+        raise ValueError("no token is allowed")
+
+    shared = SharedLanes(lambda batch: [Task(name, torch.zeros(1)) for name in batch], refuse, ahead=1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no token is allowed"):
+            names(shared.results([["a"], ["b"], ["c"]]))
+    assert len(asked) == 2
+
+
 def test_seconds_of_shards_that_share_an_actor_add_up_to_its_own() -> None:
     now = 100.0
     clock = WorkClock(lambda: now)
