@@ -384,6 +384,7 @@ class _Pool:
             return None
         if reference == next(iter(member.tasks)):
             member.deadline = time.monotonic() + self.settings.shard_timeout  # of the next
+        works = member.works
         work = member.tasks.pop(reference)
         try:
             self.stage.on_report(ray.get(reference))
@@ -393,7 +394,6 @@ class _Pool:
             self._give_back(work, _one_line(error.cause), node_lost=False)
         except RayActorError:
             lost = _node_lost(member.node)
-            works = [work, *member.works]
             if lost or len(works) == 1:
                 for one in works:
                     self._give_back(one, "its node was lost" if lost else "its actor died", lost)

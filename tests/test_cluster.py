@@ -73,7 +73,7 @@ def test_of_shards_in_work_together_the_one_that_kills_is_found(tmp_path: Path) 
     assert done == ["fine-0", "fine-1", "slow-0", "slow-1"]
     assert failed == {"mem://kills-always": "captions: its actor died (2 tries)"}
     assert notes[0].endswith("captions: their actor died; they are tried again, one at a time")
-    assert notes[0].split(": ")[0].split(", ") == ["kills-always", "slow-0", "slow-1"]
+    assert notes[0].split(": ")[0].split(", ") == ["slow-0", "kills-always", "slow-1"]
     assert notes[1:] == ["kills-always: captions: its actor died; it is tried again"]
 
 
