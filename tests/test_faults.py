@@ -87,7 +87,7 @@ def files(out: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_an_actor_killed_at_work_costs_no_row(tars: Path, whole: dict[str, bytes], out: Path) -> None:
-    with RunningJob(*words(tars, out, "--actors", 1), log=out.with_name("log")) as job:
+    with RunningJob(*words(tars, out, "--actors", 1, "--shards-at-once", 2), log=out.with_name("log")) as job:
         job.wait_until(lambda: reports(out))
         [actor] = job.actors()
         actor.kill()
@@ -112,7 +112,8 @@ def test_an_actor_killed_at_work_costs_no_row(tars: Path, whole: dict[str, bytes
 def test_a_stopped_job_leaves_no_process_and_goes_on(
     tars: Path, whole: dict[str, bytes], out: Path, stop: signal.Signals
 ) -> None:
-    with RunningJob(*words(tars, out, "--actors", 1), log=out.with_name("log")) as job:
+    # One by one, so that not all are done when the first is.
+    with RunningJob(*words(tars, out, "--actors", 1, "--shards-at-once", 1), log=out.with_name("log")) as job:
         job.wait_until(lambda: reports(out))
         # Without its raylet an agent of Ray ends too, but takes a minute over it.
         started = [process for process in job.started() if "Agent" not in process.name()]
@@ -147,7 +148,18 @@ def test_a_lost_node_is_not_the_shards_fault_and_one_that_joins_works(
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         first = nodes.add_node(num_cpus=1)
-        more = ["--address", nodes.address, "--actors", 2, "--cpus-per-actor", 1, "--attempts", 1]
+        more = [
+            "--address",
+            nodes.address,
+            "--actors",
+            2,
+            "--cpus-per-actor",
+            1,
+            "--attempts",
+            1,
+            "--shards-at-once",
+            1,
+        ]
         with RunningJob(*words(tars, out, *more), log=out.with_name("log")) as job:
             job.wait_until(lambda: reports(out))
             nodes.remove_node(first, allow_graceful=False)

@@ -82,8 +82,8 @@ def test_the_driver_stays_small_and_quick_over_many_shards_and_a_resume_reads_no
 ) -> None:
     """The real job with actors that caption nothing: braces, two listings, the loop, progress, the end."""
 
-    def starter(_: Any, __: Any, ___: Any, url: str, described: dict[str, Any], ____: bool) -> Any:
-        return lambda: TrivialActor.options(num_cpus=1, max_concurrency=2).remote(url, described)
+    def starter(_: Any, __: Any, ___: Any, url: str, described: dict[str, Any], ____: bool, at_once: int) -> Any:
+        return lambda: TrivialActor.options(num_cpus=1, max_concurrency=at_once + 1).remote(url, described)
 
     monkeypatch.setattr(cluster, "actor_starter", starter)
     out = tmp_path / "out"
