@@ -1,8 +1,8 @@
 """Lanes that several shards fill at once, so that none is idle while one shard ends and the next begins.
 
-Each shard has a thread that reads and decodes it and waits for its results; one more thread learns. The shard that came first
-is served first: what a lost actor had begun is little more than one shard. A prompt does not depend on its neighbours, so the
-rows are those of shard after shard.
+Each shard has a thread that reads and decodes it and waits for its results; one more thread learns. At most two shards are read
+at a time, and the one that came first is served first: what a lost actor had begun is one or two shards, or all it had of small
+ones. A prompt does not depend on its neighbours, so the rows are those of shard after shard.
 """
 
 import contextlib
