@@ -66,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--lanes", type=int, nargs="+", help="one or more; default = 64 on a CPU, 1024 on a GPU")
     options.add_argument("--compiled", action="store_true", help="compile the text tower (default on a GPU)")
     options.add_argument("--threads", type=int, help="CPU threads")
+    options.add_argument("--seconds", type=float, default=8.0, help="that each way of computing is measured for")
     options.add_argument(
         "--vocabulary", choices=("model", "words", "full"), default="model", help="tokens of the engine"
     )
@@ -108,9 +109,9 @@ def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[s
     target = F.normalize(torch.randn(max(lanes), clip.text_features(["a"]).shape[1], device=device), dim=-1)
     print(f"{machine(device)}\n{clip.name}, {options.tokens} tokens, {settings.vocabulary} vocabulary\n")
 
-    speeds = [time_baseline(clip, target[0], settings)]
+    speeds = [time_baseline(clip, target[0], settings, options.seconds)]
     for count in lanes:
-        speeds.append(time_engine(clip, target[:count], settings, precision, compiled))
+        speeds.append(time_engine(clip, target[:count], settings, precision, compiled, options.seconds))
     base = speeds[0]
     print(f"{'':28s}{'ms/image-step':>14s}{'ratio':>8s}{'GFLOP':>8s}{'of peak':>9s}{'peak MB':>9s}{'images/h':>10s}")
     for speed in speeds:
@@ -135,7 +136,7 @@ def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[s
     }
 
 
-def time_baseline(clip: Clip, target: torch.Tensor, settings: pez.PezSettings, seconds: float = 8.0) -> Speed:
+def time_baseline(clip: Clip, target: torch.Tensor, settings: pez.PezSettings, seconds: float) -> Speed:
     """Time steps of the plain algorithm: the median of as many as fit, the first two left out."""
     stamps: list[float] = []
     ids = torch.randint(0, 49000, (settings.tokens,))
@@ -156,7 +157,7 @@ def time_baseline(clip: Clip, target: torch.Tensor, settings: pez.PezSettings, s
 
 
 def time_engine(
-    clip: Clip, target: torch.Tensor, settings: pez.PezSettings, precision: str, compiled: bool, seconds: float = 6.0
+    clip: Clip, target: torch.Tensor, settings: pez.PezSettings, precision: str, compiled: bool, seconds: float
 ) -> Speed:
     """Time steps of the engine with all lanes busy: the median of as many as fit, the first two left out."""
     other = clip.with_engine(precision, compiled)  # type: ignore[arg-type]

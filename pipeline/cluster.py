@@ -447,7 +447,7 @@ class _Pool:
             told = " and ".join(f"{have.get(n, 0):g} {n} ({free.get(n, 0):g} free)" for n in ("GPU", "CPU"))
             self.on_note(
                 f"{self.stage.name}: no actor is up yet; each asks for {self.stage.asks}, and the cluster has {told}; "
-                "it goes on waiting"
+                "it goes on waiting, for room or for a model that loads"
             )
 
     def dismiss(self) -> None:

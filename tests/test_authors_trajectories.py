@@ -77,7 +77,7 @@ def test_the_baseline_of_the_benchmark_takes_the_same_steps(clip: Clip) -> None:
 
 def test_the_default_is_above_the_authors_best(clip: Clip) -> None:
     shipped = np.load(GOLDEN / "trajectories.npz")
-    for case in ("one_image", "several_images"):
-        targets = torch.from_numpy(shipped[f"{case}/targets"])
-        prompt, *_ = learn_for_targets(clip, [Target(targets)], [case], PezSettings(tokens=8))
+    cases = ("one_image", "several_images")
+    targets = [Target(torch.from_numpy(shipped[f"{case}/targets"])) for case in cases]
+    for case, prompt in zip(cases, learn_for_targets(clip, targets, cases, PezSettings(tokens=8)), strict=True):
         assert prompt.similarity > shipped[f"{case}/step_similarity"].max(), case

@@ -16,7 +16,8 @@ from pez.swaps import swap_rounds
 
 
 def test_the_ratio_is_measured_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status = benchmark.main(["--model", "demo", "--lanes", "16", "32", "--json", str(tmp_path / "b.json")])
+    words = ["--model", "demo", "--lanes", "16", "32", "--seconds", "2"]
+    status = benchmark.main([*words, "--json", str(tmp_path / "b.json")])
     result = json.loads((tmp_path / "b.json").read_text())
     assert status == 0
     assert [s["name"].split()[0] for s in result["speeds"]] == ["baseline", "engine", "engine"]

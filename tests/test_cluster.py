@@ -40,6 +40,7 @@ def run(
     shards = [Shard(f"mem://{name}", name) for name in names]
     stage = Stage("captions", starter(folder), actors, reports.append, at_once=at_once)
     failed = run_on_ray(shards, [stage], ClusterSettings(**settings), on_note=notes.append)
+    notes = [note for note in notes if "no actor is up yet" not in note]  # true where the machine is slow
     return sorted(r.stem for r in reports), failed, notes
 
 
@@ -79,9 +80,9 @@ def test_of_shards_in_work_together_the_one_that_kills_is_found(tmp_path: Path) 
 
 def test_what_an_actor_has_beside_a_shard_that_hangs_costs_no_try(tmp_path: Path) -> None:
     names = ["hangs", "slow-0", "fine-0", "slow-1"]
-    done, failed, notes = run(tmp_path, names, actors=1, at_once=2, shard_timeout=15.0, attempts=2)
+    done, failed, notes = run(tmp_path, names, actors=1, at_once=2, shard_timeout=6.0, attempts=2)
     assert (done, failed) == (["fine-0", "hangs", "slow-0", "slow-1"], {})
-    assert notes == ["hangs: captions: not done after 15 s; it is tried again"]
+    assert notes == ["hangs: captions: not done after 6 s; it is tried again"]
 
 
 def test_near_the_end_the_actors_share_what_is_left(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_the_demo_ends_with_tables_and_shows_prompts(tmp_path: Path) -> None:
 def test_a_killed_job_goes_on_where_it_stopped(make_tar: MakeTar, images: list, tmp_path: Path, here: Run) -> None:
     for t in range(6):
         make_tar(f"in/{t}.tar", [(f"{t}-{i}.png", encoded(images[4 * t + i])) for i in range(4)])
-    words = ["jobs.caption", "--input", tmp_path / "in", "--model", "demo", "--steps", 60, "--local"]
+    words = ["jobs.caption", "--input", tmp_path / "in", "--model", "demo", "--steps", 60, "--swaps", 4, "--local"]
     undisturbed = here(*words, "--output", tmp_path / "whole")
     assert undisturbed.returncode == 0, undisturbed.stderr
 
@@ -82,7 +82,7 @@ def test_a_killed_job_goes_on_where_it_stopped(make_tar: MakeTar, images: list, 
     assert 2 <= len(finished) < 6
     assert not (out / "_SUCCESS").exists()
 
-    again = job(*words, "--output", out)
+    again = here(*words, "--output", out)
     assert again.returncode == 0, again.stderr
     assert (out / "_SUCCESS").exists()
     assert rows(out) == rows(tmp_path / "whole")

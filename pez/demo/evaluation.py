@@ -15,12 +15,14 @@ from pez.demo.training import normalise
 
 
 @torch.inference_mode()
-def evaluate_demo_clip(model: Any, count: int = 1000) -> dict[str, float]:
+def evaluate_demo_clip(
+    model: Any, count: int = 1000, attributes: Sequence[str] = tuple(scenes.VALUES)
+) -> dict[str, float]:
     """Score an open_clip model on held-out scenes.
 
     Returns:
-        `top1`: share of images whose own caption is the nearest of `count`; and for shape, color, background_color and
-        the other attributes the share of images for which the true caption is nearer than every caption with that
+        `top1`: share of images whose own caption is the nearest of `count`; and for each of the attributes (shape, color,
+        background_color, ...) the share of images for which the true caption is nearer than every caption with that
         attribute's word replaced (ten-way for shapes and colours).
     """
     model.eval()
@@ -29,7 +31,7 @@ def evaluate_demo_clip(model: Any, count: int = 1000) -> dict[str, float]:
     images = _image_features(model, held_out)
     captions = _text_features(model, tokenizer, [scenes.caption(s) for s in held_out])
     scores = {"top1": _share(images @ captions.T, torch.arange(count))}
-    for attribute in scenes.VALUES:
+    for attribute in attributes:
         scores[attribute] = named(model, images, held_out, attribute)
     return scores
 
