@@ -27,7 +27,7 @@ def test_guide_and_judge_are_two_models() -> None:
 
 
 def test_learned_prompts_say_what_is_seen_and_pass_the_true_captions(demo_clip: pez.Clip) -> None:
-    held_out = scenes.held_out_scenes(128)
+    held_out = scenes.held_out_scenes(256)
     images = [Image.fromarray(scenes.render(scene)) for scene in held_out]
     prompts = pez.learn_prompts(demo_clip, images, pez.PezSettings(tokens=8))
     captions = demo_clip.text_features([scenes.caption(scene) for scene in held_out])
