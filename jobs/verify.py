@@ -18,7 +18,7 @@ from rich.console import Console
 from jobs import command
 from pipeline import cluster
 from pipeline.cluster import ClusterSettings
-from pipeline.progress import JobProgress, prompt_table
+from pipeline.progress import JobProgress, plain, prompt_table
 from pipeline.shards import InputError
 from pipeline.table import PromptTable
 from pipeline.verify import VerifySettings, check_verification, verified_table, verify_serially
@@ -64,14 +64,15 @@ def verify(job: VerifyJob) -> int:
         else:
             failed = {}
     for url, reason in failed.items():
-        console.print(f"failed: {url}: {reason}", style="red", highlight=False, soft_wrap=True, markup=False)
+        line = plain(f"failed: {url}: {reason}")
+        console.print(line, style="red", highlight=False, soft_wrap=True, markup=False)
     shown = next((shard for shard in shards if shard.url not in failed), None)
     if shown is not None:
         console.print(prompt_table(table.read(shown)))
     if failed:
         console.print(f"{len(failed)} of {len(shards)} shards failed; run the same command to try them again")
         return 1
-    console.print(f"{len(shards)} verified Parquet files in {table.url}", highlight=False, soft_wrap=True)
+    console.print(f"{len(shards)} verified Parquet files in {table.url}", highlight=False, soft_wrap=True, markup=False)
     return 0
 
 

@@ -366,6 +366,30 @@ def test_a_job_with_verification_succeeds_only_when_all_is_verified(
     assert {p.stem for p in (out / "_verified").iterdir()} == {"scenes-0"}
 
 
+def test_names_of_strangers_do_not_steer_a_terminal(
+    make_tar: MakeTar,
+    images: list[Image.Image],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = PromptTable(f"{tmp_path}/[/out]", CAPTIONED)
+    table.claim()
+    shard = Shard(make_tar("in/[b]a\x1b[2J.tar", [("000.png", encoded(images[0])), ("bad.jpg", b"junk")]), "a")
+    publish(table, shard, PROMPTS[:1])
+    words = ["job", table.url, "--verify", "demo", "--verify-steps", "1", "--local"]
+    statuses = []
+    for data in (b"no tar any more", Path(shard.url).read_bytes()):
+        Path(shard.url).write_bytes(data)
+        monkeypatch.setattr(sys, "argv", words)
+        statuses.append(run("verify"))
+    shown = "".join(capsys.readouterr())
+    assert statuses == [1, 0]
+    assert r"[b]a\x1b[2J.tar is not a tar" in shown
+    assert f"1 verified Parquet files in {table.url}" in shown
+    assert not {c for c in shown.replace("\n", "") if not c.isprintable()}
+
+
 def test_progress_tells_of_both_stages(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
     report = verify_shard(shard, verifier, verified(table))
     told = io.StringIO()
