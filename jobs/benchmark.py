@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--model", default="ViT-B-32", help="demo, an open_clip name, hf-hub:..., local-dir:...")
     options.add_argument("--pretrained", default="none", help="tag or checkpoint file; none = random weights")
     options.add_argument("--tokens", type=int, default=8)
-    options.add_argument("--steps", type=int, default=300, help="of an image, for images an hour and for --curve")
+    options.add_argument("--steps", type=int, default=500, help="of an image, for images an hour and for --curve")
     options.add_argument("--device", help="cpu or cuda; default = cuda where there is one")
     options.add_argument("--precision", choices=("fp32", "bf16"), help="of the engine; default = bf16 where it is fast")
     options.add_argument("--lanes", type=int, nargs="+", help="one or more; default = 64 on a CPU, 1024 on a GPU")

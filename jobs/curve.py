@@ -1,7 +1,7 @@
 """Score against steps and seconds, for `jobs.benchmark --curve`: baseline, engine exact, engine default.
 
-All learn prompts for the same held-out scenes from the same first tokens. The score is the similarity of the re-tokenised
-text, under the guide and, for the demo, under the judge, which had no part in the learning.
+All learn prompts for the same held-out scenes; the first two start at the same random tokens. The score is the similarity of
+the re-tokenised text, under the guide and, for the demo, under the judge, which had no part in the learning.
 """
 
 import dataclasses
@@ -81,7 +81,10 @@ class _Measure:
         self.clip, self.settings, self.say = clip, settings, say
         self.models = [clip] if judge is None else [clip, judge]
         self.features = [model.image_features(pictures) for model in self.models]
-        self.vocabulary = clip.vocabulary(settings)
+        # Baseline and exact mode take all tokens that the settings allow, the default those of them that last as text.
+        self.plain, self.vocabulary = (
+            clip.vocabulary(dataclasses.replace(settings, exact=exact)) for exact in (True, False)
+        )
         self.lanes = -(-len(pictures) // 16) * 16
         self.points: list[Point] = []
 
@@ -95,7 +98,7 @@ class _Measure:
         found: dict[int, list[Tensor]] = {s: [] for s in marks}
         seconds = dict.fromkeys(marks, 0.0)
         settings = dataclasses.replace(self.settings, steps=steps)
-        published = self.vocabulary if self.settings.vocabulary != "full" else None
+        published = self.plain if self.settings.vocabulary != "full" else None
         for i, target in enumerate(self.features[0]):
             best: list[Any] = [-1.0, None, 0]
             start = time.perf_counter()
@@ -108,7 +111,7 @@ class _Measure:
                     found[best[2]].append(best[1])
                     seconds[best[2]] += time.perf_counter() - start
 
-            first = self.vocabulary.random_ids(settings.tokens, generator_for(settings.seed, f"{i}", 0))
+            first = self.plain.random_ids(settings.tokens, generator_for(settings.seed, f"{i}", 0))
             learn_as_published(self.clip, target, first, settings, look, published)
         flop = cost.baseline_step_flop(self.clip, settings.tokens)
         for s in marks:
@@ -117,7 +120,7 @@ class _Measure:
     def exact(self, steps: int) -> None:
         """The same algorithm on the engine, all prompts at once."""
         settings = dataclasses.replace(self.settings, steps=steps, exact=True)
-        flop = cost.engine_step_flop(self.clip, settings.tokens, self.vocabulary.allowed)
+        flop = cost.engine_step_flop(self.clip, settings.tokens, self.plain.allowed)
         taken, start = 0, time.perf_counter()
 
         def look(step: Step) -> None:
@@ -128,7 +131,7 @@ class _Measure:
                 self._add("exact", taken, step.best_ids[: len(self.features[0])], elapsed, taken * flop)
                 start = time.perf_counter() - elapsed
 
-        for _ in learn(self._objective(), self.vocabulary, self.tasks(), settings, self.lanes, look):
+        for _ in learn(self._objective(), self.plain, self.tasks(), settings, self.lanes, look):
             pass
 
     def default(self, steps: int) -> None:
@@ -141,7 +144,7 @@ class _Measure:
         seconds = time.perf_counter() - start
         flop = steps * cost.engine_step_flop(self.clip, settings.tokens, self.vocabulary.allowed)
         flop += cost.swaps_flop(
-            self.clip, settings.tokens, settings.swaps, settings.candidates, self.vocabulary.lasting
+            self.clip, settings.tokens, settings.swaps, settings.candidates, self.vocabulary.allowed
         )
         self._add("default", steps, torch.stack([ids[i] for i in range(len(ids))]), seconds, flop)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pez.settings import PezSettings
 from pez.text_encoder import TextEncoder, frame_of, framed, text_encoder, text_tower
-from pez.vocabulary import Vocabulary, blocked, listed, whole_words
+from pez.vocabulary import Vocabulary, blocked, lasting, listed, of_letters
 
 Precision = Literal["fp32", "bf16", "fp64"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -133,29 +133,35 @@ class Clip:
         return other
 
     def vocabulary(self, settings: PezSettings) -> Vocabulary:
-        """The tokens that the settings allow."""
+        """The tokens that the settings allow: unless they say exact, those of them that last as text."""
         embedding = self.tower.token_embedding.weight
         mask = self.ordinary_tokens()
-        words = self.words
         if settings.vocabulary == "model" and self.recommended is not None and not settings.allowlist:
             mask &= _fit(self.recommended, mask)
-        elif settings.vocabulary != "full" and words is not None:
-            mask &= words
+        elif settings.vocabulary != "full" and self.words is not None:
+            mask &= self.words
         elif settings.vocabulary == "words":
             raise ValueError(f"{self.name} has no word tokens that are known; use vocabulary=full")
         if settings.allowlist:
             mask &= _fit(listed(self.tokenizer, settings.allowlist), mask)
         if settings.blocklist:
             mask &= ~_fit(blocked(self.tokenizer, settings.blocklist), mask)
-        return Vocabulary(embedding, mask, words, self.dtype)
+        if not settings.exact and self.lasting is not None and (mask & self.lasting).any():
+            mask &= self.lasting
+        return Vocabulary(embedding, mask, self.dtype)
+
+    @functools.cached_property
+    def lasting(self) -> Tensor | None:
+        """(vocab,) bool: tokens that stay themselves in a prompt's text; None where the tokenizer does not tell."""
+        try:
+            return _fit(lasting(self.tokenizer), self.ordinary_tokens())
+        except ValueError:
+            return None
 
     @functools.cached_property
     def words(self) -> Tensor | None:
-        """(vocab,) bool: tokens that are whole words and last as text; None where the tokenizer does not tell."""
-        try:
-            return _fit(whole_words(self.tokenizer), self.ordinary_tokens())
-        except ValueError:
-            return None
+        """(vocab,) bool: those of them that are of letters alone."""
+        return None if self.lasting is None else self.lasting & _fit(of_letters(self.tokenizer), self.lasting)
 
     def ordinary_tokens(self) -> Tensor:
         """(vocab,) bool: every token but the special ones (start, end, padding of real use)."""

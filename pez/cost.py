@@ -18,12 +18,12 @@ def engine_step_flop(clip: Clip, tokens: int, allowed: Tensor) -> float:
     return 2 * forward_flop(clip, rows, rows + 1, 1) + projection_flop(clip, tokens, allowed)
 
 
-def swaps_flop(clip: Clip, tokens: int, rounds: int, candidates: int, lasting: Tensor) -> float:
+def swaps_flop(clip: Clip, tokens: int, rounds: int, candidates: int, allowed: Tensor) -> float:
     """All rounds of swaps of a lane: forward and back once, the gains of one position, forward for each candidate."""
     rows = tokens + 1
-    candidates = min(candidates, int(lasting.sum()))
+    candidates = min(candidates, int(allowed.sum()))
     forwards = swap_forwards(tokens, rounds, candidates)
-    return forwards * forward_flop(clip, rows, rows + 1, 1) + rounds * projection_flop(clip, 1, lasting)
+    return forwards * forward_flop(clip, rows, rows + 1, 1) + rounds * projection_flop(clip, 1, allowed)
 
 
 def forward_flop(clip: Clip, rows: int, keys: int, last: int) -> float:

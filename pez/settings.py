@@ -13,14 +13,14 @@ class PezSettings:
 
     tokens: int = 8
     """tokens of a prompt; what a prompt generates is best at 8 to 16"""
-    steps: int = 300
+    steps: int = 500
     """gradient steps of one start"""
     swaps: int = 24
     """rounds of token swaps after the gradient steps, each truly scored"""
     candidates: int = 32
     """tokens scored in each round of swaps"""
     exact: bool = False
-    """the algorithm of the paper alone: no swaps"""
+    """the algorithm of the paper alone: no swaps, and tokens that do not last as text as well"""
     restarts: int = 1
     """independent starts; the best prompt of all is kept"""
     seed: int = 0
@@ -29,7 +29,7 @@ class PezSettings:
     """default = 0.1, as published, with exact; else 0.5: soft prompts that forget faster find better words"""
     vocabulary: Literal["model", "words", "full"] = "model"
     """tokens that may be chosen: model = what the model recommends (the demo: its caption words; others: words),
-    words = only tokens that are whole words of letters, full = all but the special tokens"""
+    words = only tokens that are whole words of letters, full = all that last as text (with exact: all but the special ones)"""
     blocklist: tuple[str, ...] = ()
     """words that no prompt may hold; * and ? match any letters and any letter"""
     allowlist: tuple[str, ...] = ()

@@ -10,9 +10,6 @@ prompt, one position a round:
 After each turn through the positions the same words are tried in other orders: every exchange of two tokens and every move of
 one token to another place. No gradient tells of these, and they lead out of prompts that no single swap improves.
 
-Candidates are tokens that survive being written as text (`Vocabulary.lasting`), and a token that does not is replaced by the
-best candidate even at a loss: what is scored is what a user pastes.
-
 Source: the ranking is HotFlip's (arXiv:1712.06751) and AutoPrompt's (arXiv:2010.15980), the true evaluation GCG's
 (arXiv:2307.15043).
 """
@@ -53,9 +50,8 @@ def swap_rounds(
         (lanes, tokens) int64 prompts and (lanes,) float scores; lane i depends on ids[i] and target[i] alone.
     """
     tokens = ids.shape[1]
-    choice = vocabulary.lasting_ids  # (choice,)
-    embeddings = vocabulary.embed(choice)  # (choice, width)
-    count = min(candidates, len(choice))
+    embeddings = vocabulary.embed(vocabulary.ids)  # (allowed, width)
+    count = min(candidates, len(vocabulary.ids))
     changed_orders = torch.tensor(orders(tokens), device=ids.device)  # (orders, tokens)
     best = torch.full(ids.shape[:1], -torch.inf, dtype=embeddings.dtype, device=ids.device)
     for turn in range(rounds):
@@ -64,12 +60,10 @@ def swap_rounds(
         score = objective.score(soft, target)
         (gradient,) = torch.autograd.grad(score.sum(), soft)
         with torch.no_grad():
-            gain = gradient[:, position] @ embeddings.T  # (lanes, choice); the old token's part is the same for all
+            gain = gradient[:, position] @ embeddings.T  # (lanes, allowed); the old token's part is the same for all
             tried = ids.unsqueeze(1).repeat(1, count, 1)  # (lanes, count, tokens)
-            tried[:, :, position] = choice[gain.topk(count, dim=-1).indices]
-            forced = ~vocabulary.lasting[ids[:, position]]
-            least = score.detach().to(best.dtype).masked_fill(forced, -torch.inf)
-            ids, best = _best_of(objective, vocabulary, ids, least, tried, target)
+            tried[:, :, position] = vocabulary.ids[gain.topk(count, dim=-1).indices]
+            ids, best = _best_of(objective, vocabulary, ids, score.detach().to(best.dtype), tried, target)
             if position == tokens - 1 and tokens > 1:
                 ids, best = _best_of(objective, vocabulary, ids, best, ids[:, changed_orders], target)
             if on_round is not None:

@@ -17,16 +17,13 @@ class Vocabulary:
     Args:
         embedding: (vocab, width) float, the model's token embedding.
         allowed: (vocab,) bool; tokens marked False are never chosen.
-        lasting: (vocab,) bool; tokens that stay themselves when a prompt is written as text and read again. None = all.
         dtype: of the products that find the nearest token; None = the embedding's.
 
     Raises:
         ValueError: no token is allowed, or the shapes do not fit.
     """
 
-    def __init__(
-        self, embedding: Tensor, allowed: Tensor, lasting: Tensor | None = None, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, embedding: Tensor, allowed: Tensor, dtype: torch.dtype | None = None) -> None:
         if allowed.shape != embedding.shape[:1]:
             raise ValueError(f"allowed has shape {tuple(allowed.shape)}; expected ({embedding.shape[0]},)")
         if not allowed.any():
@@ -34,9 +31,6 @@ class Vocabulary:
         self.embedding = embedding.detach()
         self.allowed = allowed.to(embedding.device)
         self.ids = self.allowed.nonzero().squeeze(-1)  # (allowed,)
-        kept = self.allowed if lasting is None else self.allowed & lasting.to(embedding.device)
-        self.lasting = kept if kept.any() else self.allowed
-        self.lasting_ids = self.lasting.nonzero().squeeze(-1)  # (lasting,)
         self.units = F.normalize(self.embedding[self.ids], dim=-1).to(dtype or embedding.dtype)  # (allowed, width)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -71,8 +65,8 @@ class Vocabulary:
         return self.ids[rows.to(self.ids.device)]
 
 
-def whole_words(tokenizer: Any) -> Tensor:
-    """(vocab,) bool: tokens that are one word of letters, and that the tokenizer reads as themselves.
+def lasting(tokenizer: Any) -> Tensor:
+    """(vocab,) bool: tokens that end a word and that the tokenizer reads as themselves.
 
     A prompt of such tokens survives being written as text, whatever their order.
 
@@ -81,13 +75,18 @@ def whole_words(tokenizer: Any) -> Tensor:
     """
     pieces = token_pieces(tokenizer)
     return torch.tensor(
-        [
-            piece.endswith("</w>")
-            and (text := tokenizer.decode([i]).strip()).isalpha()
-            and tokenizer.encode(text) == [i]
-            for i, piece in enumerate(pieces)
-        ]
+        [piece.endswith("</w>") and tokenizer.encode(tokenizer.decode([i])) == [i] for i, piece in enumerate(pieces)]
     )
+
+
+def of_letters(tokenizer: Any) -> Tensor:
+    """(vocab,) bool: tokens of letters alone, whole words and parts of words.
+
+    Raises:
+        ValueError: the tokenizer is not CLIP's byte-pair tokenizer.
+    """
+    pieces = token_pieces(tokenizer)
+    return torch.tensor([tokenizer.decode([i]).strip().isalpha() for i in range(len(pieces))])
 
 
 def listed(tokenizer: Any, words: Iterable[str]) -> Tensor:

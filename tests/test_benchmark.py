@@ -70,7 +70,7 @@ def test_counted_operations_are_those_done(demo_clip: pez.Clip) -> None:
     assert counter.get_total_flops() == pytest.approx(counted, rel=0.06)
     with FlopCounterMode(display=False) as counter:
         swap_rounds(objective, vocabulary, ids, target, rounds=9, candidates=10)
-    counted = 16 * cost.swaps_flop(demo_clip, 8, 9, 10, vocabulary.lasting)
+    counted = 16 * cost.swaps_flop(demo_clip, 8, 9, 10, vocabulary.allowed)
     assert counter.get_total_flops() == pytest.approx(counted, rel=0.06)
 
 

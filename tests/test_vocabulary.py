@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 import pez
-from pez.vocabulary import Vocabulary, blocked, whole_words
+from pez.vocabulary import Vocabulary, blocked
 
 
 def words_of(clip: pez.Clip, settings: pez.PezSettings) -> set[str]:
@@ -25,9 +25,24 @@ def test_no_allowed_token_is_an_error() -> None:
 
 
 def test_start_and_end_are_never_chosen(demo_clip: pez.Clip) -> None:
-    ids = demo_clip.vocabulary(pez.PezSettings(vocabulary="full")).ids
+    ids = demo_clip.vocabulary(pez.PezSettings(vocabulary="full", exact=True)).ids
     assert len(ids) == 49406
     assert {49406, 49407}.isdisjoint(ids.tolist())
+
+
+def test_prompts_of_the_default_last_as_text_in_any_order(demo_clip: pez.Clip) -> None:
+    vocabulary = demo_clip.vocabulary(pez.PezSettings(vocabulary="full"))
+    assert len(vocabulary.ids) > 30_000
+    words = demo_clip.vocabulary(pez.PezSettings(vocabulary="words")).allowed
+    signs = Vocabulary(vocabulary.embedding, vocabulary.allowed & ~words)  # ":)", "'s", "&", "...", emoji
+    for tokens in (vocabulary, signs):
+        for seed in range(1000):
+            ids = tokens.random_ids(8, torch.Generator().manual_seed(seed)).tolist()
+            assert demo_clip.tokenizer.encode(demo_clip.text_of(ids)) == ids
+
+
+def test_an_allowlist_of_fragments_alone_is_taken_as_it_is(demo_clip: pez.Clip) -> None:
+    assert words_of(demo_clip, pez.PezSettings(vocabulary="full", allowlist=("happ",))) == {"happ"}
 
 
 def test_the_demo_recommends_its_caption_words(demo_clip: pez.Clip) -> None:
@@ -41,7 +56,8 @@ def test_whole_words_are_letters_only(demo_clip: pez.Clip) -> None:
     assert "red</w>" in pieces
     assert "red" not in pieces
     assert "!</w>" not in pieces
-    assert int(whole_words(demo_clip.tokenizer).sum()) == len(pieces)
+    assert all(demo_clip.tokenizer.decode([i]).strip().isalpha() for i in map(demo_clip.tokenizer.encoder.get, pieces))
+    assert len(pieces) == 33_020
 
 
 def test_an_allowlist_is_all_there_is(demo_clip: pez.Clip) -> None:
