@@ -220,7 +220,13 @@ def benchmark_curve(options: argparse.Namespace, device: torch.device) -> dict[s
         tokens=options.tokens, steps=options.steps, swaps=options.swaps, vocabulary=options.vocabulary
     )
     print(f"{machine(device)}\n{clip.name}, {options.tokens} tokens, {options.images} held-out scenes\n")
-    points = curves(clip, judge, settings, options.images, options.baseline_steps, options.exact_steps, print)
+    points, gain = curves(clip, judge, settings, options.images, options.baseline_steps, options.exact_steps, print)
+    ours, exact = ([p for p in points if p.method == method][-1] for method in ("default", "exact"))
+    judged = "" if gain.judged is None else f", judge {gain.judged:+.4f} +- {gain.judged_interval:.4f}"
+    print(
+        f"\ndefault ({ours.steps} steps) over exact ({exact.steps}), scene by scene:"
+        f" {gain.similarity:+.4f} +- {gain.interval:.4f}{judged}"
+    )
     if options.plot:
         plot_curves(points, options.plot)
     return {
@@ -228,6 +234,7 @@ def benchmark_curve(options: argparse.Namespace, device: torch.device) -> dict[s
         "model": clip.name,
         "tokens": options.tokens,
         "curve": [dataclasses.asdict(point) for point in points],
+        "gain": dataclasses.asdict(gain),
     }
 
 

@@ -43,6 +43,18 @@ class Point:
     images: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """What the default's last point has over the exact mode's last, scene by scene."""
+
+    similarity: float
+    """mean of the differences under the guide"""
+    interval: float
+    """half of the 95% interval of that mean; less than those of the two, as scenes differ more than methods do"""
+    judged: float | None
+    judged_interval: float | None
+
+
 def curves(
     clip: Clip,
     judge: Clip | None,
@@ -51,7 +63,7 @@ def curves(
     baseline_steps: int,
     exact_steps: int,
     say: Callable[[str], None],
-) -> list[Point]:
+) -> tuple[list[Point], Gain]:
     """Measure the three methods.
 
     Args:
@@ -64,9 +76,9 @@ def curves(
     say(f"{'method':10s}{'steps':>7s}{'similarity':>18s}{'judge':>18s}{'s/image':>10s}{'GFLOP':>9s}")
     measure.baseline(baseline_steps)
     measure.exact(exact_steps)
-    for steps in sorted({s for s in CHECKPOINTS if s < settings.steps} | {settings.steps}):
+    for steps in _checkpoints(settings.steps):
         measure.default(steps)
-    return measure.points
+    return measure.points, measure.gain()
 
 
 class _Measure:
@@ -87,13 +99,14 @@ class _Measure:
         )
         self.lanes = -(-len(pictures) // 16) * 16
         self.points: list[Point] = []
+        self.scores: list[list[Tensor]] = []  # of each point: under each model, (scenes,)
 
     def tasks(self) -> list[Task]:
         return [Task(f"{i}", target, handle=i) for i, target in enumerate(self.features[0])]
 
     def baseline(self, steps: int) -> None:
         """Prompt after prompt, as published."""
-        marks = [s for s in CHECKPOINTS if s <= steps]
+        marks = _checkpoints(steps)
         seen = {s: (torch.empty(0), 0.0) for s in marks}
         found: dict[int, list[Tensor]] = {s: [] for s in marks}
         seconds = dict.fromkeys(marks, 0.0)
@@ -121,12 +134,12 @@ class _Measure:
         """The same algorithm on the engine, all prompts at once."""
         settings = dataclasses.replace(self.settings, steps=steps, exact=True)
         flop = cost.engine_step_flop(self.clip, settings.tokens, self.plain.allowed)
-        taken, start = 0, time.perf_counter()
+        marks, taken, start = _checkpoints(steps), 0, time.perf_counter()
 
         def look(step: Step) -> None:
             nonlocal taken, start
             taken += 1
-            if taken in CHECKPOINTS:
+            if taken in marks:
                 elapsed = time.perf_counter() - start
                 self._add("exact", taken, step.best_ids[: len(self.features[0])], elapsed, taken * flop)
                 start = time.perf_counter() - elapsed
@@ -148,24 +161,42 @@ class _Measure:
         )
         self._add("default", steps, torch.stack([ids[i] for i in range(len(ids))]), seconds, flop)
 
+    def gain(self) -> Gain:
+        """The last default point over the last exact one."""
+        last = {point.method: scores for point, scores in zip(self.points, self.scores, strict=True)}
+        pairs = zip(last["default"], last["exact"], strict=True)
+        (mean, half), *judged = [_mean_and_interval(ours - theirs) for ours, theirs in pairs]
+        return Gain(mean, half, *(judged[0] if judged else (None, None)))
+
     def _objective(self) -> ClipObjective:
         return ClipObjective(self.clip.encoder(self.settings.tokens))
 
     def _add(self, method: str, steps: int, ids: Tensor, seconds: float, flop: float) -> None:
         texts = [self.clip.text_of(row) for row in ids.tolist()]
-        scored: list[tuple[float, float]] = []
-        for model, features in zip(self.models, self.features, strict=True):
-            similarity = (model.text_features(texts) * features).sum(-1)
-            scored.append((float(similarity.mean()), 1.96 * float(similarity.std()) / len(texts) ** 0.5))
+        scores = [
+            (model.text_features(texts) * features).sum(-1)
+            for model, features in zip(self.models, self.features, strict=True)
+        ]
+        scored = [_mean_and_interval(similarity) for similarity in scores]
         (mean, half), (judged, judged_half) = scored[0], scored[1] if len(scored) > 1 else (None, None)
         count = len(texts)
         point = Point(method, steps, mean, half, judged, judged_half, seconds / count, flop / 1e9, count)
         self.points.append(point)
+        self.scores.append(scores)
         columns = [f"{mean:.4f} +- {half:.4f}" for mean, half in scored]
         self.say(
             f"{method:10s}{steps:7d}{columns[0]:>18s}{(columns[1] if len(columns) > 1 else ''):>18s}"
             f"{point.seconds:10.4f}{point.gflop:9.2f}"
         )
+
+
+def _checkpoints(steps: int) -> list[int]:
+    return [*(s for s in CHECKPOINTS if s < steps), steps]
+
+
+def _mean_and_interval(values: Tensor) -> tuple[float, float]:
+    """The mean, and half of its 95% interval."""
+    return float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
 
 
 def plot_curves(points: list[Point], path: Path) -> None:

@@ -27,7 +27,7 @@ def test_the_ratio_is_measured_and_written(tmp_path: Path, capsys: pytest.Captur
     assert "ratio" in capsys.readouterr().out
 
 
-def test_the_curve_compares_three_methods(tmp_path: Path) -> None:
+def test_the_curve_compares_three_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "--curve",
         "--model",
@@ -44,12 +44,17 @@ def test_the_curve_compares_three_methods(tmp_path: Path) -> None:
         "16",
     ]
     assert benchmark.main([*words, "--json", str(tmp_path / "c.json")]) == 0
-    curve = json.loads((tmp_path / "c.json").read_text())["curve"]
+    result = json.loads((tmp_path / "c.json").read_text())
+    curve, gain = result["curve"], result["gain"]
     found = {(p["method"], p["steps"]): p for p in curve}
     assert set(found) == {("baseline", 10), ("exact", 10), ("exact", 20), ("default", 10), ("default", 20)}
     assert found["baseline", 10]["similarity"] == pytest.approx(found["exact", 10]["similarity"], abs=0.02)
     assert found["default", 20]["similarity"] > found["exact", 20]["similarity"] + 0.02
     assert all(p["judged"] is not None for p in curve)
+    for name in ("similarity", "judged"):
+        assert gain[name] == pytest.approx(found["default", 20][name] - found["exact", 20][name])
+    assert 0 < gain["interval"] < found["default", 20]["interval"] + found["exact", 20]["interval"]
+    assert "default (20 steps) over exact (20), scene by scene: +" in capsys.readouterr().out
 
 
 def test_an_unknown_model_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
