@@ -200,24 +200,33 @@ def _mean_and_interval(values: Tensor) -> tuple[float, float]:
 
 
 def plot_curves(points: list[Point], path: Path) -> None:
-    """Draw similarity against seconds and against counted operations."""
+    """Draw similarity against seconds and against counted operations.
+
+    The baseline, one prompt after the other, seldom gets far: where its steps end, a dashed line goes on with the scores of
+    the exact mode, which takes the same steps, at the baseline's seconds and operations a step.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.8), sharey=True, constrained_layout=True)
-    colors = {"baseline": "#999999", "exact": "#1f77b4", "default": "#d62728"}
-    names = {"baseline": "as published", "exact": "engine, same algorithm", "default": "engine, default"}
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, constrained_layout=True)
+    baseline, exact, default = ([p for p in points if p.method == name] for name in ("baseline", "exact", "default"))
+    further = [p for p in exact if p.steps >= baseline[-1].steps]
     for axis, value, label in zip(axes, ("seconds", "gflop"), ("seconds an image", "GFLOP an image"), strict=True):
-        for method, color in colors.items():
-            line = [p for p in points if p.method == method]
-            x, y = [getattr(p, value) for p in line], [p.similarity for p in line]
-            axis.plot(x, y, "o-", color=color, label=names[method], markersize=4)
+        each = getattr(baseline[-1], value) / baseline[-1].steps
+        lines = [
+            ("as published", "#777777", "o-", baseline, [getattr(p, value) for p in baseline]),
+            ("as published, score of the exact mode", "#777777", "--", further, [p.steps * each for p in further]),
+            ("engine, exact mode: the same algorithm", "#1f77b4", "o-", exact, [getattr(p, value) for p in exact]),
+            ("engine, default", "#d62728", "o-", default, [getattr(p, value) for p in default]),
+        ]
+        for name, color, style, line, x in lines:
+            axis.plot(x, [p.similarity for p in line], style, color=color, label=name, markersize=4)
             low, high = [p.similarity - p.interval for p in line], [p.similarity + p.interval for p in line]
-            axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+            axis.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
         axis.set(xscale="log", xlabel=label, ylim=(0.75, None))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("similarity of the text")
-    axes[1].legend(loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=110)
