@@ -136,6 +136,7 @@ def run(words: list[object], monkeypatch: pytest.MonkeyPatch) -> int:
     return ended.value.code  # type: ignore[return-value]
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_the_job_retries_what_failed_and_captions_what_is_missing(
     make_tar: MakeTar,
     images: list,
@@ -145,24 +146,24 @@ def test_the_job_retries_what_failed_and_captions_what_is_missing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def words(output: str, *more: object) -> list[object]:
-        settings = ["--model", "demo", "--lanes", 16, "--tokens", 4, "--steps", 5, "--swaps", 2, "--local"]
+        settings = ["--model", "demo", "--lanes", 16, "--tokens", 4, "--steps", 5, "--swaps", 2]
         return ["--input", tmp_path / "in", "--output", tmp_path / output, *settings, *more]
 
     make_tar("in/a.tar", members(images, broken=(1, 4)))
     Path(scene_tars[2]).rename(tmp_path / "later.tar")
-    assert run(words("out"), monkeypatch) == 0
+    assert run(words("out", "--local"), monkeypatch) == 0
     untouched = (tmp_path / "out" / "_reports" / "scenes-0.json").stat().st_mtime_ns
 
     make_tar("in/a.tar", members(images))
     (tmp_path / "later.tar").rename(scene_tars[2])
-    assert run(words("out", "--steps", 6, "--retry-failed"), monkeypatch) == 2  # the last --steps counts
+    assert run(words("out", "--steps", 6, "--local", "--retry-failed"), monkeypatch) == 2  # the last --steps counts
     assert "steps was 5 and is 6" in capsys.readouterr().err
-    assert run(words("out", "--retry-failed", "--parts", 2), monkeypatch) == 0
+    assert run(words("out", "--retry-failed", "--parts", 2, "--actors", 1), monkeypatch) == 0  # on Ray
     assert "4/4 shards" in capsys.readouterr().out
     assert (tmp_path / "out" / "_reports" / "scenes-0.json").stat().st_mtime_ns == untouched
     assert (tmp_path / "out" / "_SUCCESS").exists()
 
-    assert run(words("fresh"), monkeypatch) == 0
+    assert run(words("fresh", "--local"), monkeypatch) == 0
     files = sorted(path.name for path in (tmp_path / "fresh").glob("*.parquet"))
     assert files == ["a.parquet", "scenes-0.parquet", "scenes-1.parquet", "scenes-2.parquet"]
     for name in files:
