@@ -19,7 +19,7 @@ from pez import cost
 from pez.baseline import learn_as_published
 from pez.clip import Clip, ClipObjective
 from pez.demo import scenes
-from pez.optimizer import Step, Task, generator_for, learn
+from pez.optimizer import Step, Task, generator_for, learn, sixteens
 
 CHECKPOINTS = (10, 20, 50, 100, 200, 300, 500, 1000, 2000, 3000)
 
@@ -74,6 +74,8 @@ def curves(
     pictures = [Image.fromarray(scenes.render(s)) for s in scenes.held_out_scenes(images)]
     measure = _Measure(clip, judge, pictures, settings, say)
     say(f"{'method':10s}{'steps':>7s}{'similarity':>18s}{'judge':>18s}{'s/image':>10s}{'GFLOP':>9s}")
+    if clip.device.type != "cpu":
+        measure.warm_up()
     measure.baseline(baseline_steps)
     measure.exact(exact_steps)
     for steps in _checkpoints(settings.steps):
@@ -97,12 +99,19 @@ class _Measure:
         self.plain, self.vocabulary = (
             clip.vocabulary(dataclasses.replace(settings, exact=exact)) for exact in (True, False)
         )
-        self.lanes = -(-len(pictures) // 16) * 16
+        self.lanes = sixteens(len(pictures))
+        self.objective = ClipObjective(clip.encoder(settings.tokens))
         self.points: list[Point] = []
         self.scores: list[list[Tensor]] = []  # of each point: under each model, (scenes,)
 
     def tasks(self) -> list[Task]:
         return [Task(f"{i}", target, handle=i) for i, target in enumerate(self.features[0])]
+
+    def warm_up(self) -> None:
+        """Load kernels and compile, so that no method's seconds hold it."""
+        settings = dataclasses.replace(self.settings, steps=1, exact=False)
+        for _ in learn(self.objective, self.vocabulary, self.tasks(), settings, self.lanes):
+            pass
 
     def baseline(self, steps: int) -> None:
         """Prompt after prompt, as published."""
@@ -140,11 +149,12 @@ class _Measure:
             nonlocal taken, start
             taken += 1
             if taken in marks:
+                ids = step.best_ids[: len(self.features[0])].cpu()  # waits for the device
                 elapsed = time.perf_counter() - start
-                self._add("exact", taken, step.best_ids[: len(self.features[0])], elapsed, taken * flop)
+                self._add("exact", taken, ids, elapsed, taken * flop)
                 start = time.perf_counter() - elapsed
 
-        for _ in learn(self._objective(), self.plain, self.tasks(), settings, self.lanes, look):
+        for _ in learn(self.objective, self.plain, self.tasks(), settings, self.lanes, look):
             pass
 
     def default(self, steps: int) -> None:
@@ -152,7 +162,7 @@ class _Measure:
         settings = dataclasses.replace(self.settings, steps=steps, exact=False)
         start = time.perf_counter()
         ids: dict[int, Tensor] = {}
-        for ended in learn(self._objective(), self.vocabulary, self.tasks(), settings, self.lanes):
+        for ended in learn(self.objective, self.vocabulary, self.tasks(), settings, self.lanes):
             ids.update((learned.task.handle, learned.token_ids) for learned in ended)
         seconds = time.perf_counter() - start
         flop = steps * cost.engine_step_flop(self.clip, settings.tokens, self.vocabulary.allowed)
@@ -167,9 +177,6 @@ class _Measure:
         pairs = zip(last["default"], last["exact"], strict=True)
         (mean, half), *judged = [_mean_and_interval(ours - theirs) for ours, theirs in pairs]
         return Gain(mean, half, *(judged[0] if judged else (None, None)))
-
-    def _objective(self) -> ClipObjective:
-        return ClipObjective(self.clip.encoder(self.settings.tokens))
 
     def _add(self, method: str, steps: int, ids: Tensor, seconds: float, flop: float) -> None:
         texts = [self.clip.text_of(row) for row in ids.tolist()]

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from pez.clip import Clip, ClipObjective
 from pez.objective import Target
-from pez.optimizer import Learned, Step, Task, learn
+from pez.optimizer import Learned, Step, Task, learn, sixteens
 from pez.prompt import Prompt
 from pez.settings import PezSettings
 
 OnStep = Callable[[Step], None]
 
-_LANES = 64
+_LANES_ON_CPU, _LANES_ON_GPU = 64, 1024
 
 
 def learn_prompts(
@@ -84,7 +84,8 @@ def learn_for_targets(
     """Learn one prompt for each target, in their order."""
     tasks = (Task(k, t.direction(), handle=i) for i, (k, t) in enumerate(zip(keys, targets, strict=True)))
     prompts: dict[int, Prompt] = {}
-    for learned in learn_tasks(clip, tasks, settings, _LANES, on_step):
+    lanes = _LANES_ON_CPU if clip.device.type == "cpu" else min(_LANES_ON_GPU, sixteens(len(targets)))
+    for learned in learn_tasks(clip, tasks, settings, lanes, on_step):
         prompts.update((result.task.handle, prompt) for result, prompt in learned)
     return [prompts[i] for i in range(len(targets))]
 

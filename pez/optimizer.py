@@ -139,20 +139,21 @@ def _walk(
             if not more:
                 return
             continue
+        smaller = 0
         try:
             state.step(on_step)
         except torch.OutOfMemoryError:
             smaller = len(state.tasks) // 32 * 16  # half, in whole sixteens
             if not smaller:
                 raise
+        if smaller:  # not inside the except: the error holds what the failed step has in memory
             warnings.warn(f"out of memory with {len(state.tasks)} lanes; going on with {smaller}", stacklevel=2)
             # Those in work begin again: a task's result does not depend on what was done before.
             again: list[Task | None] = [task for task in state.tasks if task is not None]
             queue = itertools.chain(again, queue)
             more = True
             state = Lanes(objective, vocabulary, settings, smaller)
-            continue
-        if ended := state.ended():
+        elif ended := state.ended():
             yield ended
 
 
@@ -166,7 +167,7 @@ def _swap(
 ) -> list[Learned]:
     """Swap rounds for at most `lanes` prompts; idle lanes repeat the last one."""
     if vocabulary.embedding.device.type == "cpu":
-        lanes = min(lanes, _sixteens(len(walked)))
+        lanes = min(lanes, sixteens(len(walked)))
     filled = [*walked, *[walked[-1]] * (lanes - len(walked))]
     device = vocabulary.embedding.device
     ids = torch.stack([learned.token_ids for learned in filled]).to(device)
@@ -177,12 +178,14 @@ def _swap(
         if on_step is not None:
             on_step(Step(tasks, ids, score, ids, score))
 
+    smaller = 0
     try:
         ids, score = swap_rounds(objective, vocabulary, ids, target, settings.swaps, settings.candidates, tell)
     except torch.OutOfMemoryError:
         smaller = lanes // 32 * 16
         if not smaller:
             raise
+    if smaller:  # not inside the except: the error holds what the failed rounds have in memory
         warnings.warn(f"out of memory with swaps of {lanes} lanes; going on with {smaller}", stacklevel=2)
         parts = [walked[i : i + smaller] for i in range(0, len(walked), smaller)]
         return [r for part in parts for r in _swap(objective, vocabulary, part, settings, smaller, on_step)]
@@ -287,7 +290,7 @@ class Lanes:
         if self.soft.device.type != "cpu":
             return len(self.tasks)
         last = max(i for i, task in enumerate(self.tasks) if task is not None)
-        return min(len(self.tasks), _sixteens(last + 1))
+        return min(len(self.tasks), sixteens(last + 1))
 
     def _start(self, lane: int, task: Task, restart: int) -> None:
         if restart == 0 and task.initial_ids is not None:
@@ -320,7 +323,8 @@ def adamw(
     parameter.sub_(mean / denominator * (rate / correction1))
 
 
-def _sixteens(count: int) -> int:
+def sixteens(count: int) -> int:
+    """The next multiple of 16."""
     return -(-count // 16) * 16
 
 

@@ -82,7 +82,7 @@ class CausalEncoder:
         self.heads = blocks[0].attn.num_heads
         self.activation = blocks[0].mlp.gelu
         self.layers = [_weights_of(block, dtype) for block in blocks]
-        self.block = torch.compile(_block, dynamic=False) if compiled else _block
+        self.block = _compiled_block() if compiled else _block
         self.final = tower.ln_final
         projection = tower.text_projection
         self.projection = projection.weight.T if isinstance(projection, nn.Linear) else projection
@@ -217,6 +217,14 @@ def _block(
     x = (x[:, -1:] if last else x) + F.linear(mixed.transpose(1, 2).flatten(2), *weights.out)
     hidden = activation(F.linear(F.layer_norm(x, width, *weights.norm2), *weights.up))
     return x + F.linear(hidden, *weights.down)
+
+
+def _compiled_block() -> Any:
+    from torch import _dynamo as dynamo  # slow to import
+
+    # One compilation for each number of rows and precision in use. Past the limit, 8 unless raised, torch goes on uncompiled.
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 64)
+    return torch.compile(_block, dynamic=False)
 
 
 def _heads_of(x: Tensor, weights: _Weights, heads: int, last: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -31,7 +31,9 @@ class Vocabulary:
         self.embedding = embedding.detach()
         self.allowed = allowed.to(embedding.device)
         self.ids = self.allowed.nonzero().squeeze(-1)  # (allowed,)
-        self.units = F.normalize(self.embedding[self.ids], dim=-1).to(dtype or embedding.dtype)  # (allowed, width)
+        # Rows to choose among: the last are repeated up to a multiple of 64, as products of other sizes are slow on a GPU.
+        self.rows = torch.cat([self.ids, self.ids[-1:].expand(-len(self.ids) % 64)])
+        self.units = F.normalize(self.embedding[self.rows], dim=-1).to(dtype or embedding.dtype)  # (rows, width)
 
     def embed(self, ids: Tensor) -> Tensor:
         """(..., ) int64 token ids to (..., width) embeddings."""
@@ -54,10 +56,10 @@ class Vocabulary:
         """
         # The length of a soft vector scales all its products alike, so only the rows need to be units.
         flat = soft.flatten(0, 1).to(self.units.dtype)
-        blocks = flat.split(max(1, _SIMILARITIES_AT_ONCE // len(self.ids)))
+        blocks = flat.split(max(1, _SIMILARITIES_AT_ONCE // len(self.rows)))
         # max, not argmax: the same index, and four times faster on a CPU in bfloat16.
-        rows = torch.cat([(block @ self.units.T).max(-1).indices for block in blocks])
-        return self.ids[rows].view(soft.shape[:2])
+        found = torch.cat([(block @ self.units.T).max(-1).indices for block in blocks])
+        return self.rows[found].view(soft.shape[:2])
 
     def random_ids(self, tokens: int, generator: torch.Generator) -> Tensor:
         """(tokens,) int64, drawn from the allowed tokens with a CPU generator."""

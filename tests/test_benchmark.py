@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,33 @@ def test_the_ratio_is_measured_and_written(tmp_path: Path, capsys: pytest.Captur
     assert result["ratio"] == pytest.approx(result["speeds"][0]["seconds_per_image_step"] / best)
     assert result["ratio"] > 1
     assert "ratio" in capsys.readouterr().out
+
+
+def test_lane_counts_that_fail_leave_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timed = benchmark.time_engine
+
+    def small(clip: pez.Clip, engine: pez.Clip, target: torch.Tensor, *rest: Any) -> benchmark.Speed:
+        if len(target) > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB.")
+        return timed(clip, engine, target, *rest)
+
+    monkeypatch.setattr(benchmark, "time_engine", small)
+    words = ["--model", "demo", "--seconds", "0", "--lanes"]
+    assert benchmark.main([*words, "32", "16"]) == 0
+    out = capsys.readouterr().out
+    assert "engine, 32 lanes: OutOfMemoryError: CUDA out of memory. Tried to allocate 9 GiB." in out
+    assert "16 lanes) over the baseline" in out
+    assert benchmark.main([*words, "32"]) == 2
+    assert "ran with none of these lane counts" in capsys.readouterr().err
+
+
+def test_an_engine_with_other_gradients_is_not_timed(demo_clip: pez.Clip) -> None:
+    other = pez.demo.load_demo_clip(folder=pez.demo.JUDGE)
+    target = torch.nn.functional.normalize(torch.randn(16, 64), dim=-1)
+    with pytest.raises(ValueError, match="the engine's gradients are not the model's: cosine"):
+        benchmark.time_engine(demo_clip, other, target, pez.PezSettings(exact=True), 0.0)
 
 
 def test_the_curve_compares_three_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
