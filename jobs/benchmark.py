@@ -154,7 +154,7 @@ def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[s
 def time_baseline(clip: Clip, target: torch.Tensor, settings: pez.PezSettings, seconds: float) -> Speed:
     """Time steps of the plain algorithm: the median of as many as fit, the first two left out."""
     stamps: list[float] = []
-    ids = torch.randint(0, 49000, (settings.tokens,))
+    ids = torch.randint(clip.tower.token_embedding.num_embeddings - 2, (settings.tokens,))
 
     def stamp(*_: Any) -> None:
         _wait(clip.device)
@@ -206,7 +206,8 @@ def _check_gradients(clip: Clip, engine: Clip, tokens: int, target: torch.Tensor
     As many lanes as are timed, so that the kernels are the same; sixteen of them are compared.
     """
     embedding = clip.tower.token_embedding.weight
-    ids = torch.randint(0, 49000, (len(target), tokens), generator=torch.Generator().manual_seed(0)).to(clip.device)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(len(embedding) - 2, (len(target), tokens), generator=generator).to(clip.device)
     gradients = []
     for model, rows in ((clip, slice(16)), (engine, slice(None))):
         soft = embedding[ids[rows]].requires_grad_()
