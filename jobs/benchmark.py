@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if options.threads:
         torch.set_num_threads(options.threads)
+    torch.manual_seed(0)  # random weights and targets are those of every run
     try:
         if options.overhead:
             result = benchmark_overhead(options, device)
