@@ -179,7 +179,7 @@ def time_engine(clip: Clip, engine: Clip, target: torch.Tensor, settings: pez.Pe
         clip: in float32 and not compiled, to check what is timed.
 
     Raises:
-        ValueError: the engine's gradients are not those of the clip.
+        ValueError: the engine's gradients are not those of the clip, or its lanes end in numbers that are not finite.
     """
     vocabulary = engine.vocabulary(settings)
     _check_gradients(clip, engine, settings.tokens, target)

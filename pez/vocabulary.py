@@ -31,7 +31,7 @@ class Vocabulary:
         self.embedding = embedding.detach()
         self.allowed = allowed.to(embedding.device)
         self.ids = self.allowed.nonzero().squeeze(-1)  # (allowed,)
-        # Rows to choose among: the last are repeated up to a multiple of 64, as products of other sizes are slow on a GPU.
+        # Rows to choose among: the last are repeated up to a multiple of 64, since GPUs want aligned rows.
         self.rows = torch.cat([self.ids, self.ids[-1:].expand(-len(self.ids) % 64)])
         self.units = F.normalize(self.embedding[self.rows], dim=-1).to(dtype or embedding.dtype)  # (rows, width)
 
