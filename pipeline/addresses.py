@@ -1,8 +1,8 @@
 """Addresses: one spelling for each file, without the secrets that open it.
 
-Everything that fsspec opens has an address: local paths, s3://, gs://, hf://, http(s)://. People spell one file in many ways, and
-a presigned URL is another one after each signing. Its public form, `public_address`, is what tells one file from another and
-what rows, reports and messages show; the address as given is only for opening.
+Everything that fsspec opens has an address: local paths, s3://, gs://, hf://, http(s)://. People spell one file in many ways,
+and a presigned URL is another one after each signing. Its public form, `public_address`, is what tells one file from another
+and what rows, reports and messages show; the address as given is only for opening.
 """
 
 import hashlib
