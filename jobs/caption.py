@@ -20,15 +20,16 @@ from rich.console import Console
 import pez
 from jobs import command
 from pipeline import cluster
-from pipeline.caption import Captioner, CaptionSettings, check_settings, describe, run_serially
-from pipeline.cluster import ActorPlan, ClusterSettings, Stage
+from pipeline.caption import Captioner, check_settings, describe, run_serially
+from pipeline.cluster import ActorPlan, Stage
 from pipeline.demo_shards import demo_shards
 from pipeline.parts import split_shard, sweep_parts
 from pipeline.progress import JobProgress, plain, prompt_table
+from pipeline.settings import CaptionSettings, ClusterSettings, VerifySettings
 from pipeline.shards import Shard, expand_shards
 from pipeline.table import OutputError, PromptTable
 from pipeline.verified_table import VerifiedTable
-from pipeline.verify import VerifySettings, check_verification, verified_table, verify_serially
+from pipeline.verify import check_verification, verified_table, verify_serially
 
 
 @dataclasses.dataclass(frozen=True)

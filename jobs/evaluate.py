@@ -29,10 +29,11 @@ from pez.demo import scenes
 from pez.demo.evaluation import named
 from pez.optimizer import generator_for
 from pez.regeneration import load_generator, picture_similarities, seed_for
-from pipeline.caption import CaptionSettings, check_settings, load_model
+from pipeline.caption import check_settings, load_model
 from pipeline.samples import decode_image, read_samples
+from pipeline.settings import CaptionSettings, VerifySettings
 from pipeline.shards import InputError, expand_shards
-from pipeline.verify import VerifySettings, check_verification, score_model
+from pipeline.verify import check_verification, score_model
 
 
 @dataclasses.dataclass(frozen=True)

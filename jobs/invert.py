@@ -20,11 +20,12 @@ from rich.text import Text
 
 import pez
 from jobs import command
-from pez.clip import Precision
 from pez.demo import scenes
 from pez.optimizer import Step
-from pipeline.caption import CaptionSettings, check_settings, load_model
+from pez.settings import Precision
+from pipeline.caption import check_settings, load_model
 from pipeline.samples import decode_image
+from pipeline.settings import CaptionSettings
 from pipeline.shards import InputError
 
 

@@ -18,8 +18,9 @@ from PIL import Image
 
 import pez
 from pez.demo import scenes
-from pipeline.caption import Captioner, CaptionSettings, caption_shard, describe
+from pipeline.caption import Captioner, caption_shard, describe
 from pipeline.demo_shards import write_scenes
+from pipeline.settings import CaptionSettings
 from pipeline.shards import Shard
 from pipeline.table import PromptTable
 

@@ -17,11 +17,11 @@ from rich.console import Console
 
 from jobs import command
 from pipeline import cluster
-from pipeline.cluster import ClusterSettings
 from pipeline.progress import JobProgress, plain, prompt_table
+from pipeline.settings import ClusterSettings, VerifySettings
 from pipeline.shards import InputError
 from pipeline.table import PromptTable
-from pipeline.verify import VerifySettings, check_verification, verified_table, verify_serially
+from pipeline.verify import check_verification, verified_table, verify_serially
 
 
 @dataclasses.dataclass(frozen=True)

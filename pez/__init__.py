@@ -5,12 +5,44 @@ clip = pez.load_demo_clip()
 prompts = pez.learn_prompts(clip, images, pez.PezSettings(tokens=8, steps=500))
 """
 
-from pez.clip import Clip, load_clip
-from pez.demo import load_demo_clip
-from pez.learn import distill, learn_prompt, learn_prompts
-from pez.prompt import Prompt
-from pez.settings import PezSettings
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
 
+# Threads that spin while they wait are many times slower on a machine that does anything else. OpenMP reads this once, when
+# torch is imported, so it has no effect where torch was imported before.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if TYPE_CHECKING:
+    from pez.clip import Clip, load_clip
+    from pez.demo import load_demo_clip
+    from pez.learn import distill, learn_prompt, learn_prompts
+    from pez.prompt import Prompt
+    from pez.settings import PezSettings
+
+__version__ = "0.1.0"
 __all__ = [
     "Clip", "PezSettings", "Prompt", "distill", "learn_prompt", "learn_prompts", "load_clip", "load_demo_clip",
 ]  # fmt: skip
+
+_MODULES = {
+    "Clip": "clip",
+    "PezSettings": "settings",
+    "Prompt": "prompt",
+    "distill": "learn",
+    "learn_prompt": "learn",
+    "learn_prompts": "learn",
+    "load_clip": "clip",
+    "load_demo_clip": "demo",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: torch takes seconds, and a command line that only prints its help does without."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'pez' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"pez.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from pez.settings import PezSettings
+from pez.settings import PezSettings, Precision
 from pez.text_encoder import TextEncoder, frame_of, framed, text_encoder, text_tower
 from pez.vocabulary import Vocabulary, blocked, lasting, listed, of_letters
 
-Precision = Literal["fp32", "bf16", "fp64"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 _FEATURES_AT_ONCE = 16  # rows of every image or text batch, short ones are padded: results do not depend on neighbours

@@ -14,7 +14,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +23,7 @@ from torch import Tensor
 
 from pez.clip import Clip
 from pez.demo import GENERATOR
-
-GeneratorPrecision = Literal["fp32", "fp16", "bf16"]
-Scheduler = Literal["dpm++", "euler", "ddim", "model"]
+from pez.settings import GeneratorPrecision, Scheduler
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {

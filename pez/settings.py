@@ -1,7 +1,11 @@
-"""What a user may choose about the method."""
+"""What a user may choose, importable without torch."""
 
 import dataclasses
 from typing import Literal
+
+Precision = Literal["fp32", "bf16", "fp64"]
+GeneratorPrecision = Literal["fp32", "fp16", "bf16"]
+Scheduler = Literal["dpm++", "euler", "ddim", "model"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,45 +10,20 @@ import torch
 from torch import Tensor
 
 import pez
-from pez.clip import Precision, check_model
+from pez.clip import check_model
 from pez.demo import CLIPS
 from pez.learn import learn_tasks
 from pez.optimizer import Learned, Task
 from pipeline.ahead import ahead, batches
 from pipeline.parts import PartReport, PartSamples, PartsLeft, finished_part, merge_parts, part_of_whole, publish_part
 from pipeline.samples import ImageError, Sample, ShardError, decode_image, read_samples
+from pipeline.settings import CaptionSettings
 from pipeline.shards import InputError, Shard
 from pipeline.shared_lanes import SharedLanes, WorkClock
 from pipeline.table import PromptTable, Row, ShardReport
 
 _IMAGES_AT_ONCE = 16  # the image tower's batch, see pez.clip
 _NOT_FINITE = "the similarity is not a finite number; the model or its precision does not bear this image"
-
-
-@dataclasses.dataclass(frozen=True)
-class CaptionSettings:
-    """What decides the rows, beside the images; a rerun on the same output must have the same."""
-
-    model: str = "ViT-H-14"
-    """demo, demo-judge, an open_clip name, hf-hub:ORG/REPO or local-dir:FOLDER"""
-    pretrained: str = "laion2b_s32b_b79k"
-    """tag or checkpoint file of an open_clip name; none = random weights"""
-    precision: Precision = "fp32"
-    """of the optimisation; similarities are always measured in fp32"""
-    compiled: bool = False
-    """compile the text tower; for long runs on a GPU"""
-    lanes: int = 64
-    """prompts learned side by side in an actor, a multiple of 16"""
-    image_key: str | None = None
-    """ending of the images in the tars, like jpg; default = any usual one"""
-    caption_key: str | None = None
-    """ending of the captions in the tars, like txt; default = txt, text or caption"""
-
-    def __post_init__(self) -> None:
-        if self.lanes < 1 or self.lanes % 16:
-            raise ValueError(
-                f"lanes is {self.lanes}; expected a multiple of 16, so that prompts do not depend on neighbours"
-            )
 
 
 @dataclasses.dataclass

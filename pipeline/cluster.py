@@ -22,56 +22,15 @@ from ray._private import worker as ray_worker
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 import pez
-from pipeline.caption import Captioner, CaptionSettings, Progress, caption_shard, retry_delay
+from pipeline.caption import Captioner, Progress, caption_shard, retry_delay
 from pipeline.parts import PartReport, PartsLeft
+from pipeline.settings import CaptionSettings, ClusterSettings, VerifySettings
 from pipeline.shards import InputError, Shard
 from pipeline.table import PromptTable, ShardReport
 from pipeline.verified_table import VerifiedTable, VerifyReport
-from pipeline.verify import Verifier, VerifyProgress, VerifySettings, verify_shard
+from pipeline.verify import Verifier, VerifyProgress, verify_shard
 
 _PATIENCE = 30.0  # seconds without any actor before it is told
-
-
-@dataclasses.dataclass(frozen=True)
-class ClusterSettings:
-    """How the work is spread; changes no row."""
-
-    actors: int | None = None
-    """actors that each hold a model; default = one a GPU, or one for every four CPU cores"""
-    gpus_per_actor: float | None = None
-    """default = 1 where the cluster has GPUs"""
-    cpus_per_actor: float | None = None
-    """default = the actor's share of the cores"""
-    verify_actors: int | None = None
-    """actors that each hold a generator; default = as many as there is room for. They start where the others leave room"""
-    gpus_per_verifier: float | None = None
-    """default = as an actor's"""
-    address: str | None = None
-    """of a Ray cluster; default = RAY_ADDRESS, or a Ray of this machine only"""
-    attempts: int = 3
-    """tries that a shard has before it is given up; a lost node does not count, so more only where actors are killed"""
-    shard_timeout: float = 6 * 3600.0
-    """seconds after which an actor that is still on one shard is replaced"""
-    shards_at_once: int = 4
-    """shards that fill an actor's lanes together, so that none is idle while one ends; near the end of a job fewer"""
-    parts: int = 1
-    """tasks that each shard is cut into: a lost actor loses less, and the last shards are shared"""
-
-    def __post_init__(self) -> None:
-        for name in (
-            "actors",
-            "gpus_per_actor",
-            "cpus_per_actor",
-            "verify_actors",
-            "gpus_per_verifier",
-            "attempts",
-            "shard_timeout",
-            "shards_at_once",
-            "parts",
-        ):
-            value = getattr(self, name)
-            if value is not None and not value > (-1 if name.startswith("gpus_per_") else 0):
-                raise ValueError(f"{name} is {value}; expected more than 0")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,7 +97,7 @@ def read_samples(
     left_out = Counter() if left_out is None else left_out
     groups: dict[str, _Group] = {}
     current: str | None = None
-    with open_tar(shard.url) as tar:
+    with open_tar(shard.source, shard.url) as tar:
         for member in tar:
             if member.isdir():
                 continue
@@ -161,15 +161,20 @@ def _text(name: str) -> str:
 
 
 class open_tar:  # noqa: N801 - reads as a function
-    """A tar as a stream of members, which notices when the stream is not a whole tar."""
+    """A tar as a stream of members, which notices when the stream is not a whole tar.
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    Args:
+        source: what is opened; it may hold a signature or a password.
+        url: what it is called in messages; default = the source.
+    """
+
+    def __init__(self, source: str, url: str | None = None) -> None:
+        self.source, self.url = source, url or source
 
     def __enter__(self) -> "open_tar":
         self.file: ByteStream | None = None
         try:
-            self.file = ByteStream(self.url)
+            self.file = ByteStream(self.source)
             head = self.file.read(2)
             head += self.file.read(1) if len(head) == 1 else b""
             self.stream = _Watched(self.file, head)

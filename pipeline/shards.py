@@ -24,12 +24,19 @@ class Shard:
     """One tar of images: the unit of work, of output and of resume."""
 
     url: str
+    """the shard's public name: rows, reports and messages show it, and it tells one shard from another"""
     stem: str
     """names the output files; unique in a job"""
     part: int | None = None
     """which, where this is a part of the shard: that of the samples whose index leaves it when divided by `parts`"""
     parts: int = 1
     """in which the shard is captioned; they change no row"""
+    source: str = dataclasses.field(default="", repr=False, compare=False)
+    """what is opened: the url, or one with a signature or password in it, which is never shown"""
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            object.__setattr__(self, "source", self.url)
 
     @property
     def which(self) -> str:

@@ -13,57 +13,17 @@ from PIL import Image
 from torch import Tensor
 
 from pez.demo import CLIPS
-from pez.regeneration import (
-    GeneratorPrecision,
-    Scheduler,
-    check_generator,
-    load_generator,
-    picture_similarities,
-    seed_for,
-)
+from pez.regeneration import check_generator, load_generator, picture_similarities, seed_for
+from pez.settings import GeneratorPrecision
 from pipeline.ahead import ahead, batches
-from pipeline.caption import CaptionSettings, check_clip, load_model
+from pipeline.caption import check_clip, load_model
 from pipeline.samples import Sample, ShardError, decode_image, read_samples
+from pipeline.settings import CaptionSettings, VerifySettings
 from pipeline.shards import Shard
 from pipeline.table import PromptTable
 from pipeline.verified_table import Keep, Regenerated, VerifiedTable, VerifyReport
 
 _IMAGES_AT_ONCE = 16  # the image tower's batch, see pez.clip
-
-
-@dataclasses.dataclass(frozen=True)
-class VerifySettings:
-    """How prompts are verified; a rerun on the same output must have the same."""
-
-    verify: str | None = None
-    """paint each prompt with this text-to-image model and compare: demo, a hub id or a folder in diffusers' format"""
-    score_model: str | None = None
-    """CLIP that compares, like --model; default = another one than the guide: ViT-bigG-14, ViT-H-14 or demo-judge"""
-    score_pretrained: str | None = None
-    """tag or checkpoint file of an open_clip name"""
-    verify_images: int = 1
-    """pictures of each prompt"""
-    verify_steps: int = 25
-    """denoising steps; turbo models want 1 to 4"""
-    guidance: float = 9.0
-    """scale of classifier-free guidance; turbo models want 0"""
-    verify_scheduler: Scheduler = "dpm++"
-    """model = the one that the model ships"""
-    verify_precision: GeneratorPrecision | None = None
-    """of the pictures; default = fp16 on a GPU, fp32 on a CPU. Similarities are always measured in fp32"""
-    verify_seed: int = 0
-    """with a row's key, fixes its pictures"""
-    verify_batch: int = 8
-    """pictures at once; halved where memory runs out"""
-    keep_images: bool = False
-    """store the pictures as WebDataset in OUT/_regenerated"""
-
-    def __post_init__(self) -> None:
-        for name in ("verify_images", "verify_steps", "verify_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        if not 0 <= self.guidance <= 1000:
-            raise ValueError(f"guidance is {self.guidance}; expected 0 or more")
 
 
 @dataclasses.dataclass

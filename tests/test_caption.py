@@ -14,8 +14,9 @@ from conftest import MakeTar, encoded
 
 import pez
 from pez.demo import GUIDE
-from pipeline.caption import Captioner, CaptionSettings, caption_shard, describe, run_serially
+from pipeline.caption import Captioner, caption_shard, describe, run_serially
 from pipeline.samples import ShardError
+from pipeline.settings import CaptionSettings
 from pipeline.shards import InputError, Shard, name_shards
 from pipeline.table import SCHEMA, PromptTable
 

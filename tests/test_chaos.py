@@ -18,7 +18,8 @@ from PIL import Image
 from running import RunningJob
 
 import pez
-from pipeline.caption import Captioner, CaptionSettings, describe, run_serially
+from pipeline.caption import Captioner, describe, run_serially
+from pipeline.settings import CaptionSettings
 from pipeline.shards import expand_shards
 from pipeline.table import PromptTable
 

@@ -11,11 +11,10 @@ from faulty import FaultyActor
 
 import pez
 from pipeline import cluster
-from pipeline.caption import CaptionSettings, describe
+from pipeline.caption import describe
 from pipeline.cluster import (
     ActorPlan,
     ActorStartError,
-    ClusterSettings,
     Stage,
     _Pool,
     actor_starter,
@@ -23,6 +22,7 @@ from pipeline.cluster import (
     plan_verifiers,
     run_on_ray,
 )
+from pipeline.settings import CaptionSettings, ClusterSettings
 from pipeline.shards import Shard, name_shards
 from pipeline.table import PromptTable, ShardReport
 

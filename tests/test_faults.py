@@ -21,10 +21,11 @@ from jobs import command
 from jobs.caption import CaptionJob, caption
 from pez.demo import scenes
 from pipeline import cluster
-from pipeline.caption import Captioner, CaptionSettings, caption_shard, describe, run_serially
-from pipeline.cluster import ClusterSettings, Stage, run_on_ray
+from pipeline.caption import Captioner, caption_shard, describe, run_serially
+from pipeline.cluster import Stage, run_on_ray
 from pipeline.demo_shards import write_scenes
 from pipeline.samples import Sample
+from pipeline.settings import CaptionSettings, ClusterSettings
 from pipeline.shards import Shard, expand_shards
 from pipeline.table import PromptTable, Row, ShardReport
 
@@ -342,7 +343,7 @@ def test_another_run_that_was_quicker_is_not_written_over(tars: Path, captioner:
 def test_ray_of_this_machine_listens_on_loopback_only() -> None:
     code = """
 import psutil
-from pipeline.cluster import ClusterSettings, connect
+from pipeline.cluster import connect
 connect(ClusterSettings())
 mine = psutil.Process()
 listening = [c.laddr.ip for p in [mine, *mine.children(recursive=True)] for c in p.net_connections("tcp")

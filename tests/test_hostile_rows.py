@@ -20,9 +20,10 @@ from weak_server import WeakServer
 
 import pez
 from jobs import caption, command
-from pipeline.caption import Captioner, CaptionSettings, caption_shard, describe
+from pipeline.caption import Captioner, caption_shard, describe
 from pipeline.progress import JobProgress, prompt_table
 from pipeline.samples import ShardError
+from pipeline.settings import CaptionSettings
 from pipeline.shards import Shard
 from pipeline.streams import ByteStream
 from pipeline.table import PromptTable, ShardReport

@@ -17,8 +17,7 @@ from object_store import ENVIRONMENT, Fault, ObjectStore, Request, object_store
 import pez
 from jobs import command
 from jobs.caption import CaptionJob, caption
-from pipeline.caption import CaptionSettings
-from pipeline.cluster import ClusterSettings
+from pipeline.settings import CaptionSettings, ClusterSettings
 from pipeline.shards import InputError
 from pipeline.table import PromptTable
 

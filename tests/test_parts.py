@@ -15,10 +15,11 @@ from faulty import FaultyActor
 from moto.server import ThreadedMotoServer
 
 import pez
-from pipeline.caption import Captioner, CaptionSettings, caption_shard, describe, run_serially
-from pipeline.cluster import ActorPlan, ClusterSettings, Stage, actor_starter, run_on_ray
+from pipeline.caption import Captioner, caption_shard, describe, run_serially
+from pipeline.cluster import ActorPlan, Stage, actor_starter, run_on_ray
 from pipeline.parts import PartReport, merge_parts, split_shard, sweep_parts
 from pipeline.samples import ShardError
+from pipeline.settings import CaptionSettings, ClusterSettings
 from pipeline.shards import Shard
 from pipeline.table import PromptTable, ShardReport
 

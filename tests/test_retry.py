@@ -10,8 +10,9 @@ from conftest import MakeTar, encoded
 
 import pez
 from jobs import caption, command
-from pipeline.caption import Captioner, CaptionSettings, caption_shard, describe
+from pipeline.caption import Captioner, caption_shard, describe
 from pipeline.samples import Sample, ShardError
+from pipeline.settings import CaptionSettings
 from pipeline.shards import Shard, name_shards
 from pipeline.table import PromptTable, Row
 

@@ -27,8 +27,8 @@ from trivial import SizeCaptioner, TrivialActor
 import pez
 from jobs.caption import CaptionJob, caption
 from pipeline import cluster
-from pipeline.caption import Captioner, CaptionSettings, caption_shard, describe
-from pipeline.cluster import ClusterSettings
+from pipeline.caption import Captioner, caption_shard, describe
+from pipeline.settings import CaptionSettings, ClusterSettings
 from pipeline.shards import Shard
 from pipeline.table import PromptTable
 

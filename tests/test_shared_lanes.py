@@ -11,7 +11,8 @@ import torch
 import pez
 from pez.optimizer import Learned, Task
 from pez.prompt import Prompt
-from pipeline.caption import Captioner, CaptionSettings
+from pipeline.caption import Captioner
+from pipeline.settings import CaptionSettings
 from pipeline.shards import Shard
 from pipeline.shared_lanes import Result, SharedLanes, WorkClock
 

@@ -22,20 +22,14 @@ from rich.console import Console
 import pez
 from jobs import caption, command, verify
 from pez.demo import JUDGE
-from pipeline.caption import CaptionSettings, describe
+from pipeline.caption import describe
 from pipeline.progress import JobProgress, prompt_table
 from pipeline.samples import ShardError
+from pipeline.settings import CaptionSettings, VerifySettings
 from pipeline.shards import InputError, Shard, name_shards
 from pipeline.table import PromptTable, Row
 from pipeline.verified_table import VerifiedTable
-from pipeline.verify import (
-    Verifier,
-    VerifySettings,
-    check_verification,
-    score_model,
-    verified_table,
-    verify_shard,
-)
+from pipeline.verify import Verifier, check_verification, score_model, verified_table, verify_shard
 
 SETTINGS = VerifySettings(verify="demo", verify_steps=1, verify_images=2)
 CAPTIONED = describe(CaptionSettings(model="demo", lanes=16), pez.PezSettings(tokens=6, steps=20), "cpu")

@@ -18,11 +18,12 @@ from conftest import MakeTar, encoded
 from PIL import Image
 
 import pez
-from pipeline.caption import Captioner, CaptionSettings, describe, run_serially
-from pipeline.cluster import ActorPlan, ClusterSettings, Stage, actor_starter, run_on_ray, verify_stage
+from pipeline.caption import Captioner, describe, run_serially
+from pipeline.cluster import ActorPlan, Stage, actor_starter, run_on_ray, verify_stage
+from pipeline.settings import CaptionSettings, ClusterSettings, VerifySettings
 from pipeline.shards import name_shards
 from pipeline.table import PromptTable
-from pipeline.verify import VerifySettings, verified_table, verify_serially
+from pipeline.verify import verified_table, verify_serially
 
 ROOT = Path(__file__).parent.parent
 SETTINGS, METHOD = CaptionSettings(model="demo", lanes=16), pez.PezSettings(tokens=4, steps=3, swaps=0)

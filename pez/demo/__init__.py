@@ -1,11 +1,14 @@
 """The shipped demo: drawn scenes, and small models trained on them, so that everything runs without a download."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from pez.settings import Precision
 
-from pez.clip import Clip, Precision, load_clip
-from pez.demo.scenes import caption_words
+if TYPE_CHECKING:
+    import torch
+
+    from pez.clip import Clip
 
 GUIDE = Path(__file__).parent / "guide"
 """the CLIP that prompts are learned with"""
@@ -18,13 +21,18 @@ CLIPS = {"demo": GUIDE, "demo-judge": JUDGE}
 
 
 def load_demo_clip(
-    device: str | torch.device = "cpu", precision: Precision = "fp32", compiled: bool = False, folder: Path = GUIDE
-) -> Clip:
+    device: "str | torch.device" = "cpu", precision: Precision = "fp32", compiled: bool = False, folder: Path = GUIDE
+) -> "Clip":
     """Load a shipped demo CLIP for 64x64 scenes; its recommended vocabulary is the words of its captions.
 
     Args:
         folder: GUIDE or JUDGE.
     """
+    import torch
+
+    from pez.clip import load_clip
+    from pez.demo.scenes import caption_words
+
     clip = load_clip(f"local-dir:{folder}", None, device, precision, compiled)
     clip.name = "demo" if folder == GUIDE else f"demo-{folder.name}"
     clip.recommended = torch.zeros(clip.tower.token_embedding.num_embeddings, dtype=torch.bool)

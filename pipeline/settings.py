@@ -1,0 +1,108 @@
+"""What a user may choose about a job, importable without torch and Ray."""
+
+import dataclasses
+
+from pez.settings import GeneratorPrecision, Precision, Scheduler
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionSettings:
+    """What decides the rows, beside the images; a rerun on the same output must have the same."""
+
+    model: str = "ViT-H-14"
+    """demo, demo-judge, an open_clip name, hf-hub:ORG/REPO or local-dir:FOLDER"""
+    pretrained: str = "laion2b_s32b_b79k"
+    """tag or checkpoint file of an open_clip name; none = random weights"""
+    precision: Precision = "fp32"
+    """of the optimisation; similarities are always measured in fp32"""
+    compiled: bool = False
+    """compile the text tower; for long runs on a GPU"""
+    lanes: int = 64
+    """prompts learned side by side in an actor, a multiple of 16"""
+    image_key: str | None = None
+    """ending of the images in the tars, like jpg; default = any usual one"""
+    caption_key: str | None = None
+    """ending of the captions in the tars, like txt; default = txt, text or caption"""
+
+    def __post_init__(self) -> None:
+        if self.lanes < 1 or self.lanes % 16:
+            raise ValueError(
+                f"lanes is {self.lanes}; expected a multiple of 16, so that prompts do not depend on neighbours"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifySettings:
+    """How prompts are verified; a rerun on the same output must have the same."""
+
+    verify: str | None = None
+    """paint each prompt with this text-to-image model and compare: demo, a hub id or a folder in diffusers' format"""
+    score_model: str | None = None
+    """CLIP that compares, like --model; default = another one than the guide: ViT-bigG-14, ViT-H-14 or demo-judge"""
+    score_pretrained: str | None = None
+    """tag or checkpoint file of an open_clip name"""
+    verify_images: int = 1
+    """pictures of each prompt"""
+    verify_steps: int = 25
+    """denoising steps; turbo models want 1 to 4"""
+    guidance: float = 9.0
+    """scale of classifier-free guidance; turbo models want 0"""
+    verify_scheduler: Scheduler = "dpm++"
+    """model = the one that the model ships"""
+    verify_precision: GeneratorPrecision | None = None
+    """of the pictures; default = fp16 on a GPU, fp32 on a CPU. Similarities are always measured in fp32"""
+    verify_seed: int = 0
+    """with a row's key, fixes its pictures"""
+    verify_batch: int = 8
+    """pictures at once; halved where memory runs out"""
+    keep_images: bool = False
+    """store the pictures as WebDataset in OUT/_regenerated"""
+
+    def __post_init__(self) -> None:
+        for name in ("verify_images", "verify_steps", "verify_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if not 0 <= self.guidance <= 1000:
+            raise ValueError(f"guidance is {self.guidance}; expected 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterSettings:
+    """How the work is spread; changes no row."""
+
+    actors: int | None = None
+    """actors that each hold a model; default = one a GPU, or one for every four CPU cores"""
+    gpus_per_actor: float | None = None
+    """default = 1 where the cluster has GPUs"""
+    cpus_per_actor: float | None = None
+    """default = the actor's share of the cores"""
+    verify_actors: int | None = None
+    """actors that each hold a generator; default = as many as there is room for. They start where the others leave room"""
+    gpus_per_verifier: float | None = None
+    """default = as an actor's"""
+    address: str | None = None
+    """of a Ray cluster; default = RAY_ADDRESS, or a Ray of this machine only"""
+    attempts: int = 3
+    """tries that a shard has before it is given up; a lost node does not count, so more only where actors are killed"""
+    shard_timeout: float = 6 * 3600.0
+    """seconds after which an actor that is still on one shard is replaced"""
+    shards_at_once: int = 4
+    """shards that fill an actor's lanes together, so that none is idle while one ends; near the end of a job fewer"""
+    parts: int = 1
+    """tasks that each shard is cut into: a lost actor loses less, and the last shards are shared"""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "actors",
+            "gpus_per_actor",
+            "cpus_per_actor",
+            "verify_actors",
+            "gpus_per_verifier",
+            "attempts",
+            "shard_timeout",
+            "shards_at_once",
+            "parts",
+        ):
+            value = getattr(self, name)
+            if value is not None and not value > (-1 if name.startswith("gpus_per_") else 0):
+                raise ValueError(f"{name} is {value}; expected more than 0")
