@@ -23,10 +23,11 @@ from pipeline import cluster
 from pipeline.caption import Captioner, check_settings, describe, run_serially
 from pipeline.cluster import ActorPlan, Stage
 from pipeline.demo_shards import demo_shards
+from pipeline.inputs import expand_shards
 from pipeline.parts import split_shard, sweep_parts
 from pipeline.progress import JobProgress, plain, prompt_table
 from pipeline.settings import CaptionSettings, ClusterSettings, VerifySettings
-from pipeline.shards import Shard, expand_shards
+from pipeline.shards import Shard
 from pipeline.table import OutputError, PromptTable
 from pipeline.verified_table import VerifiedTable
 from pipeline.verify import check_verification, verified_table, verify_serially

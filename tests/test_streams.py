@@ -15,8 +15,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from weak_server import WeakServer
 
+from pipeline.inputs import expand_shards
 from pipeline.samples import Sample, ShardError, read_samples
-from pipeline.shards import Shard, expand_shards
+from pipeline.shards import Shard
 from pipeline.streams import ByteStream
 
 
