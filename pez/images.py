@@ -45,7 +45,7 @@ _KINDS = {
     "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
     "JPEG 2000": rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  ",
     "PSD": rb"8BPS",
-    "ICO": rb"\0\0[\1\2]\0",
+    "ICO": rb"\0\0[\x01\x02]\0",
     "SVG": rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg",
 }
 _TURNS = {
@@ -129,7 +129,7 @@ def _orientation(image: Image.Image) -> int:
         found = image.getexif().get(0x0112)
     except Exception:  # Pillow reads all of it
         return orientation_of(image.info.get("exif"), image.info.get("xmp"))
-    return found if found in range(1, 9) else UPRIGHT
+    return found if isinstance(found, int) and 1 <= found <= 8 else UPRIGHT
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:

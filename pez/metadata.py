@@ -55,7 +55,7 @@ def orientation_of(exif: object, xmp: object = None) -> int:
         exif = exif[re.match(rb"(Exif\0\0)*", exif).end() :]  # type: ignore[union-attr]
         with contextlib.suppress(struct.error):
             for tag, entry, endian, _ in _directory(exif):
-                if tag == _ORIENTATION and (found := _integer(entry, endian)) in range(1, 9):
+                if tag == _ORIENTATION and (found := _integer(entry, endian)) is not None and 1 <= found <= 8:
                     return found
     packet = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else xmp
     if isinstance(packet, bytes) and (match := re.search(rb"""tiff:Orientation(?:=["']|>)([1-8])\b""", packet)):
@@ -157,12 +157,12 @@ def _tiff(data: bytes) -> tuple[bytes, int]:
     except struct.error:
         return data, UPRIGHT
     endian = _endian(data)
-    orientation = next((_integer(entry, endian) for tag, entry, *_ in entries if tag == _ORIENTATION), None)
+    orientation = next((_integer(entry, endian) for tag, entry, *_ in entries if tag == _ORIENTATION), None) or UPRIGHT
     left = [entry for tag, entry, *_ in entries if tag in _TIFF_TAGS]
     new = struct.pack(endian + ("Q" if big else "H"), len(left)) + b"".join(left) + bytes(8 if big else 4)
     edited = bytearray(data)
     edited[offset : offset + len(new)] = new  # it is no longer than it was
-    return bytes(edited), orientation if orientation in range(1, 9) else UPRIGHT
+    return bytes(edited), orientation if 1 <= orientation <= 8 else UPRIGHT
 
 
 def _directory(data: bytes) -> Iterator[tuple[int, bytes, str, bool]]:

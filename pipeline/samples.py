@@ -1,39 +1,20 @@
 """One tar to samples: every key once, each with an image or with the reason why there is none."""
 
 import dataclasses
-import gzip
-import io
-import math
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from typing import IO, Any
 
 from pez.images import ImageError, decode_image
-from pipeline.shards import InputError, Shard
-from pipeline.streams import ByteStream
+from pipeline.shards import Shard
+from pipeline.tars import ShardError, open_tar
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 CAPTION_ENDINGS = ("txt", "caption", "text")
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_CAPTION_BYTES = 2**20
 
-_MAX_HEADER_BYTES = 2**15
-_READ_AT_ONCE = 2**17
-_READ_WHOLE = (  # by tarfile, as part of the next member's header
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
-
 
 __all__ = ["ImageError", "Sample", "ShardError", "decode_image", "read_samples"]
-
-
-class ShardError(InputError):
-    """A shard that cannot be read to its end; none of it is published."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,114 +139,3 @@ def split_name(name: str, endings: tuple[str, ...]) -> tuple[str | None, str]:
 def _text(name: str) -> str:
     """A name that is not UTF-8 with its odd bytes written as \\xff: Arrow takes no surrogates, and names stay apart."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-class open_tar:  # noqa: N801 - reads as a function
-    """A tar as a stream of members, which notices when the stream is not a whole tar.
-
-    Args:
-        source: what is opened; it may hold a signature or a password.
-        url: what it is called in messages; default = the source.
-    """
-
-    def __init__(self, source: str, url: str | None = None) -> None:
-        self.source, self.url = source, url or source
-
-    def __enter__(self) -> "open_tar":
-        self.file: ByteStream | None = None
-        try:
-            self.file = ByteStream(self.source)
-            head = self.file.read(2)
-            head += self.file.read(1) if len(head) == 1 else b""
-            self.stream = _Watched(self.file, head)
-            if head == b"\x1f\x8b":
-                self.stream.reads_at_end = -math.inf  # an unpacker asks on and on
-                self.stream = _Watched(gzip.GzipFile(fileobj=self.stream), b"")
-            self.tar = tarfile.open(fileobj=self.stream, mode="r|", bufsize=_READ_AT_ONCE, tarinfo=_Member)
-        except Exception as error:
-            self.__exit__()
-            raise self._error(error) from error
-        return self
-
-    def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        members = iter(self.tar)
-        while (member := self._next(members)) is not None:
-            yield member
-            self.tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
-        end = self.tar.offset
-        if self.stream.last_content > end or self.stream.position < end + 2 * tarfile.BLOCKSIZE:
-            raise ShardError(f"{self.url} is damaged or cut short after {end} bytes; make or copy it again")
-
-    def read(self, member: tarfile.TarInfo) -> bytes:
-        try:
-            file = self.tar.extractfile(member)
-            assert file is not None, "a regular file"
-            data = file.read()
-        except Exception as error:
-            raise self._error(error) from error
-        if len(data) != member.size:
-            raise ShardError(f"{self.url} is cut short inside {member.name!r}; make or copy it again")
-        return data
-
-    def __exit__(self, *_: object) -> None:
-        if self.file is not None:
-            self.file.close()
-
-    def _next(self, members: Iterator[tarfile.TarInfo]) -> tarfile.TarInfo | None:
-        try:
-            member = next(members, None)
-            if member is None:
-                self.stream.drain()
-            return member
-        except Exception as error:  # tarfile raises nearly anything on hostile headers
-            raise self._error(error) from error
-
-    def _error(self, error: BaseException) -> ShardError:
-        # fsspec says "not found" of a server that refuses, and keeps what the server said as the cause.
-        told = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
-        reason = " ".join(str(told).split()) or type(told).__name__
-        if isinstance(told, FileNotFoundError) and told.errno is None:  # of a store; its words are the path alone
-            reason = "there is no such file"
-        if isinstance(error, (OSError, EOFError, ImportError)):
-            return ShardError(f"cannot read {self.url}: {reason}")
-        return ShardError(f"{self.url} is not a tar, or damaged ({reason}); expected a WebDataset shard")
-
-
-class _Member(tarfile.TarInfo):
-    """A member whose header has a bounded size."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
-        member = super().frombuf(buf, encoding, errors)
-        if member.type in _READ_WHOLE and member.size > _MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {member.size} bytes; expected at most {_MAX_HEADER_BYTES}")
-        return member
-
-
-class _Watched(io.RawIOBase):
-    """Reads through, and knows where the last byte other than zero was."""
-
-    def __init__(self, file: IO[bytes] | Any, head: bytes) -> None:
-        self.file, self.head = file, head
-        self.position = 0
-        self.last_content = 0
-        self.reads_at_end: float = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.head + self.file.read(size - len(self.head) if size >= 0 else -1)
-        self.head = b""
-        content = len(data.rstrip(b"\0"))
-        if content:
-            self.last_content = self.position + content
-        self.position += len(data)
-        self.reads_at_end += not data
-        if self.reads_at_end > 100:  # tarfile walks through a member of 2**90 bytes in steps, also behind the end
-            raise EOFError(f"it ends after {self.position} bytes, inside a member")
-        return data
-
-    def drain(self) -> None:
-        while self.read(2**20):
-            pass
