@@ -94,9 +94,12 @@ class open_tar:  # noqa: N801 - reads as a function
         return head
 
     def _begin(self) -> None:
-        self.header = type("Member", (_Member,), {})
+        class Member(_Member):  # with a count of its own
+            pass
+
+        self.header = Member
         try:
-            self.tar = tarfile.open(fileobj=self.stream, mode="r|", bufsize=_READ_AT_ONCE, tarinfo=self.header)
+            self.tar = tarfile.open(fileobj=self.stream, mode="r|", bufsize=_READ_AT_ONCE, tarinfo=Member)  # noqa: SIM115
         except Exception as error:  # tarfile raises nearly anything on hostile headers
             raise self._error(error) from error
 
