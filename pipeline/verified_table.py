@@ -1,6 +1,6 @@
-"""The part of an output folder that verification adds: columns of the Parquet, and files like the table's own.
+"""The part of an output folder that is verification's: columns of the Parquet, and files like the table's own.
 
-out/<stem>.parquet              the same rows with three more columns, put in the place of the first
+out/<stem>.parquet              the same rows with the last three columns filled in, put in the place of the first
 out/_verified/<stem>.json       written after it: the marker of a verified shard
 out/_verify.json                the settings; another run may only add to the folder with the same ones
 out/_regenerated/<stem>.tar     the pictures that were made, if they are kept
@@ -19,28 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.shards import InputError, Shard
-from pipeline.table import OutputError, PromptTable, differences, fingerprint
-
-VERIFIED = [
-    pa.field("regenerated_similarity", pa.float32()),
-    pa.field("regenerated_similarities", pa.list_(pa.float32())),
-    pa.field(
-        "regeneration",
-        pa.struct(
-            [
-                pa.field("model", pa.string()),
-                pa.field("score_model", pa.string()),
-                pa.field("scheduler", pa.string()),
-                pa.field("steps", pa.int32()),
-                pa.field("guidance", pa.float32()),
-                pa.field("seeds", pa.list_(pa.int64())),
-                pa.field("blanked", pa.int32()),
-                pa.field("error", pa.string()),
-            ]
-        ),
-    ),
-]
-
+from pipeline.table import VERIFIED, OutputError, PromptTable, differences, fingerprint
 
 @dataclasses.dataclass(frozen=True)
 class Regenerated:
@@ -152,14 +131,14 @@ class VerifiedTable:
         except FileNotFoundError:
             return None
         about = json.loads((schema.metadata or {}).get(_ABOUT, b"{}"))
-        if about.get("fingerprint") != self.fingerprint or not {f.name for f in VERIFIED} <= set(schema.names):
+        if about.get("fingerprint") != self.fingerprint:
             return None
         return VerifyReport(**values)
 
     def publish(
         self, shard: Shard, rows: pa.Table, found: Mapping[str, Regenerated], about: dict[str, Any], seconds: float
     ) -> VerifyReport:
-        """Write a shard's rows again with the columns of verification, then the marker.
+        """Write a shard's rows again with the columns of verification filled in, then the marker.
 
         Args:
             rows: of the shard, as read.
@@ -172,7 +151,8 @@ class VerifiedTable:
             [r and r.similarities for r in results],
             [r and {**about, "seeds": r.seeds, "blanked": r.blanked, "error": r.error} for r in results],
         ]
-        plain = rows.select([name for name in rows.column_names if name not in {field.name for field in VERIFIED}])
+        # A Parquet of an earlier version of ours has no such columns.
+        plain = rows.select([name for name in rows.column_names if name not in VERIFIED.names])
         for field, values in zip(VERIFIED, columns, strict=True):
             plain = plain.append_column(field, pa.array(values, field.type))
         told = json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()
