@@ -21,6 +21,7 @@ from PIL import Image
 from pipeline.shards import InputError, Shard
 from pipeline.table import VERIFIED, OutputError, PromptTable, differences, fingerprint
 
+
 @dataclasses.dataclass(frozen=True)
 class Regenerated:
     """What became of one row's prompt as pictures."""
