@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from pez.demo import CLIPS
-from pez.regeneration import check_generator, load_generator, picture_similarities, seed_for
+from pez.generator_files import check_generator
+from pez.regeneration import load_generator, picture_similarities, seed_for
 from pez.settings import GeneratorPrecision
 from pipeline.ahead import ahead, batches
 from pipeline.caption import check_clip, load_model
