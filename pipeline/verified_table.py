@@ -85,11 +85,16 @@ class VerifiedTable:
     def check(self) -> None:
         """See whether this run may verify here; changes nothing.
 
+        Settings with which not one shard was verified, as of a run whose generator did not load, are left behind.
+
         Raises:
             InputError: the folder was verified with other settings.
         """
-        earlier = self.prompts.read_json("_verify.json")
-        if earlier is not None and earlier.get("fingerprint") != self.fingerprint:
+        earlier = self._of_others()
+        if earlier is not None and any(
+            (self._marker(stem) or {}).get("fingerprint") == earlier.get("fingerprint")
+            for stem in sorted(self.prompts.names("_verified", ".json"))
+        ):
             told = differences(earlier.get("settings", {}), self.settings)
             raise InputError(
                 f"{self.prompts.url} is verified with other settings: {told}; "
@@ -121,7 +126,7 @@ class VerifiedTable:
 
         The marker alone does not count: the shard may have been captioned again since.
         """
-        values = self.prompts.read_json(f"_verified/{shard.stem}.json")
+        values = self._marker(shard.stem)
         if values is None or (values.get("shard"), values.get("fingerprint")) != (shard.url, self.fingerprint):
             return None
         if self.keep_images and not self.prompts.fs.exists(self.prompts.at(_pictures_of(shard))):
@@ -129,12 +134,28 @@ class VerifiedTable:
         try:
             with self.prompts.fs.open(self.prompts.at(f"{shard.stem}.parquet"), "rb") as file:
                 schema = pq.read_schema(file)
-        except FileNotFoundError:
+        except (FileNotFoundError, pa.ArrowInvalid):  # a damaged one is done again
             return None
         about = json.loads((schema.metadata or {}).get(_ABOUT, b"{}"))
         if about.get("fingerprint") != self.fingerprint:
             return None
-        return VerifyReport(**values)
+        try:
+            return VerifyReport(**{f.name: values[f.name] for f in dataclasses.fields(VerifyReport)})
+        except KeyError:
+            return None
+
+    def _marker(self, stem: str) -> dict[str, Any] | None:
+        """What the marker of a shard says, None where there is none or it is damaged."""
+        try:
+            values = json.loads(self.prompts.fs.cat_file(self.prompts.at(f"_verified/{stem}.json")))
+        except (FileNotFoundError, ValueError):
+            return None
+        return values if isinstance(values, dict) else None
+
+    def _of_others(self) -> dict[str, Any] | None:
+        """The settings written down, if they are not these."""
+        written = self.prompts.read_json("_verify.json")
+        return written if written is not None and written.get("fingerprint") != self.fingerprint else None
 
     def publish(
         self, shard: Shard, rows: pa.Table, found: Mapping[str, Regenerated], about: dict[str, Any], seconds: float
@@ -145,7 +166,12 @@ class VerifiedTable:
             rows: of the shard, as read.
             found: by key, for each row with a prompt.
             about: fields of `regeneration` that are the same in each row.
+
+        Raises:
+            OutputError: the folder does not take them, or another run with other settings claimed it meanwhile.
         """
+        if self._of_others() is not None:
+            raise OutputError(f"{self.prompts.url} was claimed meanwhile by a run with other settings of verification")
         results = [found.get(key) for key in rows["key"].to_pylist()]
         columns: list[list[Any]] = [
             [r and r.mean for r in results],
