@@ -32,7 +32,7 @@ from pipeline.settings import CaptionSettings, ClusterSettings, VerifySettings
 from pipeline.shards import Shard
 from pipeline.table import OutputError, PromptTable
 from pipeline.verified_table import VerifiedTable
-from pipeline.verify import check_verification, verified_table, verify_serially
+from pipeline.verify import check_verification, resolved, verified_table, verify_serially
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,7 @@ def caption(job: CaptionJob) -> int:
     check_settings(job.caption, job.method)
     verifies = job.verification.verify is not None
     if verifies:
+        job = dataclasses.replace(job, verification=resolved(job.verification))
         check_verification(job.verification, job.caption.model, job.caption.pretrained)
     inputs = [*job.input, *(demo_shards() if job.demo else ())]
     not_taken: Counter[str] = Counter()

@@ -7,7 +7,7 @@ out/_inputs/*.json     which address has which stem, written before any work
 out/_SUCCESS           when every shard is done
 out/.huggingface.yaml  tells `datasets` which files are the tables
 
-Verification (`pipeline/verify.py`) adds columns to the Parquet and has files like these of its own:
+Verification (`pipeline/verify.py`) fills in the last columns of the Parquet and has files like these of its own:
 
 out/_verify.json, out/_verified/<stem>.json   its settings, and the marker of a verified shard
 out/_regenerated/<stem>.tar                   the pictures that were made, if they are kept
@@ -33,7 +33,7 @@ from pipeline.shards import InputError, Shard, hashed_stem
 
 _DATASET_CARD = b"configs:\n- config_name: default\n  data_files: '*.parquet'\n"
 
-SCHEMA = pa.schema(
+CAPTIONED = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("shard", pa.string(), nullable=False),
@@ -52,11 +52,35 @@ SCHEMA = pa.schema(
         pa.field("model", pa.string()),
     ]
 )
+VERIFIED = pa.schema(
+    [
+        pa.field("regenerated_similarity", pa.float32()),
+        pa.field("regenerated_similarities", pa.list_(pa.float32())),
+        pa.field(
+            "regeneration",
+            pa.struct(
+                [
+                    pa.field("model", pa.string()),
+                    pa.field("score_model", pa.string()),
+                    pa.field("scheduler", pa.string()),
+                    pa.field("steps", pa.int32()),
+                    pa.field("guidance", pa.float32()),
+                    pa.field("seeds", pa.list_(pa.int64())),
+                    pa.field("blanked", pa.int32()),
+                    pa.field("error", pa.string()),
+                ]
+            ),
+        ),
+    ]
+)
+"""what verification fills in; null until then, and where a row has no prompt"""
+SCHEMA = pa.schema([*CAPTIONED, *VERIFIED])
+"""of every Parquet, so that a folder that is verified in part is read as one table"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One key's row; the columns of SCHEMA."""
+    """One key's row; the columns of CAPTIONED."""
 
     key: str
     shard: str
@@ -339,7 +363,8 @@ class PromptTable(OutputFolder):
         Args:
             about: more metadata of its schema, beside the settings.
         """
-        columns = {column: [getattr(row, column) for row in rows] for column in SCHEMA.names}
+        columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in CAPTIONED.names}
+        columns |= {name: [None] * len(rows) for name in VERIFIED.names}
         settings = json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()
         self.write_table(name, pa.table(columns, schema=SCHEMA.with_metadata({b"pez": settings, **(about or {})})))
 
@@ -352,13 +377,13 @@ class PromptTable(OutputFolder):
         self.put(name, buffer.getvalue())
 
     def read_rows(self, name: str) -> list[Row]:
-        """What `write_rows` wrote, without columns that others added.
+        """What `write_rows` wrote, without what verification filled in.
 
         Raises:
             FileNotFoundError: it is not there.
         """
         with self.fs.open(self.at(name), "rb") as file:
-            return [Row(**values) for values in pq.read_table(file, columns=SCHEMA.names).to_pylist()]
+            return [Row(**values) for values in pq.read_table(file, columns=CAPTIONED.names).to_pylist()]
 
     def read_metadata(self, name: str) -> dict[bytes, bytes] | None:
         """The schema's metadata of a Parquet, or None where there is none that can be read."""
