@@ -4,8 +4,9 @@ The driver gives each idle actor the next shard and waits for whichever ends fir
 the object store.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -13,11 +14,13 @@ import ray
 from pipeline import ray_connection
 from pipeline.actors import actor_starter, verify_stage
 from pipeline.pool import Pool
-from pipeline.ray_connection import connect, started_here
+from pipeline.ray_connection import connect
 from pipeline.resources import ActorPlan, caption_plan, verify_plan
 from pipeline.settings import ClusterSettings
 from pipeline.shards import Shard
+from pipeline.shared_disk import SharedDisk, shared_disk
 from pipeline.stage import ActorStartError, Stage
+from pipeline.table import PromptTable
 
 __all__ = [
     "ActorPlan",
@@ -28,7 +31,7 @@ __all__ = [
     "plan_actors",
     "plan_verifiers",
     "run_on_ray",
-    "started_here",
+    "seen_by_actors",
     "verify_stage",
 ]
 
@@ -41,6 +44,16 @@ def plan_actors(settings: ClusterSettings, device: str | None) -> ActorPlan:
 def plan_verifiers(settings: ClusterSettings, captions: ActorPlan) -> tuple[ActorPlan, ActorPlan]:
     """The plan of the caption actors with room for verifiers, and that of the verifiers."""
     return verify_plan(settings, captions, ray_connection.resources())
+
+
+@contextlib.contextmanager
+def seen_by_actors(table: PromptTable, shards: Sequence[Shard]) -> Iterator[SharedDisk]:
+    """What the job's actors must see of this machine's disks, while they work."""
+    if ray_connection.started_here():
+        yield SharedDisk()  # they run on this machine
+        return
+    with shared_disk(table, shards) as disk:
+        yield disk
 
 
 def run_on_ray(

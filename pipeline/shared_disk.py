@@ -1,15 +1,18 @@
-"""Whether an actor sees the disks that the driver sees.
+"""Whether a local path is the same file for all who take part in a job.
 
 A local path means the driver's own disk. On another machine the same path is another folder, unless the two share the
-disk: prompts would be written where nobody looks for them.
+disk: prompts would be written where nobody looks for them. And the driver of a submitted job starts in a folder that
+Ray unpacks for it and deletes later.
 """
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from pipeline.addresses import is_local, local_path
 from pipeline.shards import InputError, Shard
@@ -48,6 +51,23 @@ class SharedDisk:
         for path, size in self.inputs:
             if not _appears(path) or os.stat(path).st_size != size:
                 raise InputError(f"on node {node} the input {path} {told}")
+
+
+def check_outside_package(addresses: Sequence[str], option: str) -> None:
+    """Refuse what lies in the folder that Ray unpacked for a submitted job, as a relative path does there.
+
+    Raises:
+        InputError: it does.
+    """
+    for address in addresses:
+        if not is_local(address):
+            continue
+        parts = Path(local_path(address)).parts
+        if any(a == "working_dir_files" and b.startswith("_ray_pkg_") for a, b in itertools.pairwise(parts)):
+            raise InputError(
+                f"--{option} {address} is in the folder that Ray unpacks for a submitted job and deletes later; give an "
+                "absolute path on a disk that all nodes share, or an object store, like s3://bucket/folder"
+            )
 
 
 @contextlib.contextmanager
