@@ -9,6 +9,7 @@ where the last one stopped. Exit status: 0 all shards are verified, 1 some faile
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -17,12 +18,13 @@ from rich.console import Console
 
 from jobs import command
 from pipeline import cluster
+from pipeline.inputs import expand_shards
 from pipeline.progress import JobProgress, plain, prompt_table
 from pipeline.settings import ClusterSettings, VerifySettings
-from pipeline.shards import InputError
+from pipeline.shards import InputError, Shard
 from pipeline.shared_disk import check_outside_package
 from pipeline.table import PromptTable
-from pipeline.verify import check_verification, verified_table, verify_serially
+from pipeline.verify import check_verification, resolved, verified_table, verify_serially
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,8 @@ class VerifyJob:
 
     output: tyro.conf.Positional[str]
     """folder that jobs.caption wrote"""
+    input: tuple[str, ...] = ()
+    """fresh addresses of its tars, written as for jobs.caption, where a signature has run out"""
     local: bool = False
     """no Ray: shard after shard in this process"""
     device: str | None = None
@@ -44,10 +48,13 @@ def verify(job: VerifyJob) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     check_outside_package([job.output], "output")
     table = PromptTable.written(job.output)
+    job = dataclasses.replace(job, verification=resolved(job.verification))
     check_verification(job.verification, table.settings["model"], table.settings["pretrained"])
     shards = table.shards()
     if not shards:
         raise InputError(f"no finished shard in {table.url}; run jobs.caption first")
+    if job.input:
+        shards = with_sources(shards, expand_shards(job.input))
     plan, device = None, job.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not job.local:
         cluster.connect(job.cluster)
@@ -55,7 +62,7 @@ def verify(job: VerifyJob) -> int:
         device = plan.device
     verified = verified_table(table, job.verification, device)
     pending = verified.pending(shards)
-    if pending:
+    if pending and plan is not None:
         verified.claim()
     with JobProgress(len(shards), None, console, verified=len(shards) - len(pending)) as progress:
         if plan is None:
@@ -77,6 +84,20 @@ def verify(job: VerifyJob) -> int:
         return 1
     console.print(f"{len(shards)} verified Parquet files in {table.url}", highlight=False, soft_wrap=True, markup=False)
     return 0
+
+
+def with_sources(shards: Sequence[Shard], given: Sequence[Shard]) -> list[Shard]:
+    """Shards of the output, each opened where it was given, if it was.
+
+    Raises:
+        InputError: none of those given is in the output.
+    """
+    sources = {shard.url: shard.source for shard in given}
+    if not any(shard.url in sources for shard in shards):
+        raise InputError(
+            f"--input has {given[0].url}, which this output does not; expected its tars, like {shards[0].url}"
+        )
+    return [dataclasses.replace(shard, source=sources.get(shard.url, shard.source)) for shard in shards]
 
 
 if __name__ == "__main__":

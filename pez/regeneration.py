@@ -7,13 +7,10 @@ generator = load_generator("stabilityai/stable-diffusion-2-1", "cuda", "fp16")
 pictures = generator.images([prompt.text], [seed_for(0, key, 0)])
 """
 
-import contextlib
 import hashlib
-import json
-import logging
+import inspect
 import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,15 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from pez.clip import Clip
-from pez.demo import GENERATOR
+from pez.generator_files import GeneratorFiles, exchanged, find_generator, one_line
+from pez.quiet import quiet
 from pez.settings import GeneratorPrecision, Scheduler
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "ddim": ("DDIMScheduler", {}),
-}
 
 
 def load_generator(
@@ -41,36 +34,54 @@ def load_generator(
     steps: int = 25,
     guidance: float = 9.0,
     batch: int = 8,
+    variant: str | None = None,
 ) -> "Generator":
     """Load a text-to-image model.
 
     Args:
-        name: "demo", a hub id ("stabilityai/stable-diffusion-2-1") or a local folder, in diffusers' format.
+        name: "demo", a hub id ("stabilityai/stable-diffusion-2-1") or a local folder, in diffusers' format, or a single file of
+            safetensors with the whole model.
         scheduler: "model" keeps the one that the model ships.
         steps: denoising steps. Turbo models want 1 to 4, with guidance 0 and scheduler "model".
         guidance: scale of classifier-free guidance; 1 or less = none.
         batch: pictures at once; halved, with a warning, where memory runs out.
+        variant: of the weights, like "fp16"; None = the plain ones, or the variant that is there where they are not.
 
     Raises:
         ValueError: no such model, no text-to-image model, or weights that do not load; one line.
     """
-    check_generator(name, scheduler)
-    import diffusers
-
+    files = find_generator(name, variant)
     try:
-        with _quiet():
-            pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
-                str(GENERATOR) if name == "demo" else name, torch_dtype=_DTYPES[precision]
-            )
-            if scheduler != "model":
-                kind, options = _SCHEDULERS[scheduler]
-                # From the model's own configuration: what it predicts, and for which noise, stays as it was trained.
-                pipeline.scheduler = getattr(diffusers, kind).from_config(pipeline.scheduler.config, **options)
+        with quiet():
+            pipeline = _pipeline_of(files, _DTYPES[precision])
+            pipeline.scheduler = exchanged(pipeline.scheduler, scheduler)
+            if hasattr(pipeline, "watermark"):  # SDXL's, which is there or not by what else is installed
+                pipeline.watermark = None
             pipeline.set_progress_bar_config(disable=True)
             pipeline = pipeline.to(device)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise ValueError(f"cannot load the generator {name!r}: {_one_line(error)}") from error
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"no room for the generator {name!r} on {device}: {one_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, IndexError) as error:
+        raise ValueError(f"cannot load the generator {name!r}: {one_line(error)}") from error
     return Generator(pipeline, name, torch.device(device), steps, guidance, batch)
+
+
+def _pipeline_of(files: GeneratorFiles, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    options = {"dtype" if _knows_dtype(diffusers.__version__) else "torch_dtype": dtype, **dict.fromkeys(files.without)}
+    if files.checkpoint is not None:
+        return getattr(diffusers, files.kind).from_single_file(
+            str(files.checkpoint), config=str(files.folder), local_files_only=True, **options
+        )
+    return diffusers.AutoPipelineForText2Image.from_pretrained(
+        files.name if files.on_hub else str(files.folder), variant=files.variant, **options
+    )
+
+
+def _knows_dtype(version: str) -> bool:
+    """diffusers calls it torch_dtype before, and warns of that name since."""
+    return tuple(int(number) for number in version.split(".")[:2]) >= (0, 42)
 
 
 class Generator:
@@ -86,6 +97,9 @@ class Generator:
     ) -> None:
         self.pipeline, self.name, self.device = pipeline, name, device
         self.steps, self.guidance, self.batch = steps, guidance, batch
+        known = inspect.signature(type(pipeline).__call__).parameters.values()
+        # Some pipelines know no guidance, and are not asked for any; see check_generator.
+        self.guided = any(p.name == "guidance_scale" or p.kind == p.VAR_KEYWORD for p in known)
 
     @torch.no_grad()
     def images(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image | None]:
@@ -120,13 +134,13 @@ class Generator:
 
     def _batch(self, prompts: list[str], seeds: list[int]) -> list[Image.Image | None]:
         spare = self._rows(len(prompts)) - len(prompts)
-        with _quiet():
+        with quiet():
             made = self.pipeline(
                 prompt=prompts + prompts[-1:] * spare,
                 # On the CPU, one a picture: the same noise on every device and beside any neighbours.
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds + seeds[-1:] * spare],
                 num_inference_steps=self.steps,
-                guidance_scale=self.guidance,
+                **({"guidance_scale": self.guidance} if self.guided else {}),
                 output_type="np",
             )
         blanked = getattr(made, "nsfw_content_detected", None) or [False] * len(made.images)
@@ -169,114 +183,3 @@ def seed_for(seed: int, key: str, number: int) -> int:
     """The seed of a key's picture, of 32 bits so that other programs take it too."""
     digest = hashlib.sha256(f"{seed}|{number}|{key}".encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:4], "big")
-
-
-def check_generator(name: str, scheduler: Scheduler = "dpm++") -> None:
-    """Find what is wrong with a choice of generator from its configuration alone, without its weights.
-
-    Raises:
-        ValueError: no such model, a folder without a pipeline, not a text-to-image model, or one whose scheduler cannot be
-            exchanged; one line.
-    """
-    try:
-        with _quiet():
-            import diffusers
-            from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
-    except ImportError as error:
-        raise ValueError(f"no diffusers ({_one_line(error)}); install it with pip install -e '.[verify]'") from error
-    config = _index(name)
-    kind = config.get("_class_name")
-    known = {found.__name__ for found in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values() if "Control" not in found.__name__}
-    if kind not in known:
-        raise ValueError(f"{name!r} is a {kind}; expected a text-to-image model, like a StableDiffusionPipeline")
-    if scheduler == "model":
-        return
-    own = (config.get("scheduler") or [None, None])[1]
-    wanted = _SCHEDULERS[scheduler][0]
-    if own is None or not hasattr(diffusers, own):
-        raise ValueError(f"{name!r} has the scheduler {own}, which cannot be exchanged; expected scheduler model")
-    if wanted not in {found.__name__ for found in getattr(diffusers, own)().compatibles}:
-        raise ValueError(
-            f"{name!r} has the scheduler {own}, which {scheduler} cannot replace; expected scheduler model"
-        )
-
-
-def _index(name: str) -> dict[str, Any]:
-    """A pipeline's model_index.json."""
-    folder = GENERATOR if name == "demo" else Path(name)
-    if folder.is_dir():
-        file = folder / "model_index.json"
-        if not file.is_file():
-            raise ValueError(f"no pipeline in {folder}; expected a diffusers folder with a model_index.json")
-        config = _read(file, name)
-        for part, origin in config.items():
-            if isinstance(origin, list) and origin[:1] != [None] and not (folder / part).is_dir():
-                raise ValueError(f"no {part} in {folder}; its model_index.json names one: copy the whole folder")
-        return config
-    if folder.exists():
-        raise ValueError(f"{name} is a file; expected a hub id or a folder in diffusers' format")
-    if name == "demo":
-        raise ValueError(f"no demo generator in {folder}; train it with python -m jobs.train_demo, or install again")
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ValueError(
-            f"no folder {name!r}; expected demo, a hub id like ORG/MODEL, or a folder in diffusers' format"
-        )
-    return _read(_download(name), name)
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import errors, hf_hub_download
-
-    try:
-        with _quiet():
-            return Path(hf_hub_download(name, "model_index.json"))
-    except errors.GatedRepoError as error:
-        raise ValueError(f"{name!r} is gated; accept its licence on the hub and log in with `hf auth login`") from error
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise ValueError(
-            f"no model {name!r} on the hub, and no such folder; expected demo, ORG/MODEL or a path"
-        ) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise ValueError(
-            f"no folder {name!r}, no such model in the cache, and the hub does not answer; expected demo, ORG/MODEL or a path"
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise ValueError(f"no model_index.json in {name!r}; expected a model in diffusers' format") from error
-    except Exception as error:  # each version of the hub's client has its own errors of the network
-        raise ValueError(f"cannot ask the hub for {name!r}: {_one_line(error)}") from error
-
-
-def _read(file: Path, name: str) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the model_index.json of {name!r}: {_one_line(error)}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"the model_index.json of {name!r} is a {type(config).__name__}; expected an object")
-    return config
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """diffusers and transformers tell at length of what is as it should be, and draw bars."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            _no_bars()
-            yield
-    finally:
-        logging.disable(before)
-
-
-def _no_bars() -> None:
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()

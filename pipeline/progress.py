@@ -162,10 +162,10 @@ def prompt_table(rows: pa.Table, most: int = 10) -> Table:
     table.add_column("key", no_wrap=True)
     table.add_column("prompt")
     table.add_column("similarity", justify="right")
-    verified = "regenerated_similarity" in rows.column_names
+    shown = rows.slice(0, most).to_pylist()
+    verified = any(row.get("regeneration") for row in shown)
     if verified:
         table.add_column("regenerated", justify="right")
-    shown = rows.slice(0, most).to_pylist()
     captioned = any(row["caption"] for row in shown)
     if captioned:
         table.add_column("caption", style="dim", overflow="ellipsis", no_wrap=True, max_width=60)

@@ -32,11 +32,12 @@ class CaptionSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class VerifySettings:
-    """How prompts are verified; a rerun on the same output must have the same."""
+class PaintSettings:
+    """How prompts are painted, and the pictures compared with the originals."""
 
     verify: str | None = None
-    """paint each prompt with this text-to-image model and compare: demo, a hub id or a folder in diffusers' format"""
+    """paint each prompt with this text-to-image model and compare: demo, a hub id, a folder in diffusers' format, or a
+    .safetensors file of a whole model"""
     score_model: str | None = None
     """CLIP that compares, like --model; default = another one than the guide: ViT-bigG-14, ViT-H-14 or demo-judge"""
     score_pretrained: str | None = None
@@ -51,12 +52,12 @@ class VerifySettings:
     """model = the one that the model ships"""
     verify_precision: GeneratorPrecision | None = None
     """of the pictures; default = fp16 on a GPU, fp32 on a CPU. Similarities are always measured in fp32"""
+    verify_variant: str | None = None
+    """of the model's weights, like fp16; default = the plain ones, or the variant that is there where they are not"""
     verify_seed: int = 0
     """with a row's key, fixes its pictures"""
     verify_batch: int = 8
     """pictures at once; halved where memory runs out"""
-    keep_images: bool = False
-    """store the pictures as WebDataset in OUT/_regenerated"""
 
     def __post_init__(self) -> None:
         for name in ("verify_images", "verify_steps", "verify_batch"):
@@ -64,6 +65,14 @@ class VerifySettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
         if not 0 <= self.guidance <= 1000:
             raise ValueError(f"guidance is {self.guidance}; expected 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifySettings(PaintSettings):
+    """How prompts are verified; a rerun on the same output must have the same."""
+
+    keep_images: bool = False
+    """store the pictures as WebDataset in OUT/_regenerated"""
 
 
 @dataclasses.dataclass(frozen=True)

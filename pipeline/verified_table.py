@@ -1,6 +1,6 @@
-"""The part of an output folder that verification adds: columns of the Parquet, and files like the table's own.
+"""The part of an output folder that is verification's: columns of the Parquet, and files like the table's own.
 
-out/<stem>.parquet              the same rows with three more columns, put in the place of the first
+out/<stem>.parquet              the same rows with the last three columns filled in, put in the place of the first
 out/_verified/<stem>.json       written after it: the marker of a verified shard
 out/_verify.json                the settings; another run may only add to the folder with the same ones
 out/_regenerated/<stem>.tar     the pictures that were made, if they are kept
@@ -19,27 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.shards import InputError, Shard
-from pipeline.table import OutputError, PromptTable, differences, fingerprint
-
-VERIFIED = [
-    pa.field("regenerated_similarity", pa.float32()),
-    pa.field("regenerated_similarities", pa.list_(pa.float32())),
-    pa.field(
-        "regeneration",
-        pa.struct(
-            [
-                pa.field("model", pa.string()),
-                pa.field("score_model", pa.string()),
-                pa.field("scheduler", pa.string()),
-                pa.field("steps", pa.int32()),
-                pa.field("guidance", pa.float32()),
-                pa.field("seeds", pa.list_(pa.int64())),
-                pa.field("blanked", pa.int32()),
-                pa.field("error", pa.string()),
-            ]
-        ),
-    ),
-]
+from pipeline.table import VERIFIED, OutputError, PromptTable, differences, fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +85,16 @@ class VerifiedTable:
     def check(self) -> None:
         """See whether this run may verify here; changes nothing.
 
+        Settings with which not one shard was verified, as of a run whose generator did not load, are left behind.
+
         Raises:
             InputError: the folder was verified with other settings.
         """
-        earlier = self.prompts.read_json("_verify.json")
-        if earlier is not None and earlier.get("fingerprint") != self.fingerprint:
+        earlier = self._of_others()
+        if earlier is not None and any(
+            (self._marker(stem) or {}).get("fingerprint") == earlier.get("fingerprint")
+            for stem in sorted(self.prompts.names("_verified", ".json"))
+        ):
             told = differences(earlier.get("settings", {}), self.settings)
             raise InputError(
                 f"{self.prompts.url} is verified with other settings: {told}; "
@@ -141,7 +126,7 @@ class VerifiedTable:
 
         The marker alone does not count: the shard may have been captioned again since.
         """
-        values = self.prompts.read_json(f"_verified/{shard.stem}.json")
+        values = self._marker(shard.stem)
         if values is None or (values.get("shard"), values.get("fingerprint")) != (shard.url, self.fingerprint):
             return None
         if self.keep_images and not self.prompts.fs.exists(self.prompts.at(_pictures_of(shard))):
@@ -149,30 +134,52 @@ class VerifiedTable:
         try:
             with self.prompts.fs.open(self.prompts.at(f"{shard.stem}.parquet"), "rb") as file:
                 schema = pq.read_schema(file)
-        except FileNotFoundError:
+        except (FileNotFoundError, pa.ArrowInvalid):  # a damaged one is done again
             return None
         about = json.loads((schema.metadata or {}).get(_ABOUT, b"{}"))
-        if about.get("fingerprint") != self.fingerprint or not {f.name for f in VERIFIED} <= set(schema.names):
+        if about.get("fingerprint") != self.fingerprint:
             return None
-        return VerifyReport(**values)
+        try:
+            return VerifyReport(**{f.name: values[f.name] for f in dataclasses.fields(VerifyReport)})
+        except KeyError:
+            return None
+
+    def _marker(self, stem: str) -> dict[str, Any] | None:
+        """What the marker of a shard says, None where there is none or it is damaged."""
+        try:
+            values = json.loads(self.prompts.fs.cat_file(self.prompts.at(f"_verified/{stem}.json")))
+        except (FileNotFoundError, ValueError):
+            return None
+        return values if isinstance(values, dict) else None
+
+    def _of_others(self) -> dict[str, Any] | None:
+        """The settings written down, if they are not these."""
+        written = self.prompts.read_json("_verify.json")
+        return written if written is not None and written.get("fingerprint") != self.fingerprint else None
 
     def publish(
         self, shard: Shard, rows: pa.Table, found: Mapping[str, Regenerated], about: dict[str, Any], seconds: float
     ) -> VerifyReport:
-        """Write a shard's rows again with the columns of verification, then the marker.
+        """Write a shard's rows again with the columns of verification filled in, then the marker.
 
         Args:
             rows: of the shard, as read.
             found: by key, for each row with a prompt.
             about: fields of `regeneration` that are the same in each row.
+
+        Raises:
+            OutputError: the folder does not take them, or another run with other settings claimed it meanwhile.
         """
+        if self._of_others() is not None:
+            raise OutputError(f"{self.prompts.url} was claimed meanwhile by a run with other settings of verification")
         results = [found.get(key) for key in rows["key"].to_pylist()]
         columns: list[list[Any]] = [
             [r and r.mean for r in results],
             [r and r.similarities for r in results],
             [r and {**about, "seeds": r.seeds, "blanked": r.blanked, "error": r.error} for r in results],
         ]
-        plain = rows.select([name for name in rows.column_names if name not in {field.name for field in VERIFIED}])
+        # A Parquet of an earlier version of ours has no such columns.
+        plain = rows.select([name for name in rows.column_names if name not in VERIFIED.names])
         for field, values in zip(VERIFIED, columns, strict=True):
             plain = plain.append_column(field, pa.array(values, field.type))
         told = json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()

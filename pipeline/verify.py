@@ -7,21 +7,26 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from pez.demo import CLIPS
-from pez.regeneration import check_generator, load_generator, picture_similarities, seed_for
+from pez.generator_files import check_generator, find_generator
+from pez.regeneration import Generator, load_generator, picture_similarities, seed_for
 from pez.settings import GeneratorPrecision
 from pipeline.ahead import ahead, batches
 from pipeline.caption import check_clip, load_model
 from pipeline.samples import Sample, ShardError, decode_image, read_samples
-from pipeline.settings import CaptionSettings, VerifySettings
+from pipeline.settings import CaptionSettings, PaintSettings, VerifySettings
 from pipeline.shards import Shard
 from pipeline.table import PromptTable
 from pipeline.verified_table import Keep, Regenerated, VerifiedTable, VerifyReport
+
+Painting = TypeVar("Painting", bound=PaintSettings)
 
 _IMAGES_AT_ONCE = 16  # the image tower's batch, see pez.clip
 
@@ -56,6 +61,12 @@ def verify_shard(shard: Shard, verifier: "Verifier", table: VerifiedTable) -> Ve
     try:
         with table.pictures(shard) as keep:  # published only on a clean exit
             found = dict(verifier.verify(shard, prompts, image_key, keep))
+    except UnreadError as error:
+        if "://" not in shard.url or shard.source != shard.url:
+            raise
+        raise ShardError(
+            f"{error}; if it needs a signature, run jobs.verify with --input and the signed address"
+        ) from None
     except torch.OutOfMemoryError as error:
         raise ShardError(f"out of memory with one picture at a time ({_one_line(error)}); take a larger GPU") from error
     return table.publish(shard, rows, found, verifier.about, time.monotonic() - start)
@@ -75,15 +86,7 @@ class Verifier:
         assert settings.verify is not None, "verification is asked for"
         self.settings, self.threads = settings, threads
         name, pretrained = score_model(settings, guide)
-        self.generator = load_generator(
-            settings.verify,
-            device,
-            _precision(settings, device),
-            settings.verify_scheduler,
-            settings.verify_steps,
-            settings.guidance,
-            settings.verify_batch,
-        )
+        self.generator = generator_of(settings, device)
         self.judge = load_model(CaptionSettings(model=name, pretrained=pretrained), device)
         self.about = {
             "model": settings.verify,
@@ -131,7 +134,7 @@ class Verifier:
 
     def _originals(self, shard: Shard, keys: Mapping[str, str], image_key: str | None) -> dict[str, Tensor | str]:
         """Features of the shard's pictures, (dim,) each, or why there is none; the pictures themselves are not held."""
-        samples = (sample for sample in read_samples(shard, image_key) if sample.key in keys)
+        samples = (sample for sample in _read(shard, image_key) if sample.key in keys)
         found: dict[str, Tensor | str] = {}
         for some in batches(ahead(samples, self._decode, self.threads, 2 * _IMAGES_AT_ONCE), _IMAGES_AT_ONCE):
             found.update({key: reason for key, reason in some if isinstance(reason, str)})
@@ -200,25 +203,74 @@ class Verifier:
         return Regenerated(None, seeds, reason)
 
 
-def check_verification(settings: VerifySettings, guide: str, guide_pretrained: str) -> None:
+class UnreadError(ShardError):
+    """A shard's pictures cannot be read again."""
+
+
+def _read(shard: Shard, image_key: str | None) -> Iterator[Sample]:
+    try:
+        yield from read_samples(shard, image_key)
+    except ShardError as error:
+        raise UnreadError(str(error)) from error
+
+
+def generator_of(settings: PaintSettings, device: str | torch.device) -> Generator:
+    """The text-to-image model that the settings name.
+
+    Raises:
+        ValueError: it does not load, or has a precision that the device cannot compute.
+    """
+    assert settings.verify is not None, "verification is asked for"
+    return load_generator(
+        settings.verify,
+        device,
+        _precision(settings, device),
+        settings.verify_scheduler,
+        settings.verify_steps,
+        settings.guidance,
+        settings.verify_batch,
+        settings.verify_variant,
+    )
+
+
+def resolved(settings: Painting) -> Painting:
+    """The settings with files and folders as absolute paths: an actor's working directory is another one."""
+    changes: dict[str, Any] = {}
+    if settings.verify and settings.verify != "demo" and (path := Path(settings.verify).expanduser()).exists():
+        changes["verify"] = str(path.absolute())
+    schema, colon, folder = (settings.score_model or "").partition(":")
+    if schema == "local-dir" and colon:
+        changes["score_model"] = f"local-dir:{Path(folder).expanduser().absolute()}"
+    if settings.score_pretrained and (path := Path(settings.score_pretrained).expanduser()).is_file():
+        changes["score_pretrained"] = str(path.absolute())
+    return dataclasses.replace(settings, **changes)
+
+
+def check_verification(
+    settings: PaintSettings, guide: str, guide_pretrained: str, device: str | torch.device | None = None
+) -> None:
     """Find what is wrong with the settings before any work, and warn where the guide judges its own prompts.
 
     Args:
         guide: name of the model that the prompts are learned with.
+        device: where the pictures are made, if it is known yet.
 
     Raises:
-        ValueError: no generator, one that is not text-to-image, or no such CLIP; one line.
+        ValueError: no generator, one that is not text-to-image or not whole, a precision that the device cannot compute, or
+            no such CLIP; one line.
     """
     if settings.verify is None:
-        raise ValueError("no generator is named; expected --verify demo, --verify ORG/MODEL or --verify FOLDER")
+        raise ValueError("no generator is named; expected --verify demo, ORG/MODEL, a folder or a .safetensors file")
     name, pretrained = score_model(settings, guide)
     check_clip(name, pretrained)
-    check_generator(settings.verify, settings.verify_scheduler)
+    if device is not None:
+        _precision(settings, device)
+    check_generator(settings.verify, settings.verify_scheduler, settings.verify_variant, settings.guidance)
     if name == guide and (":" in name or name in CLIPS or pretrained == guide_pretrained):
         warnings.warn(f"{name} guides the prompts and scores their pictures too: it favours its own", stacklevel=2)
 
 
-def score_model(settings: VerifySettings, guide: str) -> tuple[str, str]:
+def score_model(settings: PaintSettings, guide: str) -> tuple[str, str]:
     """Name and weights of the CLIP that compares.
 
     Raises:
@@ -245,6 +297,8 @@ def describe_verification(settings: VerifySettings, guide: str, device: str) -> 
     values = dataclasses.asdict(settings)
     for name in ("verify_batch", "keep_images"):  # change no number
         del values[name]
+    if not _variant_matters(settings):
+        del values["verify_variant"]
     name, pretrained = score_model(settings, guide)
     return {
         **values,
@@ -253,6 +307,16 @@ def describe_verification(settings: VerifySettings, guide: str, device: str) -> 
         "verify_precision": _precision(settings, device),
         "device": torch.device(device).type,
     }
+
+
+def _variant_matters(settings: PaintSettings) -> bool:
+    """True where the variant that is named is other weights than those that are loaded without naming one."""
+    if settings.verify is None or settings.verify_variant is None:
+        return False
+    try:
+        return find_generator(settings.verify).variant != settings.verify_variant
+    except ValueError:  # several, of which one must be named
+        return True
 
 
 def verified_table(table: PromptTable, settings: VerifySettings, device: str) -> VerifiedTable:
@@ -275,7 +339,7 @@ def verify_serially(
     device: str,
     on_report: Callable[[VerifyReport], None],
 ) -> dict[str, str]:
-    """Verify shard after shard in this process.
+    """Verify shard after shard in this process; a model that does not load has claimed nothing.
 
     Returns:
         reason by address, of the shards that failed.
@@ -284,6 +348,7 @@ def verify_serially(
         return {}
     failed = {}
     verifier = Verifier(settings, table.prompts.settings["model"], device)
+    table.claim()
     for shard in shards:
         try:
             on_report(verify_shard(shard, verifier, table))
@@ -292,7 +357,7 @@ def verify_serially(
     return failed
 
 
-def _precision(settings: VerifySettings, device: str | torch.device) -> GeneratorPrecision:
+def _precision(settings: PaintSettings, device: str | torch.device) -> GeneratorPrecision:
     cpu = torch.device(device).type == "cpu"
     if cpu and settings.verify_precision == "fp16":
         raise ValueError("verify_precision is fp16, which a CPU cannot compute; expected fp32 or bf16")

@@ -1,10 +1,5 @@
-"""A picture depends on its prompt, its seed and the settings; what cannot paint is said before any work."""
+"""A picture depends on its prompt, its seed and the settings."""
 
-import json
-import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +12,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
 import pez
-from pez.demo import GENERATOR
-from pez.regeneration import Generator, check_generator, load_generator, picture_similarities, seed_for
+from pez.regeneration import Generator, load_generator, picture_similarities, seed_for
 
 PROMPTS = ["a red square", "huge green star at the top", "small pink heart", "yellow circle " * 20, "?", "blue moon"]
 
@@ -143,115 +137,3 @@ def test_similarity_is_one_for_the_same_picture_and_none_for_a_blanked_one(
     assert same == pytest.approx(1.0, abs=1e-5)
     assert blanked is None
     assert other == pytest.approx(float(originals[0] @ originals[2]), abs=1e-5)
-
-
-def folder_of(path: Path, **changes: Any) -> Path:
-    path.mkdir()
-    index = json.loads((GENERATOR / "model_index.json").read_text()) | changes
-    (path / "model_index.json").write_text(json.dumps(index))
-    for part in ("scheduler", "text_encoder", "tokenizer", "unet", "vae"):
-        (path / part).mkdir()
-    return path
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"_class_name": "StableDiffusionImg2ImgPipeline"}, "is a StableDiffusionImg2ImgPipeline; expected a text-to"),
-        ({"_class_name": "StableDiffusionControlNetPipeline"}, "expected a text-to-image model"),
-        ({"_class_name": None}, "is a None; expected a text-to-image model"),
-        (
-            {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]},
-            r"which dpm\+\+ cannot replace; expected sch",
-        ),
-        (
-            {"scheduler": ["elsewhere", "OwnScheduler"]},
-            "OwnScheduler, which cannot be exchanged; expected scheduler mo",
-        ),
-        ({"text_encoder_2": ["transformers", "CLIPTextModel"]}, "no text_encoder_2 in .*: copy the whole folder"),
-    ],
-)
-def test_a_folder_that_cannot_paint_says_why(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message) as error:
-        check_generator(str(folder_of(tmp_path / "model", **changes)))
-    assert "\n" not in str(error.value)
-
-
-def test_a_model_may_keep_a_scheduler_that_is_not_exchangeable(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path / "model", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"])
-    check_generator(str(folder), "model")
-
-
-def test_what_is_no_folder_of_a_model_says_so(tmp_path: Path) -> None:
-    (tmp_path / "file.safetensors").write_bytes(b"x")
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "model_index.json").write_text("{")
-    for name, message in {
-        f"{tmp_path}": "no pipeline in .*; expected a diffusers folder with a model_index.json",
-        f"{tmp_path}/file.safetensors": "is a file; expected a hub id or a folder",
-        f"{tmp_path}/gone": "no folder .*; expected demo, a hub id",
-        f"{tmp_path}/broken": "cannot read the model_index.json",
-        "demos": "no folder 'demos'; expected demo, a hub id",
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            check_generator(name)
-
-
-def test_damaged_weights_are_an_error_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot load the generator .*model'") as error:
-        load_generator(str(folder_of(tmp_path / "model")))
-    assert "\n" not in str(error.value)
-
-
-def test_a_hub_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="no such model in the cache, and the hub does not answer"):
-        check_generator("nobody/no-such-model")
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A hub that holds nobody/files, without a pipeline, and nothing else."""
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound" if "nobody/files" in self.path else "RepoNotFound")
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Answer)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(
-        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
-        f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-    )
-    yield
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-@pytest.mark.usefixtures("hub")
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("nobody/no-such-model", "no model 'nobody/no-such-model' on the hub, and no such folder"),
-        ("nobody/files", "no model_index.json in 'nobody/files'; expected a model in diffusers' format"),
-        ("no body/files", "no model 'no body/files' on the hub"),
-    ],
-)
-def test_a_wrong_name_on_the_hub_is_named(name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as error:
-        check_generator(name)
-    assert "\n" not in str(error.value)
-
-
-def test_without_diffusers_it_says_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ValueError, match=r"no diffusers .*; install it with pip install -e '\.\[verify\]'"):
-        check_generator("demo")

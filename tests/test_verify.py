@@ -27,7 +27,7 @@ from pipeline.progress import JobProgress, prompt_table
 from pipeline.samples import ShardError
 from pipeline.settings import CaptionSettings, VerifySettings
 from pipeline.shards import InputError, Shard, name_shards
-from pipeline.table import PromptTable, Row
+from pipeline.table import SCHEMA, VERIFIED, PromptTable, Row
 from pipeline.verified_table import VerifiedTable
 from pipeline.verify import Verifier, check_verification, score_model, verified_table, verify_shard
 
@@ -106,7 +106,8 @@ def test_rows_with_a_prompt_get_their_similarities(shard: Shard, table: PromptTa
     before = pq.read_table(f"{table.url}/a.parquet")
     report = verify_shard(shard, verifier, verified(table))
     after = pq.read_table(f"{table.url}/a.parquet")
-    assert after.select(before.column_names).equals(before)
+    assert after.drop_columns(VERIFIED.names).equals(before.drop_columns(VERIFIED.names))
+    assert after.schema.equals(before.schema)
     assert after.schema.metadata[b"pez"] == before.schema.metadata[b"pez"]
     assert json.loads(after.schema.metadata[b"pez-verify"])["guidance"] == 9.0
     for row in after.to_pylist():
@@ -414,14 +415,42 @@ def test_shards_are_found_from_their_reports(scene_tars: list[str], table: Promp
     assert written.shards() == [shards[0], shards[2]]
 
 
-def test_the_added_columns_have_one_schema_in_every_shard(
+def test_every_parquet_has_one_schema_verified_or_not(
     shard: Shard, table: PromptTable, verifier: Verifier, make_tar: MakeTar
 ) -> None:
-    """Also where no row has a prompt."""
+    """Also where no row has a prompt: a folder that is verified in part is one table."""
     empty = Shard(make_tar("in/b.tar", [("x.jpg", b"junk")]), "b")
+    later = Shard(make_tar("in/c.tar", []), "c")
     table.publish(empty, [Row("x", empty.url, "bad_image", "cannot decode")], 1.0)
+    publish(table, later, PROMPTS[:3])
+    before = pq.read_schema(f"{table.url}/a.parquet")
     for each in (shard, empty):
         verify_shard(each, verifier, verified(table))
-    one, other = (pq.read_schema(f"{table.url}/{stem}.parquet") for stem in "ab")
-    assert one.equals(other)
-    assert pa.types.is_struct(one.field("regeneration").type)
+    schemas = [pq.read_schema(f"{table.url}/{stem}.parquet") for stem in "abc"]
+    assert all(schema.equals(before) for schema in schemas)
+    assert before.names == SCHEMA.names
+    assert pa.types.is_struct(before.field("regeneration").type)
+    whole = pa.concat_tables([pq.read_table(f"{table.url}/{stem}.parquet") for stem in "abc"])
+    assert whole["regenerated_similarity"].null_count == 1 + 1 + 4  # bad, x, and all of c
+
+
+def test_null_columns_are_not_taken_for_verified_ones(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
+    verify_shard(shard, verifier, verified(table))
+    marker = Path(f"{table.url}/_verified/a.json").read_bytes()
+    publish(table, shard, PROMPTS[:3])
+    Path(f"{table.url}/_verified/a.json").write_bytes(marker)  # put by a slower job
+    assert verified(table).pending([shard]) == [shard]
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(prompt_table(table.read(shard)))
+    assert "regenerated" not in shown.getvalue()
+
+
+def test_an_output_of_before_these_columns_is_verified(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
+    file = f"{table.url}/a.parquet"
+    now = pq.read_table(file)
+    pq.write_table(now.drop_columns(VERIFIED.names), file)
+    assert verified(table).pending([shard]) == [shard]
+    verify_shard(shard, verifier, verified(table))
+    assert pq.read_schema(file).equals(now.schema)
+    assert rows_of(table)[0]["regenerated_similarity"] is not None
+    assert verified(table).pending([shard]) == []
