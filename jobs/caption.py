@@ -11,6 +11,7 @@ Exit status: 0 all shards are done, 1 some failed, 2 bad usage.
 import dataclasses
 import secrets
 import sys
+from collections import Counter
 from typing import Annotated
 
 import torch
@@ -23,6 +24,7 @@ from pipeline import cluster
 from pipeline.caption import Captioner, check_settings, describe, run_serially
 from pipeline.cluster import ActorPlan, Stage
 from pipeline.demo_shards import demo_shards
+from pipeline.folder import Bookkeeping
 from pipeline.inputs import expand_shards
 from pipeline.parts import split_shard, sweep_parts
 from pipeline.progress import JobProgress, plain, prompt_table
@@ -44,6 +46,9 @@ class CaptionJob:
     """tars: addresses with {000..999} or *, folders, or @FILE with one a line"""
     demo: bool = False
     """shipped pictures and model; no network, no GPU"""
+    bookkeeping: Bookkeeping | None = None
+    """where reports and settings are: inside the output (the default), or beside it in OUTPUT.pez for readers that take
+    every file of a folder, like Polars"""
     retry_failed: bool = False
     """also caption those again that an earlier run has as failed rows, and only those"""
     local: bool = False
@@ -66,11 +71,12 @@ def caption(job: CaptionJob) -> int:
     if verifies:
         check_verification(job.verification, job.caption.model, job.caption.pretrained)
     inputs = [*job.input, *(demo_shards() if job.demo else ())]
-    shards = expand_shards(inputs)
+    not_taken: Counter[str] = Counter()
+    shards = expand_shards(inputs, job.output, not_taken)
     plans = None if job.local else _plans(job)
     local = job.device or ("cuda" if torch.cuda.is_available() else "cpu")
     device, verify_device = (plan.device for plan in plans) if plans else (local, local)
-    table = PromptTable(job.output, describe(job.caption, job.method, device))
+    table = PromptTable(job.output, describe(job.caption, job.method, device), job.bookkeeping)
     table.check()
     done, pending = table.divide(shards, job.retry_failed)
     shards = [*done, *pending]  # with the stems that they have in this folder
@@ -178,7 +184,7 @@ def _conclude(
         console.print(plain(f"failed: {nothing}"), style="red", highlight=False, soft_wrap=True, markup=False)
         return 1
     try:
-        table.succeed()
+        table.succeed(shards)
     except OutputError as error:
         console.print(
             f"failed: {error}; run the same command to try again", highlight=False, soft_wrap=True, markup=False

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from pipeline.addresses import SHARD_EXTENSIONS, redact
 
+_LONGEST_STEM = 180
+
 
 class InputError(ValueError):
     """Something the user gave is not usable; the message is one line that says what was found and what to do."""
@@ -62,6 +64,8 @@ def _stem(url: str) -> str:
     name = urlsplit(url).path.rsplit("/", 1)[-1] if "://" in url else Path(url).name
     extension = next((end for end in SHARD_EXTENSIONS[::-1] if name.lower().endswith(end)), "")
     name = name[: len(name) - len(extension)]
+    if len(name.encode()) > _LONGEST_STEM:  # file systems take names of 255 bytes, and ours are longer than the stem
+        name = f"{name.encode()[: _LONGEST_STEM // 2].decode(errors='ignore')}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
     return name.lstrip("._") or "shard"  # directory readers skip names that begin with . or _
 
 
