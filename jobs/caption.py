@@ -31,6 +31,7 @@ from pipeline.progress import JobProgress, plain, prompt_table
 from pipeline.settings import CaptionSettings, ClusterSettings, VerifySettings
 from pipeline.shards import Shard
 from pipeline.shared_disk import check_outside_package
+from pipeline.summary import nothing_captioned
 from pipeline.table import OutputError, PromptTable
 from pipeline.verified_table import VerifiedTable
 from pipeline.verify import check_verification, resolved, verified_table, verify_serially
@@ -182,6 +183,10 @@ def _conclude(
         console.print(prompt_table(table.read(shown)))
     if failed:
         console.print(f"{len(failed)} of {len(shards)} shards failed; run the same command to try them again")
+        return 1
+    nothing = nothing_captioned(report for shard in shards if (report := table.finished(shard)))
+    if nothing is not None:
+        console.print(plain(f"failed: {nothing}"), style="red", highlight=False, soft_wrap=True, markup=False)
         return 1
     try:
         table.succeed(shards)
