@@ -11,6 +11,7 @@ Exit status: 0 all shards are done, 1 some failed, 2 bad usage.
 import dataclasses
 import secrets
 import sys
+from collections import Counter
 from typing import Annotated
 
 import torch
@@ -23,10 +24,12 @@ from pipeline import cluster
 from pipeline.caption import Captioner, check_settings, describe, run_serially
 from pipeline.cluster import ActorPlan, Stage
 from pipeline.demo_shards import demo_shards
+from pipeline.folder import Bookkeeping
+from pipeline.inputs import expand_shards
 from pipeline.parts import split_shard, sweep_parts
 from pipeline.progress import JobProgress, plain, prompt_table
 from pipeline.settings import CaptionSettings, ClusterSettings, VerifySettings
-from pipeline.shards import Shard, expand_shards
+from pipeline.shards import Shard
 from pipeline.table import OutputError, PromptTable
 from pipeline.verified_table import VerifiedTable
 from pipeline.verify import check_verification, resolved, verified_table, verify_serially
@@ -42,6 +45,9 @@ class CaptionJob:
     """tars: addresses with {000..999} or *, folders, or @FILE with one a line"""
     demo: bool = False
     """shipped pictures and model; no network, no GPU"""
+    bookkeeping: Bookkeeping | None = None
+    """where reports and settings are: inside the output (the default), or beside it in OUTPUT.pez for readers that take
+    every file of a folder, like Polars"""
     retry_failed: bool = False
     """also caption those again that an earlier run has as failed rows, and only those"""
     local: bool = False
@@ -65,11 +71,12 @@ def caption(job: CaptionJob) -> int:
         job = dataclasses.replace(job, verification=resolved(job.verification))
         check_verification(job.verification, job.caption.model, job.caption.pretrained)
     inputs = [*job.input, *(demo_shards() if job.demo else ())]
-    shards = expand_shards(inputs)
+    not_taken: Counter[str] = Counter()
+    shards = expand_shards(inputs, job.output, not_taken)
     plans = None if job.local else _plans(job)
     local = job.device or ("cuda" if torch.cuda.is_available() else "cpu")
     device, verify_device = (plan.device for plan in plans) if plans else (local, local)
-    table = PromptTable(job.output, describe(job.caption, job.method, device))
+    table = PromptTable(job.output, describe(job.caption, job.method, device), job.bookkeeping)
     table.check()
     done, pending = table.divide(shards, job.retry_failed)
     shards = [*done, *pending]  # with the stems that they have in this folder
@@ -173,7 +180,7 @@ def _conclude(
         console.print(f"{len(failed)} of {len(shards)} shards failed; run the same command to try them again")
         return 1
     try:
-        table.succeed()
+        table.succeed(shards)
     except OutputError as error:
         console.print(
             f"failed: {error}; run the same command to try again", highlight=False, soft_wrap=True, markup=False

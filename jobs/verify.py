@@ -18,9 +18,10 @@ from rich.console import Console
 
 from jobs import command
 from pipeline import cluster
+from pipeline.inputs import expand_shards
 from pipeline.progress import JobProgress, plain, prompt_table
 from pipeline.settings import ClusterSettings, VerifySettings
-from pipeline.shards import InputError, Shard, expand_shards
+from pipeline.shards import InputError, Shard
 from pipeline.table import PromptTable
 from pipeline.verify import check_verification, resolved, verified_table, verify_serially
 
