@@ -20,7 +20,7 @@ from pez.regeneration import Generator, load_generator, picture_similarities, se
 from pez.settings import GeneratorPrecision
 from pipeline.ahead import ahead, batches
 from pipeline.caption import check_clip, load_model
-from pipeline.samples import Sample, ShardError, decode_image, read_samples
+from pipeline.samples import Sample, ShardError, decode_image, read_samples, reading_options
 from pipeline.settings import CaptionSettings, PaintSettings, VerifySettings
 from pipeline.shards import Shard
 from pipeline.table import PromptTable
@@ -57,10 +57,10 @@ def verify_shard(shard: Shard, verifier: "Verifier", table: VerifiedTable) -> Ve
     rows = table.prompts.read(shard)
     columns = (rows[name].to_pylist() for name in ("key", "prompt", "status"))
     prompts = {key: prompt for key, prompt, status in zip(*columns, strict=True) if status == "ok"}
-    image_key = table.prompts.settings.get("image_key")
+    reading = reading_options(table.prompts.settings)
     try:
         with table.pictures(shard) as keep:  # published only on a clean exit
-            found = dict(verifier.verify(shard, prompts, image_key, keep))
+            found = dict(verifier.verify(shard, prompts, reading, keep))
     except UnreadError as error:
         if "://" not in shard.url or shard.source != shard.url:
             raise
@@ -98,19 +98,20 @@ class Verifier:
         self.progress = VerifyProgress()
 
     def verify(
-        self, shard: Shard, prompts: Mapping[str, str], image_key: str | None, keep: Keep
+        self, shard: Shard, prompts: Mapping[str, str], reading: Mapping[str, Any], keep: Keep
     ) -> Iterator[tuple[str, Regenerated]]:
         """Paint each prompt and compare the pictures with the original.
 
         Args:
             prompts: by key.
+            reading: how the shard was read when it was captioned, for read_samples.
             keep: is given each key's pictures.
 
         Yields:
             (key, result) for every key of the prompts.
         """
         self.progress = VerifyProgress()
-        originals = self._originals(shard, prompts, image_key)
+        originals = self._originals(shard, prompts, reading)
         count = self.settings.verify_images
         seeds = {key: [seed_for(self.settings.verify_seed, key, n) for n in range(count)] for key in prompts}
         wanted = []
@@ -132,9 +133,9 @@ class Verifier:
                     yield key, self._result(key, prompts[key], seeds[key], waiting, keep)
                     waiting = []
 
-    def _originals(self, shard: Shard, keys: Mapping[str, str], image_key: str | None) -> dict[str, Tensor | str]:
+    def _originals(self, shard: Shard, keys: Mapping[str, str], reading: Mapping[str, Any]) -> dict[str, Tensor | str]:
         """Features of the shard's pictures, (dim,) each, or why there is none; the pictures themselves are not held."""
-        samples = (sample for sample in _read(shard, image_key) if sample.key in keys)
+        samples = (sample for sample in _read(shard, reading) if sample.key in keys)
         found: dict[str, Tensor | str] = {}
         for some in batches(ahead(samples, self._decode, self.threads, 2 * _IMAGES_AT_ONCE), _IMAGES_AT_ONCE):
             found.update({key: reason for key, reason in some if isinstance(reason, str)})
@@ -207,9 +208,9 @@ class UnreadError(ShardError):
     """A shard's pictures cannot be read again."""
 
 
-def _read(shard: Shard, image_key: str | None) -> Iterator[Sample]:
+def _read(shard: Shard, reading: Mapping[str, Any]) -> Iterator[Sample]:
     try:
-        yield from read_samples(shard, image_key)
+        yield from read_samples(shard, **reading)
     except ShardError as error:
         raise UnreadError(str(error)) from error
 
