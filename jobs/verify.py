@@ -95,7 +95,7 @@ def with_sources(shards: Sequence[Shard], given: Sequence[Shard]) -> list[Shard]
     sources = {shard.url: shard.source for shard in given}
     if not any(shard.url in sources for shard in shards):
         raise InputError(
-            f"--input has {given[0].url}, which this output does not; expected its tars, like {shards[0].url}"
+            f"--input has {given[0].url}, which this output does not have; expected its tars, like {shards[0].url}"
         )
     return [dataclasses.replace(shard, source=sources.get(shard.url, shard.source)) for shard in shards]
 

@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
+from pipeline.folder import DamagedError, OutputError
 from pipeline.shards import InputError, Shard
-from pipeline.table import VERIFIED, OutputError, PromptTable, differences, fingerprint
+from pipeline.table import VERIFIED, PromptTable, differences, fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,12 +131,7 @@ class VerifiedTable:
             return None
         if self.keep_images and not self.prompts.fs.exists(self.prompts.at(_pictures_of(shard))):
             return None
-        try:
-            with self.prompts.fs.open(self.prompts.at(f"{shard.stem}.parquet"), "rb") as file:
-                schema = pq.read_schema(file)
-        except (FileNotFoundError, pa.ArrowInvalid):  # a damaged one is done again
-            return None
-        about = json.loads((schema.metadata or {}).get(_ABOUT, b"{}"))
+        about = json.loads((self.prompts.read_metadata(f"{shard.stem}.parquet") or {}).get(_ABOUT, b"{}"))
         if about.get("fingerprint") != self.fingerprint:
             return None
         try:
@@ -147,14 +142,16 @@ class VerifiedTable:
     def _marker(self, stem: str) -> dict[str, Any] | None:
         """What the marker of a shard says, None where there is none or it is damaged."""
         try:
-            values = json.loads(self.prompts.fs.cat_file(self.prompts.at(f"_verified/{stem}.json")))
-        except (FileNotFoundError, ValueError):
+            return self.prompts.read_json(f"_verified/{stem}.json")
+        except DamagedError:
             return None
-        return values if isinstance(values, dict) else None
 
     def _of_others(self) -> dict[str, Any] | None:
         """The settings written down, if they are not these."""
-        written = self.prompts.read_json("_verify.json")
+        try:
+            written = self.prompts.read_json("_verify.json")
+        except DamagedError:  # it is written again; the markers tell which shards are done
+            return None
         return written if written is not None and written.get("fingerprint") != self.fingerprint else None
 
     def publish(

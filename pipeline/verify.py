@@ -57,9 +57,10 @@ def verify_shard(shard: Shard, verifier: "Verifier", table: VerifiedTable) -> Ve
     rows = table.prompts.read(shard)
     columns = (rows[name].to_pylist() for name in ("key", "prompt", "status"))
     prompts = {key: prompt for key, prompt, status in zip(*columns, strict=True) if status == "ok"}
+    reading = reading_options(table.prompts.settings)
     try:
         with table.pictures(shard) as keep:  # published only on a clean exit
-            found = dict(verifier.verify(shard, prompts, reading_options(table.prompts.settings), keep))
+            found = dict(verifier.verify(shard, prompts, reading, keep))
     except UnreadError as error:
         if "://" not in shard.url or shard.source != shard.url:
             raise
@@ -103,7 +104,7 @@ class Verifier:
 
         Args:
             prompts: by key.
-            reading: how the shard was read when it was captioned, see reading_options.
+            reading: how the shard was read when it was captioned, for read_samples.
             keep: is given each key's pictures.
 
         Yields:

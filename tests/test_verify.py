@@ -3,8 +3,12 @@
 import dataclasses
 import io
 import json
+import shutil
 import sys
+import tarfile
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +22,21 @@ import webdataset as wds
 from conftest import MakeTar, encoded
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import load_file, save_file
+from small_generators import linked, rename_weights
 
 import pez
 from jobs import caption, command, verify
 from pez.demo import JUDGE
 from pipeline.caption import describe
+from pipeline.folder import OutputError
 from pipeline.progress import JobProgress, prompt_table
 from pipeline.samples import ShardError
 from pipeline.settings import CaptionSettings, VerifySettings
 from pipeline.shards import InputError, Shard, name_shards
 from pipeline.table import SCHEMA, VERIFIED, PromptTable, Row
 from pipeline.verified_table import VerifiedTable
-from pipeline.verify import Verifier, check_verification, score_model, verified_table, verify_shard
+from pipeline.verify import Verifier, check_verification, resolved, score_model, verified_table, verify_shard
 
 SETTINGS = VerifySettings(verify="demo", verify_steps=1, verify_images=2)
 CAPTIONED = describe(CaptionSettings(model="demo", lanes=16), pez.PezSettings(tokens=6, steps=20), "cpu")
@@ -173,13 +180,168 @@ def test_pictures_wanted_later_are_made(shard: Shard, table: PromptTable, verifi
     assert verified(table, keep_images=True).pending([shard]) == []
 
 
-def test_other_settings_are_refused_and_named(table: PromptTable) -> None:
+def test_other_settings_are_refused_and_named(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
     verified(table).claim()
     verified(table, verify_batch=3, keep_images=True).claim()  # change no number
+    verify_shard(shard, verifier, verified(table))
     with pytest.raises(
         InputError, match="verified with other settings: guidance was 9.0 and is 7.5, verify_steps was 1 and is 2; use"
     ):
         verified(table, guidance=7.5, verify_steps=2)
+
+
+def test_settings_without_a_verified_shard_may_be_claimed_anew(
+    shard: Shard, table: PromptTable, verifier: Verifier
+) -> None:
+    """As those of a run whose generator did not load."""
+    slower = verified(table, guidance=7.5)
+    slower.claim()
+    verified(table).claim()
+    with pytest.raises(OutputError, match="claimed meanwhile by a run with other settings of verification"):
+        verify_shard(shard, verifier, slower)  # what it has painted is not mixed with the others
+    assert rows_of(table)[0]["regeneration"] is None
+    verify_shard(shard, verifier, verified(table))
+    assert verified(table).pending([shard]) == []
+
+
+def test_a_generator_that_does_not_load_claims_nothing(
+    scene_tars: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights of another shape are found out when they are loaded only."""
+    broken = linked(tmp_path / "broken")
+    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = {name: value[:1].contiguous() for name, value in load_file(weights).items()}
+    weights.unlink()
+    save_file(tensors, weights)
+    out = tmp_path / "out"
+    captions = ["--input", scene_tars[0], "--model", "demo", "--steps", "2", "--swaps", "0", "--local"]
+    statuses = []
+    for name, words in (
+        ("caption", ["--output", str(out), *captions, "--verify", str(broken)]),
+        ("verify", [str(out), "--verify", str(broken), "--local"]),
+        ("verify", [str(out), "--verify", "demo", "--verify-steps", "1", "--local"]),
+    ):
+        monkeypatch.setattr(sys, "argv", ["job", *words])
+        statuses.append(run(name))
+    told = capsys.readouterr()
+    assert statuses == [2, 2, 0]
+    assert told.err.count("cannot load the generator") == 2
+    assert len(told.err.strip().splitlines()) == 2
+    assert json.loads((out / "_verify.json").read_text())["settings"]["verify"] == "demo"
+
+
+def test_a_damaged_marker_is_made_again(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
+    verify_shard(shard, verifier, verified(table))
+    marker = Path(f"{table.url}/_verified/a.json")
+    good = json.loads(marker.read_text())
+    marker.write_text(json.dumps(good | {"of_a_later_version": 1}))
+    assert verified(table).pending([shard]) == []
+    for data in ("", "{", "[]", "{}", json.dumps({k: v for k, v in good.items() if k != "rows"})):
+        marker.write_text(data)
+        assert verified(table).pending([shard]) == [shard]
+    verify_shard(shard, verifier, verified(table))
+    assert json.loads(marker.read_text()).keys() == good.keys()
+
+
+def test_a_variant_is_told_only_where_it_is_other_weights(table: PromptTable, tmp_path: Path) -> None:
+    alone = rename_weights(linked(tmp_path / "alone"), "fp16", "unet", "vae", "text_encoder")
+    both = linked(tmp_path / "both")
+    plain = both / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(plain, plain.with_name("diffusion_pytorch_model.fp16.safetensors"))
+
+    def told(folder: Path, variant: str | None) -> VerifiedTable:
+        return verified(table, verify=str(folder), verify_variant=variant)
+
+    assert "verify_variant" not in told(both, None).settings
+    assert told(both, "fp16").settings["verify_variant"] == "fp16"
+    assert told(alone, "fp16").fingerprint == told(alone, None).fingerprint
+
+
+def test_files_of_models_are_named_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor's working directory is another one."""
+    linked(tmp_path / "models" / "mine")
+    monkeypatch.chdir(tmp_path)
+    named = VerifySettings(verify="models/mine", score_model="local-dir:models/judge", keep_images=True)
+    assert resolved(named) == dataclasses.replace(
+        named, verify=f"{tmp_path}/models/mine", score_model=f"local-dir:{tmp_path}/models/judge"
+    )
+    for name in ("demo", "models/gone", "stabilityai/sd-turbo"):
+        assert resolved(VerifySettings(verify=name)).verify == name
+
+
+def test_originals_are_read_as_they_were_captioned(
+    make_tar: MakeTar, images: list[Image.Image], tmp_path: Path, verifier: Verifier
+) -> None:
+    table = PromptTable(str(tmp_path / "left"), CAPTIONED | {"image_key": "left.png"})
+    table.claim()
+    shard = Shard(make_tar("in/l.tar", [("0.right.png", encoded(images[1])), ("0.left.png", encoded(images[0]))]), "l")
+    table.publish(shard, [Row("0", shard.url, "ok", prompt=PROMPTS[0])], 1.0)
+    verify_shard(shard, verifier, verified(table))
+    assert rows_of(table, "l")[0]["regeneration"]["error"] is None
+
+
+def test_a_signature_that_ran_out_is_given_anew(
+    tmp_path: Path, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A store that wants today's signature, and an output that knows addresses without any."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        info = tarfile.TarInfo("000.png")
+        info.size = len(encoded(images[0]))
+        tar.addfile(info, io.BytesIO(encoded(images[0])))
+
+    class Store(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            good = "X-Amz-Signature=TODAY" in self.path
+            self.send_response(200 if good else 403)
+            self.send_header("Content-Length", str(len(data.getvalue()) if good else 0))
+            self.end_headers()
+            if good and self.command == "GET":
+                self.wfile.write(data.getvalue())
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Store)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/a.tar"
+        table = PromptTable(str(tmp_path / "out"), CAPTIONED)
+        table.claim()
+        table.publish(Shard(url, "a"), [Row("000", url, "ok", prompt=PROMPTS[0])], 1.0)
+        how = ["--verify", "demo", "--verify-steps", "1", "--local"]
+        told = []
+        for given in ([], ["--input", f"{url}?X-Amz-Signature=OLDER"], ["--input", f"{url}?X-Amz-Signature=TODAY"]):
+            monkeypatch.setattr(sys, "argv", ["job", table.url, *how, *given])
+            status = run("verify")
+            told.append((status, "".join(capsys.readouterr())))
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert [status for status, _ in told] == [1, 1, 0]
+    assert "if it needs a signature, run jobs.verify with --input and the signed address" in told[0][1]
+    assert url in told[1][1]
+    assert not any(word in text for _, text in told for word in ("OLDER", "TODAY"))
+    assert rows_of(table)[0]["regenerated_similarity"] is not None
+    written = b"".join(path.read_bytes() for path in Path(table.url).rglob("*") if path.is_file())
+    assert b"TODAY" not in written
+    assert b"OLDER" not in written
+
+
+def test_an_input_that_the_output_does_not_have_is_refused(
+    shard: Shard,
+    table: PromptTable,
+    scene_tars: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["job", table.url, "--verify", "demo", "--local", "--input", scene_tars[0]])
+    assert run("verify") == 2
+    assert f"which this output does not have; expected its tars, like {shard.url}" in capsys.readouterr().err
 
 
 def test_one_bad_prompt_does_not_stop_the_others(
@@ -272,7 +434,10 @@ def test_a_guide_that_scores_its_own_prompts_is_warned_of() -> None:
 @pytest.mark.parametrize(
     ("job", "words", "message"),
     [
-        ("caption", ["--demo", "--verify", "{tmp}/gone"], "no folder '{tmp}/gone'; expected demo, a hub id"),
+        ("caption", ["--demo", "--verify", "{tmp}/gone"], "no folder or file '{tmp}/gone'; expected demo, a hub id"),
+        ("caption", ["--demo", "--verify", ""], "the generator's name is ''; expected demo, ORG/MODEL, a folder"),
+        ("caption", ["--demo", "--verify", "{tmp}/model.ckpt"], "model.ckpt is a pickle, which may run code"),
+        ("caption", ["--demo", "--verify", "demo", "--verify-variant", "fp16"], "'demo' has no variant 'fp16'"),
         ("caption", ["--demo", "--verify", "{tmp}"], "no pipeline in {tmp}; expected a diffusers folder"),
         ("caption", ["--demo", "--verify", "demo", "--verify-steps", "0"], "verify_steps is 0; expected 1 or more"),
         ("caption", ["--demo", "--verify", "demo", "--score-model", "ViT-Z"], "no weights are named for the score"),
@@ -291,6 +456,7 @@ def test_bad_usage_is_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
+    (tmp_path / "model.ckpt").write_bytes(b"junk")
     options = [*(word.format(tmp=tmp_path) for word in words), "--local"]
     monkeypatch.setattr(sys, "argv", ["job", *([str(out)] if job == "verify" else ["--output", str(out)]), *options])
     assert run(job) == 2
