@@ -9,20 +9,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-
+from pez.images import ImageError, decode_image
 from pipeline.shards import InputError, Shard
 from pipeline.streams import ByteStream
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 CAPTION_ENDINGS = ("txt", "caption", "text")
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # not those of Pillow that run programs, like EPS
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_CAPTION_BYTES = 2**20
-MAX_PIXELS = 100_000_000
-MAX_ASPECT = 200
-"""long side by short side; models scale the short side up to their own, and memory goes with the long one"""
 
 _MAX_HEADER_BYTES = 2**15
 _READ_AT_ONCE = 2**17
@@ -34,8 +28,8 @@ _READ_WHOLE = (  # by tarfile, as part of the next member's header
     tarfile.SOLARIS_XHDTYPE,
 )
 
-# Pillow turns a picture of twice this size into an error by itself; we refuse earlier, with our own words.
-Image.MAX_IMAGE_PIXELS = None
+
+__all__ = ["ImageError", "Sample", "ShardError", "decode_image", "read_samples"]
 
 
 class ShardError(InputError):
@@ -275,45 +269,3 @@ class _Watched(io.RawIOBase):
     def drain(self) -> None:
         while self.read(2**20):
             pass
-
-
-class ImageError(ValueError):
-    """Bytes that do not become a picture; the message is one line."""
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """Bytes of any usual image to upright RGB: EXIF orientation applied, alpha over white, 16 bits scaled to 8.
-
-    Raises:
-        ImageError: not an image, cut short, larger than MAX_PIXELS or narrower than MAX_ASPECT; one line.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ImageError(f"{width}x{height} pixels; expected at most {MAX_PIXELS}")
-            if max(width, height) > MAX_ASPECT * min(width, height):
-                raise ImageError(f"{width}x{height} pixels; expected a long side of at most {MAX_ASPECT} short ones")
-            image.load()  # the first frame of an animation; raises where data is missing
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except ImageError:
-        raise
-    except UnidentifiedImageError as error:  # its own words hold an address in memory, another one each time
-        raise ImageError(f"cannot decode the image: none of {', '.join(_FORMATS)}, or damaged") from error
-    except Exception as error:  # decoders raise nearly anything on hostile bytes
-        raise ImageError(f"cannot decode the image: {' '.join(str(error).split()) or type(error).__name__}") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits of grey, in 16 or 32
-        grey = np.asarray(image).astype(np.float32)
-        return Image.fromarray((grey / 257.0).clip(0, 255).round().astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        grey = np.nan_to_num(np.asarray(image))
-        grey = grey * (255.0 if grey.max() <= 1.0 else 1.0)
-        return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
