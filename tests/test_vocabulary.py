@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 
 import pez
-from pez.vocabulary import Vocabulary, blocked
+from pez import lists
+from pez.vocabulary import Vocabulary
 
 
 def words_of(clip: pez.Clip, settings: pez.PezSettings) -> set[str]:
@@ -72,7 +73,7 @@ def test_a_word_that_no_token_spells_cannot_be_allowed(demo_clip: pez.Clip) -> N
 
 def test_a_blocked_word_cannot_be_spelled_from_pieces(demo_clip: pez.Clip) -> None:
     tokenizer = demo_clip.tokenizer
-    gone = blocked(tokenizer, ["blood"])
+    gone = lists.blocked(demo_clip.tokens, ["blood"], demo_clip.ordinary_tokens())
     assert gone[tokenizer.encoder["blood</w>"]]
     assert gone[tokenizer.encoder["blood"]]
     for cut in range(1, 5):
@@ -83,7 +84,7 @@ def test_a_blocked_word_cannot_be_spelled_from_pieces(demo_clip: pez.Clip) -> No
 
 def test_a_pattern_blocks_every_ending(demo_clip: pez.Clip) -> None:
     tokenizer = demo_clip.tokenizer
-    gone = blocked(tokenizer, ["blood*"])
+    gone = lists.blocked(demo_clip.tokens, ["blood*"], demo_clip.ordinary_tokens())
     left = [p for p, i in tokenizer.encoder.items() if p.startswith("blood") and not gone[i]]
     assert left == []
 
