@@ -7,14 +7,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from pez import lists
 from pez.demo import CLIPS, load_demo_clip
-from pez.images import to_rgb
 from pez.load import check_model, load_open_clip
 from pez.modes import own_modes
+from pez.pictures import Pictures, rgb_images
 from pez.settings import PezSettings, Precision
 from pez.text_encoder import TextEncoder, frame_of, framed, text_encoder, text_tower
 from pez.tokens import Tokens
@@ -98,9 +97,9 @@ class Clip:
         self.tokens = Tokens(tokenizer, self.tower.token_embedding.num_embeddings)
         self._encoders: dict[int, TextEncoder] = {}
 
-    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Images of any mode to (n, dim) unit features in full precision."""
-        return self.pixel_features(torch.stack([self.preprocess(to_rgb(image)) for image in images]))
+    def image_features(self, images: Pictures) -> Tensor:
+        """Images as `pez.pictures` takes them to (n, dim) unit features in full precision."""
+        return self.pixel_features(torch.stack([self.preprocess(image) for image in rgb_images(images)]))
 
     def pixel_features(self, pixels: Tensor) -> Tensor:
         """(n, 3, height, width) float preprocessed images to (n, dim) unit features in full precision."""
@@ -129,7 +128,8 @@ class Clip:
     def encoder(self, tokens: int) -> TextEncoder:
         """Soft prompts of so many tokens to features, in the precision of the optimisation."""
         if tokens not in self._encoders:
-            self._encoders[tokens] = text_encoder(self.model, self.tokenizer, tokens, self.dtype, self.compiled)
+            with own_modes():
+                self._encoders[tokens] = text_encoder(self.model, self.tokenizer, tokens, self.dtype, self.compiled)
         return self._encoders[tokens]
 
     def with_engine(self, precision: Literal["fp32", "bf16"], compiled: bool = False) -> "Clip":
@@ -155,7 +155,8 @@ class Clip:
             mask = lasting
         if settings.blocklist:
             mask = mask & ~lists.blocked(self.tokens, settings.blocklist, mask)
-        return Vocabulary(self.tower.token_embedding.weight, mask, self.dtype)
+        with own_modes():
+            return Vocabulary(self.tower.token_embedding.weight, mask, self.dtype)
 
     @functools.cached_property
     def words(self) -> Tensor | None:

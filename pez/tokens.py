@@ -1,7 +1,7 @@
 """A tokenizer's tokens as text: what each is written as, and which stay themselves when the text is read again.
 
-open_clip models come with the byte-pair tokenizer of CLIP or with one of the hub (SentencePiece, WordPiece, byte-level). Nothing
-here tells them apart: every question is answered by writing tokens as text and reading that.
+open_clip models come with the byte-pair tokenizer of CLIP or with one of the hub (SentencePiece, WordPiece, byte-level).
+Nothing here tells them apart: every question is answered by writing tokens as text and reading that.
 """
 
 import functools

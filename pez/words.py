@@ -5,8 +5,10 @@ pieces tells them from words. `words.txt.xz` does: how often people write each w
 written by `python -m jobs.list_words`. A token is a word where
 
 - it is in the list (English: 2.6 or more on the Zipf scale, four in ten million words; other languages: 4.0 or more),
-- it is common if it is short (3.2 for up to three letters, of which nearly all are an abbreviation of something), and
-- people write it as a word more often than as a piece of the list's longer words that are not tokens: 3 of 10 times or more.
+- it is common if it is short (3.2 for up to three letters, of which nearly all are an abbreviation of something) and no single
+  Latin letter but a, i and o, and
+- with CLIP's own tokenizer, whose tokens carry a mark at the end of words and may be ends alone: people write it as a word at
+  least 3 times of 10, and not as the end of words that are no tokens.
 """
 
 import functools
@@ -23,19 +25,20 @@ from pez.tokens import Tokens
 _LIST = Path(__file__).parent / "words.txt.xz"
 _SHARE = 0.3  # of a token's use that must be as a word
 _SHORT, _SHORT_IN_A_MILLION = 3, 10 ** (3.2 - 3)
+_ONE_LETTER = "aio"  # words of Latin letters
 
 
 def word_tokens(tokens: Tokens) -> Tensor:
     """(vocab,) bool: tokens that are words and that stay themselves as text."""
     # CLIP's own vocabulary was made of English text: in it other languages' words are mostly pieces of English ones.
-    listed = words_by_language()[0] if isinstance(tokens.tokenizer, SimpleTokenizer) else all_words()
+    ends = isinstance(tokens.tokenizer, SimpleTokenizer)
+    listed = words_by_language()[0] if ends else all_words()
     lowered = [text.lower() for text in tokens.texts]
-    mask = torch.tensor(
-        [listed.get(text, 0.0) >= (_SHORT_IN_A_MILLION if 0 < len(text) <= _SHORT else 1e-9) for text in lowered]
-    )
-    mask = tokens.lasting(mask & tokens.ordinary)
-    as_word = torch.tensor([listed.get(text, 0.0) for text in lowered])
-    return mask & (as_word >= _SHARE * (as_word + _as_piece(tokens, listed)))
+    use = torch.tensor([listed.get(text, 0.0) for text in lowered], dtype=torch.float64)
+    short = torch.tensor([len(text) <= _SHORT for text in lowered])
+    letter = torch.tensor([len(text) == 1 and text.isascii() and text not in _ONE_LETTER for text in lowered])
+    mask = tokens.lasting((use > short * _SHORT_IN_A_MILLION) & ~letter & tokens.ordinary)
+    return mask & (use >= _SHARE * (use + _as_piece(tokens, listed))) if ends else mask
 
 
 def letter_tokens(tokens: Tokens) -> Tensor:

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 
 import pez
 from pez import lists
+from pez.demo.scenes import caption_words
 from pez.vocabulary import Vocabulary
 
 
@@ -49,7 +50,7 @@ def test_an_allowlist_of_fragments_alone_is_taken_as_it_is(demo_clip: pez.Clip) 
 def test_the_demo_recommends_its_caption_words(demo_clip: pez.Clip) -> None:
     words = words_of(demo_clip, pez.PezSettings())
     assert "triangle</w>" in words
-    assert len(words) == len(pez.demo.caption_words())
+    assert len(words) == len(caption_words())
 
 
 def test_whole_words_are_letters_only(demo_clip: pez.Clip) -> None:
