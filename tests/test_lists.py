@@ -111,7 +111,7 @@ def test_a_list_of_something_else_is_refused(wrong: object) -> None:
         pez.PezSettings(blocklist=wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("word", ["red", " red", "Red", "RED ", "café", "CAFÉ", "3d", "😂", "beyoncé"])
+@pytest.mark.parametrize("word", ["red", " red", "Red", "RED ", "café", "CAFÉ", "7", "😂", "beyoncé"])
 def test_a_word_of_one_token_can_be_allowed_however_it_is_written(demo_clip: pez.Clip, word: str) -> None:
     for vocabulary in ("model", "words", "full"):
         allowed = demo_clip.vocabulary(pez.PezSettings(vocabulary=vocabulary, allowlist=(word,)))  # type: ignore
@@ -133,7 +133,7 @@ def test_signs_that_image_programs_take_as_commands_are_not_in_full(demo_clip: p
     )
     signs = set("()[]{}|<>\\#")
     assert not [i for i in full if signs & set(demo_clip.text_of([i])) or "//" in demo_clip.text_of([i])]
-    assert len(full) == 34_094
+    assert len(full) == 34_095
     assert len(exact) == 49_406
     assert signs <= {demo_clip.text_of([i]) for i in exact}
     assert {"&", "!", ",", "'s", "😂"} <= {demo_clip.text_of([i]) for i in full}
