@@ -109,9 +109,13 @@ class _Index:
         if word and stem == word and _RUN.search(word) is None:  # an emoji may stand among others
             whole[[i for i, text in enumerate(self.texts) if word in text]] = True
         if open_ended.any():
-            begun[[i for end in range(1, len(stem) + 1) for i in self.by_word.get(stem[:end], [])]] = True
-            if stem != word:
-                begun[[i for held, ids in self.by_word.items() if held.startswith(stem) for i in ids]] = True
+            fixed = word.split("*")[0]  # with each ? for one sign
+            starts = [_pattern(fixed[:end]) for end in range(len(fixed) + 1)]
+            for held, ids in self.by_word.items():
+                if len(held) > len(fixed) and fixed == word:
+                    continue
+                if starts[min(len(held), len(fixed))].fullmatch(held[: len(fixed)]):
+                    begun[ids] = True
         return whole | (begun & open_ended)
 
 

@@ -22,31 +22,29 @@ def clip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return clip
 
 
-def read_back(clip: pez.Clip, ids: list[int]) -> list[int]:
-    """A prompt's tokens, as the model's tokenizer reads its text, whatever it puts around them."""
-    [row] = clip.tokenizer([clip.text_of(ids)], context_length=20).tolist()
-    return row[len(clip.frame.before) :][: len(ids)]
+FIRST_DIFFERS = ("byte-level", "Gemma")
+"""tokenizers that mark a word by the space before it: the first word of any text is another token than the same word later"""
 
 
 @pytest.mark.parametrize("vocabulary", ["model", "words", "full"])
 def test_prompts_survive_as_text_in_any_order(clip: pez.Clip, vocabulary: str) -> None:
     found = clip.vocabulary(pez.PezSettings(vocabulary=vocabulary))
     assert len(found.ids) > 200
-    # A byte-level tokenizer reads the first word of any text as another token than the same word later.
-    skipped = 1 if clip.name == "byte-level" else 0
     for seed in range(300):
         ids = found.random_ids(6, torch.Generator().manual_seed(seed)).tolist()
-        if skipped:
-            [row] = clip.tokenizer([clip.text_of(ids)], context_length=20).tolist()
-            assert row[: row.index(2)][-5:] == ids[1:], clip.text_of(ids)
+        read = clip.tokens.read([clip.text_of(ids)])[0]
+        if clip.name in FIRST_DIFFERS:
+            assert read[-5:] == ids[1:], clip.text_of(ids)
         else:
-            assert read_back(clip, ids) == ids, clip.text_of(ids)
+            assert read == ids, clip.text_of(ids)
 
 
 def test_words_are_words_that_people_write(clip: pez.Clip) -> None:
     texts = {clip.text_of([i]).lower() for i in clip.vocabulary(pez.PezSettings()).ids.tolist()}
-    assert {"red", "triangle", "wavy"} <= texts
-    assert len(set(caption_words()) - texts) <= 3  # of a small vocabulary
+    assert {"red", "the", "of"} <= texts
+    # Caption words are words wherever the small vocabulary has them.
+    pieces = {clip.text_of([i]).lower() for i in clip.vocabulary(pez.PezSettings(vocabulary="full")).ids.tolist()}
+    assert texts >= set(caption_words()) & pieces
     assert not texts & {"tion", "ment", "ness", "s", "##s", "wor", "somet", "whi"}  # pieces that some of them have
     assert all(text.isalpha() for text in texts)
     pieces = {clip.text_of([i]) for i in range(clip.tower.token_embedding.num_embeddings - 5)}
@@ -59,7 +57,7 @@ def test_a_prompt_is_learned_and_anyone_can_measure_it(clip: pez.Clip, images: l
     image = model.encode_image(clip.preprocess(images[0])[None], normalize=True)
     text = model.encode_text(clip.tokenizer([prompt.text], context_length=20), normalize=True)
     assert prompt.similarity == pytest.approx(float(image @ text.T), abs=1e-5)
-    if clip.name != "byte-level":
+    if clip.name not in FIRST_DIFFERS:
         assert prompt.token_similarity == pytest.approx(prompt.similarity, abs=1e-5)
 
 
@@ -100,7 +98,7 @@ def test_a_tokenizer_without_a_start_token_has_all_its_room(tmp_path: Path) -> N
 )
 def test_a_tokenizer_that_cannot_be_had_is_named(model: str, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    tag = open_clip.list_pretrained_tags_by_model(model)[0]
+    tag = (open_clip.list_pretrained_tags_by_model(model) or ["none"])[0]
     with pytest.raises(ValueError, match=f"cannot load the tokenizer '{tokenizer}' of '{model}': ") as error:
         pez.load_clip(model, tag)
     assert "\n" not in str(error.value)
