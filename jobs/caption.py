@@ -25,16 +25,17 @@ from pipeline.caption import Captioner, check_settings, describe, run_serially
 from pipeline.cluster import ActorPlan, Stage
 from pipeline.demo_shards import demo_shards
 from pipeline.folder import Bookkeeping
+from pipeline.hub import check_reachable
 from pipeline.inputs import expand_shards
 from pipeline.parts import split_shard, sweep_parts
 from pipeline.progress import JobProgress, plain, prompt_table
-from pipeline.settings import CaptionSettings, ClusterSettings, VerifySettings
+from pipeline.settings import CaptionSettings, ClusterSettings, VerifySettings, cluster_address
 from pipeline.shards import Shard
 from pipeline.shared_disk import check_outside_package
 from pipeline.summary import nothing_captioned
 from pipeline.table import OutputError, PromptTable
 from pipeline.verified_table import VerifiedTable
-from pipeline.verify import check_verification, resolved, verified_table, verify_serially
+from pipeline.verify import check_verification, resolved, score_model, verified_table, verify_serially
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,11 @@ def caption(job: CaptionJob) -> int:
     shards = [*done, *pending]  # with the stems that they have in this folder
     verified = verified_table(table, job.verification, verify_device) if verifies else None
     work = _Work(table, shards, pending, verified, verified.pending(done) if verified else [])
+    if job.local or not cluster_address(job.cluster):  # nodes elsewhere may have what is not here
+        if work.pending:
+            check_reachable(job.caption.model, job.caption.pretrained)
+        if verifies and (work.pending or work.unverified):
+            check_reachable(*score_model(job.verification, job.caption.model))
     already_verified = len(done) - len(work.unverified) if verified else None
     progress = JobProgress(len(shards), len(done), console, verified=already_verified)
     try:

@@ -18,13 +18,14 @@ from rich.console import Console
 
 from jobs import command
 from pipeline import cluster
+from pipeline.hub import check_reachable
 from pipeline.inputs import expand_shards
 from pipeline.progress import JobProgress, plain, prompt_table
-from pipeline.settings import ClusterSettings, VerifySettings
+from pipeline.settings import ClusterSettings, VerifySettings, cluster_address
 from pipeline.shards import InputError, Shard
 from pipeline.shared_disk import check_outside_package
 from pipeline.table import PromptTable
-from pipeline.verify import check_verification, resolved, verified_table, verify_serially
+from pipeline.verify import check_verification, resolved, score_model, verified_table, verify_serially
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,8 @@ def verify(job: VerifyJob) -> int:
         device = plan.device
     verified = verified_table(table, job.verification, device)
     pending = verified.pending(shards)
+    if pending and (job.local or not cluster_address(job.cluster)):  # nodes elsewhere may have what is not here
+        check_reachable(*score_model(job.verification, table.settings["model"]))
     if pending and plan is not None:
         verified.claim()
     with JobProgress(len(shards), None, console, verified=len(shards) - len(pending)) as progress:

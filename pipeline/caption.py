@@ -132,6 +132,7 @@ class Captioner:
     ) -> None:
         self.settings, self.method, self.threads = settings, method, threads
         self.clip = load_model(settings, device)
+        self.clip.vocabulary(method)  # a word that the model does not have ends the start, and not each shard
         self.clip.vocabulary(method)  # words that this model does not know are an error of the start, not of each shard
         self.lanes = SharedLanes(self._tasks_of, self._learn, settings.lanes // _IMAGES_AT_ONCE) if shared else None
         self.clock = WorkClock()

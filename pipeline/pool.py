@@ -257,8 +257,8 @@ class Pool:
             have, free = ray.cluster_resources(), ray.available_resources()
             told = " and ".join(f"{have.get(n, 0):g} {n} ({free.get(n, 0):g} free)" for n in ("GPU", "CPU"))
             self.on_note(
-                f"{self.stage.name}: no actor is up yet; each asks for {self.stage.asks}, and the cluster has {told}; "
-                "it goes on waiting, for room or for a model that loads"
+                f"{self.stage.name}: waiting for the first actor: each needs {self.stage.asks}, the cluster has {told}. "
+                "Still waiting for resources or for the model to load."
             )
 
     def dismiss(self) -> None:

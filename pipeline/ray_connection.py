@@ -24,7 +24,7 @@ from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
 from pipeline.resources import Resources
-from pipeline.settings import ClusterSettings
+from pipeline.settings import ClusterSettings, cluster_address
 from pipeline.shards import InputError
 
 _PATIENCE = 5.0  # seconds for an address to answer
@@ -43,10 +43,10 @@ def connect(settings: ClusterSettings) -> None:
     """
     if ray.is_initialized():
         return
-    address = settings.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(settings)
     # Death notices of workers are reported by us, once and with what follows from them.
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address in (None, "local"):
+    if address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only
         # Ray turns a loopback address that it is given into the machine's own and listens on all of them. Where it takes
         # itself to be unable of clusters (https://github.com/ray-project/ray/issues/18730) it stays on loopback.

@@ -1,6 +1,7 @@
 """What a user may choose about a job, importable without torch and Ray."""
 
 import dataclasses
+import os
 
 from pez.settings import GeneratorPrecision, Precision, Scheduler
 from pipeline.member_names import KeySplit, MemberNames
@@ -121,3 +122,9 @@ class ClusterSettings:
             value = getattr(self, name)
             if value is not None and not value > (-1 if name.startswith("gpus_per_") else 0):
                 raise ValueError(f"{name} is {value}; expected more than 0")
+
+
+def cluster_address(settings: ClusterSettings) -> str | None:
+    """The Ray cluster that is meant; None = a Ray of this machine only."""
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address

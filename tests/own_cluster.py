@@ -25,6 +25,7 @@ def started_cluster(folder: Path, *options: str, cpus: int = 2) -> Iterator[str]
     words = ["--head", f"--port={port}", f"--temp-dir={temporary}", f"--num-cpus={cpus}", *options]
     if not any("dashboard" in option for option in options):
         words.append("--include-dashboard=false")
+    words += [f"--{name}={free_port()}" for name in ("ray-client-server-port", "dashboard-agent-listen-port")]
     try:
         with _node(folder, words):
             yield f"127.0.0.1:{port}"
@@ -39,7 +40,8 @@ def joined_node(folder: Path, address: str, before: Sequence[str] = (), cpus: in
     Args:
         before: words before its command line, like `unshare`.
     """
-    with _node(folder, [f"--address={address}", f"--num-cpus={cpus}"], before):
+    words = [f"--address={address}", f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={free_port()}"]
+    with _node(folder, words, before):
         yield
 
 

@@ -1,5 +1,6 @@
 """The pool of actors: what dies, hangs or fails is tried again, bounded, and told; all the rest is done."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from conftest import MakeTar, encoded
 from faulty import FaultyActor
 
 import pez
+from jobs.caption import CaptionJob, caption
 from pipeline import pool
 from pipeline.caption import describe
 from pipeline.cluster import (
@@ -162,6 +164,18 @@ def test_a_shard_may_enter_at_the_second_stage(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert run_on_ray([Shard("mem://fine-0", "fine-0")], stages, ClusterSettings()) == {}
     assert [sorted(stems) for stems in ended] == [["fine-0"], ["fine-0", "fine-1"]]
+
+
+def test_a_word_that_the_model_does_not_have_ends_the_job_and_leaves_the_output_free(
+    scene_tars: list[str], tmp_path: Path
+) -> None:
+    method = pez.PezSettings(tokens=4, steps=2, swaps=0)
+    job = CaptionJob(str(tmp_path / "out"), tuple(scene_tars), caption=CaptionSettings(model="demo"), method=method)
+    wrong = dataclasses.replace(job, method=dataclasses.replace(method, allowlist=("zzyzx", "red")))
+    with pytest.raises(ActorStartError, match="'zzyzx' in the allowlist is not one token of this model"):
+        caption(wrong)
+    assert caption(job) == 0
+    assert pq.read_table(job.output).num_rows == 12
 
 
 def test_one_and_two_actors_write_the_same_rows(make_tar: MakeTar, images: list, tmp_path: Path) -> None:

@@ -292,8 +292,8 @@ def test_a_cluster_without_room_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(Enough) as told:
         run_on_ray([Shard("mem://a", "a")], [stage], ClusterSettings(), on_note=note)
     assert re.fullmatch(
-        r"captions: no actor is up yet; each asks for 1 GPU and 8 CPU, and the cluster has 0 GPU \(0 free\) and "
-        r"2 CPU \([\d.]+ free\); it goes on waiting, for room or for a model that loads",
+        r"captions: waiting for the first actor: each needs 1 GPU and 8 CPU, the cluster has 0 GPU \(0 free\) and "
+        r"2 CPU \([\d.]+ free\)\. Still waiting for resources or for the model to load\.",
         str(told.value),
     )
 
