@@ -30,6 +30,8 @@ from pipeline.parts import split_shard, sweep_parts
 from pipeline.progress import JobProgress, plain, prompt_table
 from pipeline.settings import CaptionSettings, ClusterSettings, VerifySettings
 from pipeline.shards import Shard
+from pipeline.shared_disk import check_outside_package
+from pipeline.summary import nothing_captioned
 from pipeline.table import OutputError, PromptTable
 from pipeline.verified_table import VerifiedTable
 from pipeline.verify import check_verification, resolved, verified_table, verify_serially
@@ -71,8 +73,10 @@ def caption(job: CaptionJob) -> int:
         job = dataclasses.replace(job, verification=resolved(job.verification))
         check_verification(job.verification, job.caption.model, job.caption.pretrained)
     inputs = [*job.input, *(demo_shards() if job.demo else ())]
+    check_outside_package([job.output], "output")
     not_taken: Counter[str] = Counter()
     shards = expand_shards(inputs, job.output, not_taken)
+    check_outside_package([shard.url for shard in shards], "input")
     plans = None if job.local else _plans(job)
     local = job.device or ("cuda" if torch.cuda.is_available() else "cpu")
     device, verify_device = (plan.device for plan in plans) if plans else (local, local)
@@ -155,16 +159,17 @@ def _serially(job: CaptionJob, work: _Work, device: str, progress: JobProgress) 
 def _on_ray(job: CaptionJob, work: _Work, plans: tuple[ActorPlan, ActorPlan], progress: JobProgress) -> dict[str, str]:
     units = work.begin(job.cluster.parts)
     table, at_once = work.table, job.cluster.shards_at_once
-    starter = cluster.actor_starter(
-        job.caption, job.method, plans[0], job.output, table.settings, job.retry_failed, at_once
-    )
-    stages = [Stage("captions", starter, plans[0].actors, progress.report, asks=plans[0].asks, at_once=at_once)]
-    if work.verified:
-        stage = cluster.verify_stage(
-            job.verification, plans[1], work.verified, work.unverified, progress.report_verified
+    with cluster.seen_by_actors(table, [*units, *work.unverified]) as disk:
+        starter = cluster.actor_starter(
+            job.caption, job.method, plans[0], table.url, table.settings, job.retry_failed, at_once, disk
         )
-        stages.append(stage)
-    return cluster.run_on_ray(units, stages, job.cluster, progress.look, progress.note)
+        stages = [Stage("captions", starter, plans[0].actors, progress.report, asks=plans[0].asks, at_once=at_once)]
+        if work.verified:
+            stage = cluster.verify_stage(
+                job.verification, plans[1], work.verified, work.unverified, progress.report_verified, disk
+            )
+            stages.append(stage)
+        return cluster.run_on_ray(units, stages, job.cluster, progress.look, progress.note)
 
 
 def _conclude(
@@ -178,6 +183,10 @@ def _conclude(
         console.print(prompt_table(table.read(shown)))
     if failed:
         console.print(f"{len(failed)} of {len(shards)} shards failed; run the same command to try them again")
+        return 1
+    nothing = nothing_captioned(report for shard in shards if (report := table.finished(shard)))
+    if nothing is not None:
+        console.print(plain(f"failed: {nothing}"), style="red", highlight=False, soft_wrap=True, markup=False)
         return 1
     try:
         table.succeed(shards)

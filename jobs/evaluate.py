@@ -31,7 +31,7 @@ from pez.optimizer import generator_for
 from pez.regeneration import load_generator, picture_similarities, seed_for
 from pipeline.caption import check_settings, load_model
 from pipeline.inputs import expand_shards
-from pipeline.samples import decode_image, read_samples
+from pipeline.samples import decode_image, read_samples, reading_options
 from pipeline.settings import CaptionSettings, VerifySettings
 from pipeline.shards import InputError
 from pipeline.verify import check_verification, score_model
@@ -144,7 +144,7 @@ def read(job: EvaluateJob) -> Originals:
     pictures: list[Image.Image] = []
     captions: list[str | None] = []
     shards = expand_shards(job.input)
-    samples = (read_samples(s, job.caption.image_key, job.caption.caption_key) for s in shards)
+    samples = (read_samples(s, **reading_options(dataclasses.asdict(job.caption))) for s in shards)
     for sample in itertools.chain.from_iterable(samples):
         if sample.image is not None:
             try:

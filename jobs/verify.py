@@ -22,6 +22,7 @@ from pipeline.inputs import expand_shards
 from pipeline.progress import JobProgress, plain, prompt_table
 from pipeline.settings import ClusterSettings, VerifySettings
 from pipeline.shards import InputError, Shard
+from pipeline.shared_disk import check_outside_package
 from pipeline.table import PromptTable
 from pipeline.verify import check_verification, resolved, verified_table, verify_serially
 
@@ -45,6 +46,7 @@ class VerifyJob:
 def verify(job: VerifyJob) -> int:
     """Run the job; returns its exit status."""
     console = Console(width=None if sys.stdout.isatty() else 160)
+    check_outside_package([job.output], "output")
     table = PromptTable.written(job.output)
     job = dataclasses.replace(job, verification=resolved(job.verification))
     check_verification(job.verification, table.settings["model"], table.settings["pretrained"])
@@ -66,8 +68,9 @@ def verify(job: VerifyJob) -> int:
         if plan is None:
             failed = verify_serially(pending, verified, job.verification, device, progress.report_verified)
         elif pending:
-            stage = cluster.verify_stage(job.verification, plan, verified, (), progress.report_verified)
-            failed = cluster.run_on_ray(pending, [stage], job.cluster, progress.look, progress.note)
+            with cluster.seen_by_actors(table, pending) as disk:
+                stage = cluster.verify_stage(job.verification, plan, verified, (), progress.report_verified, disk)
+                failed = cluster.run_on_ray(pending, [stage], job.cluster, progress.look, progress.note)
         else:
             failed = {}
     for url, reason in failed.items():

@@ -4,12 +4,13 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pez.clip import Clip, ClipObjective
+from pez.modes import own_modes
 from pez.objective import Target
 from pez.optimizer import Learned, Step, Task, learn, sixteens
+from pez.pictures import Pictures, rgb_images
 from pez.prompt import Prompt
 from pez.settings import PezSettings
 
@@ -20,7 +21,7 @@ _LANES_ON_CPU, _LANES_ON_GPU = 64, 1024
 
 def learn_prompts(
     clip: Clip,
-    images: Sequence[Image.Image],
+    images: Pictures,
     settings: PezSettings | None = None,
     keys: Sequence[str] | None = None,
     on_step: OnStep | None = None,
@@ -28,28 +29,32 @@ def learn_prompts(
     """Learn one prompt for each image.
 
     Args:
-        images: PIL images, RGB.
+        images: files, PIL images of any mode or arrays, or a single one; see pez.pictures.
         keys: with the seed, fix each image's random start; default = a hash of its pixels, so that a prompt depends on
             its image alone and not on its neighbours.
         on_step: called with every step of the optimiser.
 
     Returns:
         prompts in the order of the images.
+
+    Raises:
+        ValueError: something that is no image, with its index; one line.
     """
     settings = settings or PezSettings()
-    if not images:
+    pixels = _pixels_of(clip, images)
+    if not len(pixels):
         return []
-    pixels = torch.stack([clip.preprocess(image) for image in images])
     keys = [hash_of(p) for p in pixels] if keys is None else list(keys)
-    if len(keys) != len(images):
-        raise ValueError(f"{len(keys)} keys for {len(images)} images; expected one each")
-    targets = [Target(feature[None]) for feature in clip.pixel_features(pixels)]
+    if len(keys) != len(pixels):
+        raise ValueError(f"{len(keys)} keys for {len(pixels)} images; expected one each")
+    with own_modes():
+        targets = [Target(feature[None]) for feature in clip.pixel_features(pixels)]
     return learn_for_targets(clip, targets, keys, settings, on_step)
 
 
 def learn_prompt(
     clip: Clip,
-    images: Sequence[Image.Image],
+    images: Pictures,
     settings: PezSettings | None = None,
     weights: Sequence[float] | None = None,
     on_step: OnStep | None = None,
@@ -57,15 +62,17 @@ def learn_prompt(
     """Learn one prompt for all images together.
 
     Args:
-        images: PIL images, RGB.
+        images: files, PIL images of any mode or arrays, or a single one; see pez.pictures.
         weights: one for each image, 1 = near, negative = away from; default = all 1.
+
+    Raises:
+        ValueError: something that is no image, or weights that mean nothing; one line.
     """
-    if not images:
+    pixels = _pixels_of(clip, images)
+    if not len(pixels):
         raise ValueError("no images; expected one or more")
-    if weights is not None and len(weights) != len(images):
-        raise ValueError(f"{len(weights)} weights for {len(images)} images; expected one each")
-    pixels = torch.stack([clip.preprocess(image) for image in images])
-    target = Target(clip.pixel_features(pixels), None if weights is None else torch.tensor(weights))
+    with own_modes():
+        target = Target(clip.pixel_features(pixels), None if weights is None else _weights_for(pixels, weights))
     return learn_for_targets(clip, [target], [hash_of(pixels)], settings or PezSettings(), on_step)[0]
 
 
@@ -74,14 +81,39 @@ def distill(clip: Clip, text: str, settings: PezSettings | None = None, on_step:
 
     Source: Wen et al. 2023, section 4.3.
     """
-    target = Target(clip.text_features([text]))
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"text is {text!r}; expected a prompt to shorten")
+    with own_modes():
+        target = Target(clip.text_features([text]))
     return learn_for_targets(clip, [target], [text], settings or PezSettings(), on_step)[0]
+
+
+def _pixels_of(clip: Clip, images: Pictures) -> Tensor:
+    """(n, 3, height, width) float, made as outside of the caller's modes."""
+    with own_modes(gradients=False):
+        pixels = [clip.preprocess(image) for image in rgb_images(images)]
+        return torch.stack(pixels) if pixels else torch.empty(0)
+
+
+def _weights_for(pixels: Tensor, weights: Sequence[float]) -> Tensor:
+    try:
+        found = torch.tensor([float(weight) for weight in weights])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"weights are {weights!r}; expected a number for each image") from error
+    if len(found) != len(pixels):
+        raise ValueError(f"{len(found)} weights for {len(pixels)} images; expected one each")
+    if not found.isfinite().all():
+        raise ValueError(f"weights are {found.tolist()}; expected finite numbers")
+    if not found.any():
+        raise ValueError("all weights are 0; expected one at least that is not, negative = away from")
+    return found
 
 
 def learn_for_targets(
     clip: Clip, targets: Sequence[Target], keys: Sequence[str], settings: PezSettings, on_step: OnStep | None = None
 ) -> list[Prompt]:
     """Learn one prompt for each target, in their order."""
+    # Drawn inside of learn_tasks, and so in its modes.
     tasks = (Task(k, t.direction(), handle=i) for i, (k, t) in enumerate(zip(keys, targets, strict=True)))
     prompts: dict[int, Prompt] = {}
     lanes = _LANES_ON_CPU if clip.device.type == "cpu" else min(_LANES_ON_GPU, sixteens(len(targets)))
@@ -102,6 +134,18 @@ def learn_tasks(
     Yields:
         results with their prompts, in lists of those that end together.
     """
+    results = _learn_tasks(clip, tasks, settings, lanes, on_step)
+    while True:
+        with own_modes():  # not around a yield, where it would reach the caller
+            some = next(results, None)
+        if some is None:
+            return
+        yield some
+
+
+def _learn_tasks(
+    clip: Clip, tasks: Iterable[Task | None], settings: PezSettings, lanes: int, on_step: OnStep | None
+) -> Iterator[list[tuple[Learned, Prompt]]]:
     objective = ClipObjective(clip.encoder(settings.tokens))
     for ended in learn(objective, clip.vocabulary(settings), tasks, settings, lanes, on_step):
         ids = torch.stack([result.token_ids for result in ended])

@@ -1,7 +1,11 @@
 """What a user may choose, importable without torch."""
 
 import dataclasses
-from typing import Literal
+import math
+import numbers
+import operator
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
 
 ALGORITHM = 2
 """raised whenever the same settings give other prompts than before: an output is not finished by another version"""
@@ -9,6 +13,7 @@ ALGORITHM = 2
 Precision = Literal["fp32", "bf16", "fp64"]
 GeneratorPrecision = Literal["fp32", "fp16", "bf16"]
 Scheduler = Literal["dpm++", "euler", "ddim", "model"]
+Vocabularies = Literal["model", "words", "full"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,25 +39,65 @@ class PezSettings:
     learning_rate: float = 0.1
     weight_decay: float | None = None
     """default = 0.1, as published, with exact; else 0.5: soft prompts that forget faster find better words"""
-    vocabulary: Literal["model", "words", "full"] = "model"
+    vocabulary: Vocabularies = "model"
     """tokens that may be chosen: model = what the model recommends (the demo: its caption words; others: words),
-    words = only tokens that are whole words of letters, full = all that last as text (with exact: all but the special ones)"""
+    words = only words that people write by themselves, full = all that last as text, but for the brackets, bars and other
+    signs that image programs take as commands (with exact: all but the special ones)"""
     blocklist: tuple[str, ...] = ()
-    """words that no prompt may hold; * and ? match any letters and any letter"""
+    """words that no prompt may hold, in any case and accent, also phrases and emoji; * and ? match any signs and any sign"""
     allowlist: tuple[str, ...] = ()
-    """if given, the only words that a prompt may hold"""
+    """if given, the only words that a prompt may hold, whatever the vocabulary; each one token of the model"""
 
     def __post_init__(self) -> None:
-        for name, least in {"tokens": 1, "steps": 1, "restarts": 1, "swaps": 0, "candidates": 1}.items():
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"{name} is {value}; expected {least} or more")
+        least = {"tokens": 1, "steps": 1, "restarts": 1, "swaps": 0, "candidates": 1, "seed": None}
+        for name, bound in least.items():
+            _set(self, name, _whole(name, getattr(self, name), bound))
+        _set(self, "learning_rate", _number("learning_rate", self.learning_rate))
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; expected more than 0")
+        if self.weight_decay is not None:
+            _set(self, "weight_decay", _number("weight_decay", self.weight_decay))
         if self.decay < 0:
             raise ValueError(f"weight_decay is {self.decay}; expected 0 or more")
+        if not isinstance(self.exact, bool):
+            raise ValueError(f"exact is {self.exact!r}; expected True or False")
+        if self.vocabulary not in get_args(Vocabularies):
+            raise ValueError(f"vocabulary is {self.vocabulary!r}; expected one of {', '.join(get_args(Vocabularies))}")
+        for name in ("blocklist", "allowlist"):
+            _set(self, name, _words(name, getattr(self, name)))
 
     @property
     def decay(self) -> float:
         """The weight decay to use."""
         return self.weight_decay if self.weight_decay is not None else 0.1 if self.exact else 0.5
+
+
+def _set(settings: PezSettings, name: str, value: Any) -> None:
+    object.__setattr__(settings, name, value)  # frozen for everybody else
+
+
+def _whole(name: str, value: Any, least: int | None) -> int:
+    """An integer of any kind (NumPy's too), and nothing that is only nearly one."""
+    try:
+        found = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        found = None
+    if found is None:
+        raise ValueError(f"{name} is {value!r}; expected a whole number")
+    if least is not None and found < least:
+        raise ValueError(f"{name} is {value}; expected {least} or more")
+    return found
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}; expected a finite number")
+    return float(value)
+
+
+def _words(name: str, value: Any) -> tuple[str, ...]:
+    """Words as they come; one word alone is a list of one, not of its letters."""
+    words = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else None
+    if words is None or not all(isinstance(word, str) and word.strip() for word in words):
+        raise ValueError(f"{name} is {value!r}; expected words, like ('red', 'blue*')")
+    return words

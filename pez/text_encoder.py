@@ -90,8 +90,10 @@ class CausalEncoder:
         device = tower.positional_embedding.device
         self.positions = tower.positional_embedding.detach()
         self.before = len(frame.before)
-        self.embedding_before = tower.token_embedding(torch.tensor(frame.before, device=device)).detach()
-        self.embedding_after = tower.token_embedding(torch.tensor(frame.after, device=device)).detach()
+        before, after = (
+            torch.tensor(part, dtype=torch.long, device=device) for part in (frame.before, frame.after)
+        )  # before may be empty: not every tokenizer has a start token
+        self.embedding_before, self.embedding_after = (tower.token_embedding(ids).detach() for ids in (before, after))
         with torch.no_grad():
             self.prefix = self._prefix()
 

@@ -1,9 +1,5 @@
 """The tokens a prompt is made of: which may be chosen, and which is nearest to a soft one."""
 
-import fnmatch
-from collections.abc import Iterable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,77 +61,3 @@ class Vocabulary:
         """(tokens,) int64, drawn from the allowed tokens with a CPU generator."""
         rows = torch.randint(len(self.ids), (tokens,), generator=generator)
         return self.ids[rows.to(self.ids.device)]
-
-
-def lasting(tokenizer: Any) -> Tensor:
-    """(vocab,) bool: tokens that end a word and that the tokenizer reads as themselves.
-
-    A prompt of such tokens survives being written as text, whatever their order.
-
-    Raises:
-        ValueError: the tokenizer is not CLIP's byte-pair tokenizer.
-    """
-    pieces = token_pieces(tokenizer)
-    return torch.tensor(
-        [piece.endswith("</w>") and tokenizer.encode(tokenizer.decode([i])) == [i] for i, piece in enumerate(pieces)]
-    )
-
-
-def of_letters(tokenizer: Any) -> Tensor:
-    """(vocab,) bool: tokens of letters alone, whole words and parts of words.
-
-    Raises:
-        ValueError: the tokenizer is not CLIP's byte-pair tokenizer.
-    """
-    pieces = token_pieces(tokenizer)
-    return torch.tensor([tokenizer.decode([i]).strip().isalpha() for i in range(len(pieces))])
-
-
-def listed(tokenizer: Any, words: Iterable[str]) -> Tensor:
-    """(vocab,) bool: tokens that are one of the words (`*` and `?` as in file names), whole or inside a longer word.
-
-    Raises:
-        ValueError: a word that no single token spells.
-    """
-    pieces = token_pieces(tokenizer)
-    texts = [piece.removesuffix("</w>") for piece in pieces]
-    mask = torch.zeros(len(pieces), dtype=torch.bool)
-    for word in words:
-        matches = [i for i, text in enumerate(texts) if fnmatch.fnmatchcase(text, word.lower())]
-        if not matches:
-            raise ValueError(f"{word!r} in the allowlist is not one token of this model; name words that are")
-        mask[matches] = True
-    return mask
-
-
-def blocked(tokenizer: Any, words: Iterable[str]) -> Tensor:
-    """(vocab,) bool: tokens that must go so that no prompt can spell one of the words.
-
-    A token that matches goes, and so does every unfinished piece that could begin a match ("blo" for "blood"): a word cut
-    in several tokens cannot come back when the prompt is written as text.
-    """
-    pieces = token_pieces(tokenizer)
-    mask = torch.zeros(len(pieces), dtype=torch.bool)
-    for word in (w.lower() for w in words):
-        stem = word.split("*")[0].split("?")[0]
-        for i, piece in enumerate(pieces):
-            text = piece.removesuffix("</w>")
-            begins = (
-                text == piece and bool(text) and (stem.startswith(text) or (stem != word and text.startswith(stem)))
-            )
-            mask[i] |= begins or fnmatch.fnmatchcase(text, word)
-    return mask
-
-
-def token_pieces(tokenizer: Any) -> list[str]:
-    """Every token as the tokenizer writes it; `</w>` marks the end of a word.
-
-    Raises:
-        ValueError: the tokenizer is not CLIP's byte-pair tokenizer.
-    """
-    decoder = getattr(tokenizer, "decoder", None)
-    if not isinstance(decoder, dict):
-        raise ValueError(
-            f"word lists need CLIP's own tokenizer, this model has {type(tokenizer).__name__}; use vocabulary=full"
-        )
-    return [decoder[i] for i in range(len(decoder))]

@@ -17,7 +17,15 @@ from pez.optimizer import Learned, Task
 from pez.settings import ALGORITHM
 from pipeline.ahead import ahead, batches
 from pipeline.parts import PartReport, PartSamples, PartsLeft, finished_part, merge_parts, part_of_whole, publish_part
-from pipeline.samples import ImageError, Sample, ShardError, decode_image, read_samples
+from pipeline.samples import (
+    ImageError,
+    LateCaption,
+    Sample,
+    ShardError,
+    decode_image,
+    read_samples,
+    reading_options,
+)
 from pipeline.settings import CaptionSettings
 from pipeline.shards import InputError, Shard
 from pipeline.shared_lanes import SharedLanes, WorkClock
@@ -89,7 +97,8 @@ def _caption_failed(shard: Shard, earlier: ShardReport, captioner: "Captioner", 
 
     def again() -> Iterator[Sample]:
         for sample in captioner.samples(shard, left_out):
-            keys.append((sample.index, sample.key))
+            if not isinstance(sample, LateCaption):
+                keys.append((sample.index, sample.key))
             if sample.key in failed:
                 yield sample
 
@@ -136,20 +145,25 @@ class Captioner:
 
     def samples(self, shard: Shard, left_out: Counter[str]) -> Iterator[Sample]:
         """A shard's samples, and in `left_out` the members that belong to none; see read_samples."""
-        return read_samples(shard, self.settings.image_key, self.settings.caption_key, left_out)
+        options = reading_options(dataclasses.asdict(self.settings))
+        return read_samples(shard, left_out=left_out, late_captions=True, **options)
 
     def caption(self, shard: Shard, samples: Iterable[Sample]) -> Iterator[tuple[int, Row]]:
         """Learn a prompt for every sample that has an image.
 
         Yields:
-            (index, row) for every sample, in the order in which they are done.
+            (index, row) for every sample, in the order in which they are done; in the end once more for each whose caption
+            came late.
         """
         progress = Progress()
         rejected: list[tuple[int, Row]] = []
+        late = _LateCaptions()
 
         def images() -> Iterator[Decoded]:
             for decoded in ahead(samples, self._decode, self.threads, self.settings.lanes):
-                if decoded.pixels is None:
+                if isinstance(decoded.sample, LateCaption):
+                    late.texts[decoded.sample.index] = decoded.sample.caption or ""
+                elif decoded.pixels is None:
                     rejected.append((decoded.sample.index, _rejection(shard, decoded.sample)))
                 else:
                     yield decoded
@@ -166,18 +180,37 @@ class Captioner:
                 captions = [learned.task.handle.sample.caption for learned, _ in ended]
                 directions = torch.stack([learned.task.target for learned, _ in ended])
                 of_captions = self._caption_similarities(captions, directions)
-                for (learned, prompt), of_caption in zip(ended, of_captions, strict=True):
+                kept = directions.cpu()
+                for (learned, prompt), of_caption, direction in zip(ended, of_captions, kept, strict=True):
                     decoded = learned.task.handle
                     row = self._row(shard, decoded, prompt, of_caption)
                     if row.status == "ok":
                         progress.images += 1
                         progress.similarity += prompt.similarity
+                    if decoded.sample.caption is None:
+                        bare = dataclasses.replace(decoded, pixels=None)
+                        late.rows[decoded.sample.index] = bare, prompt, direction.clone()
                     yield decoded.sample.index, row
-                yield from rejected
+                yield from late.without_image(rejected)
                 rejected.clear()
-            yield from rejected
+            yield from late.without_image(rejected)
+            yield from self._captioned_late(shard, late)
         finally:
             del self._in_work[id(progress)]
+
+    def _captioned_late(self, shard: Shard, late: "_LateCaptions") -> Iterator[tuple[int, Row]]:
+        """The rows again whose captions came when they were in work, or done."""
+        for index, row in late.rejected.items():
+            if index in late.texts:
+                yield index, dataclasses.replace(row, caption=late.texts[index])
+        for batch in batches((index for index in late.rows if index in late.texts), _IMAGES_AT_ONCE):
+            captions: list[str | None] = [late.texts[index] for index in batch]
+            directions = torch.stack([late.rows[index][2] for index in batch]).to(self.clip.device)
+            of_captions = self._caption_similarities(captions, directions)
+            for index, caption, of_caption in zip(batch, captions, of_captions, strict=True):
+                decoded, prompt, _ = late.rows[index]
+                sample = dataclasses.replace(decoded.sample, caption=caption)
+                yield index, self._row(shard, dataclasses.replace(decoded, sample=sample), prompt, of_caption)
 
     def _tasks_of(self, batch: "list[Decoded]") -> list[Task]:
         features = self.clip.pixel_features(torch.stack([d.pixels for d in batch if d.pixels is not None]))
@@ -224,6 +257,20 @@ class Captioner:
             seed=self.method.seed,
             model=self.clip.name,
         )
+
+
+@dataclasses.dataclass
+class _LateCaptions:
+    """Captions that come after their images, and what is needed to add them to rows without one; all by index."""
+
+    texts: dict[int, str] = dataclasses.field(default_factory=dict)
+    rows: dict[int, "tuple[Decoded, pez.Prompt, Tensor]"] = dataclasses.field(default_factory=dict)
+    """(decoded without pixels, prompt, (dim,) direction) of the rows with a prompt: some kilobytes each, as the rows have"""
+    rejected: dict[int, Row] = dataclasses.field(default_factory=dict)
+
+    def without_image(self, rows: list[tuple[int, Row]]) -> list[tuple[int, Row]]:
+        self.rejected.update((index, row) for index, row in rows if row.caption is None)
+        return list(rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +353,7 @@ def run_serially(
             # Our own errors are one line, in which names stay as they are.
             told = str(error) if isinstance(error, InputError) else " ".join(str(error).split())[:500]
             reason = told or type(error).__name__
-            if attempt < attempts:
+            if attempt < attempts and not getattr(error, "permanent", False):
                 queue.append((shard, attempt + 1, time.monotonic() + retry_delay(attempt)))
                 on_note(f"{shard.stem}{shard.which}: {reason}; it is tried again")
             else:

@@ -58,6 +58,6 @@ def _utf16_without_mark(data: bytes) -> str | None:
     if len(data) < 2 or len(data) % 2:
         return None
     for encoding, zeros, others in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
-        if 2 * zeros.count(0) > len(zeros) and 0 not in others:
+        if 2 * zeros.count(0) > len(zeros) and 8 * others.count(0) < zeros.count(0):
             return encoding
     return None

@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.samples import Sample, ShardError
+from pipeline.samples import LateCaption, Sample, ShardError
 from pipeline.shards import Shard
 from pipeline.table import PromptTable, Row, ShardReport
 
@@ -35,6 +35,8 @@ class PartReport:
     fingerprint: str
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)
     """members of the tar that are in no row of the whole shard"""
+    gaps: list[int] = dataclasses.field(default_factory=list)
+    """numbers below the last sample's that no sample of the whole shard has"""
 
 
 class PartSamples:
@@ -44,13 +46,20 @@ class PartSamples:
         self.shard, self.samples = shard, samples
         self.count = 0
         self.keys = hashlib.sha256()
+        self._indices: set[int] = set()
 
     def __iter__(self) -> Iterator[Sample]:
         for sample in self.samples:
-            self.count += 1
-            self.keys.update(f"{sample.index}\0{sample.key}\0".encode())
+            if not isinstance(sample, LateCaption):
+                self.count += 1
+                self.keys.update(f"{sample.index}\0{sample.key}\0".encode())
+                self._indices.add(sample.index)
             if sample.index % self.shard.parts == self.shard.part:
                 yield sample
+
+    @property
+    def gaps(self) -> list[int]:
+        return [i for i in range(max(self._indices, default=0)) if i not in self._indices]
 
 
 class PartsLeft:
@@ -110,6 +119,7 @@ def publish_part(
         seconds=seconds,
         fingerprint=table.fingerprint,
         left_out=dict(left_out),
+        gaps=samples.gaps,
     )
     table.write_rows(_name(part), rows, {_ABOUT: json.dumps(dataclasses.asdict(report)).encode()})
     return report
@@ -137,7 +147,8 @@ def merge_parts(shard: Shard, table: PromptTable) -> ShardReport:
         raise ShardError(
             f"{shard.url} was replaced while its parts were captioned, or parts were removed; try it again"
         )
-    merged = [rows[i % shard.parts][i // shard.parts] for i in range(count)]
+    gaps, left = set(reports[0].gaps), [iter(some) for some in rows]
+    merged = [next(left[i % shard.parts]) for i in range(count + len(gaps)) if i not in gaps]
     whole = table.publish(shard, merged, sum(r.seconds for r in reports), reports[0].left_out)
     table.remove(_folder(shard))
     return whole

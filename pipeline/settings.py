@@ -3,6 +3,7 @@
 import dataclasses
 
 from pez.settings import GeneratorPrecision, Precision, Scheduler
+from pipeline.member_names import KeySplit, MemberNames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +21,16 @@ class CaptionSettings:
     lanes: int = 64
     """prompts learned side by side in an actor, a multiple of 16"""
     image_key: str | None = None
-    """ending of the images in the tars, like jpg; default = any usual one"""
+    """ending of the images in the tars, like jpg or 'jpg;png'; default = any usual one"""
     caption_key: str | None = None
-    """ending of the captions in the tars, like txt; default = txt, text or caption"""
+    """ending of the captions in the tars, like txt, or a field of JSON, like json:caption; default = txt, text or caption"""
+    key_split: KeySplit = "last"
+    """dot of a name at which its key ends: at the last photo.1.jpg and photo.2.jpg are two keys; the first is WebDataset's"""
+    allow_unfinished_tars: bool = False
+    """also take tars that end behind a whole member, without the two blocks of zeros that say that nothing is missing"""
 
     def __post_init__(self) -> None:
+        MemberNames(self.image_key, self.caption_key, self.key_split)
         if self.lanes < 1 or self.lanes % 16:
             raise ValueError(
                 f"lanes is {self.lanes}; expected a multiple of 16, so that prompts do not depend on neighbours"

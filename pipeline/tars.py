@@ -163,6 +163,8 @@ class open_tar:  # noqa: N801 - reads as a function
     def _error(self, error: BaseException) -> ShardError:
         if isinstance(error, (OSError, EOFError, ImportError)):
             return self._unreadable(error)
+        if str(error) == "unexpected end of data":  # of tarfile
+            return ShardError(f"{self.url} is cut short after {self.stream.position} bytes; make or copy it again")
         return ShardError(f"{self.url} is not a tar, or damaged ({self._words(error)}); expected a WebDataset shard")
 
     def _unreadable(self, error: BaseException) -> ShardError:

@@ -38,6 +38,10 @@ class FaultyActor:
             time.sleep(600)
         if shard.stem.startswith("bad"):
             raise ValueError("this shard is\nbad")
+        if shard.stem.startswith("hopeless"):
+            error = ValueError("not a tar: a picture")
+            error.permanent = True  # type: ignore[attr-defined] # another try would end as this one
+            raise error
         return report_of(shard, [Row("k", shard.url, "ok", similarity=0.5)], 0.1, "f")
 
     def progress(self) -> None:

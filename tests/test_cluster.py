@@ -10,18 +10,16 @@ from conftest import MakeTar, encoded
 from faulty import FaultyActor
 
 import pez
-from pipeline import cluster
+from pipeline import pool
 from pipeline.caption import describe
 from pipeline.cluster import (
     ActorPlan,
     ActorStartError,
     Stage,
-    _Pool,
     actor_starter,
-    plan_actors,
-    plan_verifiers,
     run_on_ray,
 )
+from pipeline.pool import Pool
 from pipeline.settings import CaptionSettings, ClusterSettings
 from pipeline.shards import Shard, name_shards
 from pipeline.table import PromptTable, ShardReport
@@ -32,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the machine is slow, an actor may take so long to start that the job tells of it."""
-    monkeypatch.setattr(cluster, "_PATIENCE", 600.0)
+    monkeypatch.setattr(pool, "_PATIENCE", 600.0)
 
 
 def starter(folder: Path, **options: Any) -> Callable[[], Any]:
@@ -92,12 +90,12 @@ def test_what_an_actor_has_beside_a_shard_that_hangs_costs_no_try(tmp_path: Path
 
 
 def test_near_the_end_the_actors_share_what_is_left(tmp_path: Path) -> None:
-    pool = _Pool(Stage("captions", starter(tmp_path), 2, print, at_once=4), ClusterSettings(), print)
-    pool.add([Shard(f"mem://{i}", str(i)) for i in range(100)])
+    waiting = Pool(Stage("captions", starter(tmp_path), 2, print, at_once=4), ClusterSettings(), print)
+    waiting.add([Shard(f"mem://{i}", str(i)) for i in range(100)])
     most = []
-    while pool.queue:
-        most.append(pool._most_at_once())
-        pool.queue.popleft()
+    while waiting.queue:
+        most.append(waiting._most_at_once())
+        waiting.queue.popleft()
     assert most[0] == 4
     assert most[-7:] == [1] * 7
     assert most == sorted(most, reverse=True)
@@ -107,6 +105,13 @@ def test_a_shard_that_fails_says_why_in_one_line(tmp_path: Path) -> None:
     done, failed, _ = run(tmp_path, ["fine-0", "bad-0"])
     assert done == ["fine-0"]
     assert failed == {"mem://bad-0": "captions: this shard is bad (3 tries)"}
+
+
+def test_a_shard_that_no_further_try_can_mend_is_tried_once(tmp_path: Path) -> None:
+    done, failed, notes = run(tmp_path, ["fine-0", "hopeless-0"], attempts=3)
+    assert (done, notes) == (["fine-0"], [])
+    assert failed == {"mem://hopeless-0": "captions: not a tar: a picture"}
+    assert (tmp_path / "hopeless-0").read_text() == "x"
 
 
 def test_a_model_that_does_not_load_ends_the_job(tmp_path: Path) -> None:
@@ -175,33 +180,3 @@ def test_one_and_two_actors_write_the_same_rows(make_tar: MakeTar, images: list,
         tables.append(pq.read_table(table.url).sort_by("key"))
     assert tables[0].num_rows == 20
     assert tables[0].equals(tables[1])
-
-
-def test_the_plan_fits_the_cluster() -> None:
-    assert plan_actors(ClusterSettings(), None) == ActorPlan(1, 0.0, 2.0, 2, "cpu")
-    assert plan_actors(ClusterSettings(actors=2), None) == ActorPlan(2, 0.0, 1.0, 1, "cpu")
-    assert plan_actors(ClusterSettings(actors=4), None) == ActorPlan(4, 0.0, 0.5, 1, "cpu")
-
-
-@pytest.mark.parametrize(
-    ("settings", "have", "captions", "verifiers"),
-    [
-        ({}, (0, 2), (1, 0.0, 2.0, 2, "cpu"), (1, 0.0, 2.0, 2, "cpu")),
-        ({"cpus_per_actor": 1.0}, (0, 2), (1, 0.0, 1.0, 1, "cpu"), (1, 0.0, 1.0, 1, "cpu")),
-        ({"verify_actors": 2}, (0, 2), (1, 0.0, 2.0, 2, "cpu"), (2, 0.0, 1.0, 1, "cpu")),
-        ({}, (8, 64), (8, 1.0, 8.0, 8, "cuda"), (8, 1.0, 1.0, 2, "cuda")),  # one after the other
-        ({"actors": 6}, (8, 48), (6, 1.0, 7.0, 7, "cuda"), (8, 1.0, 1.0, 2, "cuda")),  # two beside six
-        ({"gpus_per_actor": 0.5, "actors": 1}, (1, 8), (1, 0.5, 7.0, 7, "cuda"), (2, 0.5, 1.0, 2, "cuda")),
-        ({"gpus_per_verifier": 0.0}, (1, 8), (1, 1.0, 8.0, 8, "cuda"), (2, 0.0, 4.0, 4, "cpu")),
-    ],
-)
-def test_verifiers_fit_beside_or_after_the_captions(
-    settings: dict[str, Any],
-    have: tuple[int, int],
-    captions: tuple[Any, ...],
-    verifiers: tuple[Any, ...],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": float(have[0]), "CPU": float(have[1])})
-    chosen = ClusterSettings(**settings)
-    assert plan_verifiers(chosen, plan_actors(chosen, None)) == (ActorPlan(*captions), ActorPlan(*verifiers))

@@ -20,7 +20,7 @@ import pez
 from jobs import command
 from jobs.caption import CaptionJob, caption
 from pez.demo import scenes
-from pipeline import cluster
+from pipeline import pool
 from pipeline.caption import Captioner, caption_shard, describe, run_serially
 from pipeline.cluster import Stage, run_on_ray
 from pipeline.demo_shards import write_scenes
@@ -282,7 +282,7 @@ class Enough(Exception):  # noqa: N818 - not an error
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_cluster_without_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_PATIENCE", 0.5)
+    monkeypatch.setattr(pool, "_PATIENCE", 0.5)
 
     def note(line: str) -> None:
         raise Enough(line)
@@ -345,6 +345,7 @@ def test_ray_of_this_machine_listens_on_loopback_only() -> None:
     code = """
 import psutil
 from pipeline.cluster import connect
+from pipeline.settings import ClusterSettings
 connect(ClusterSettings())
 mine = psutil.Process()
 listening = [c.laddr.ip for p in [mine, *mine.children(recursive=True)] for c in p.net_connections("tcp")

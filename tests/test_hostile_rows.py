@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +21,8 @@ from weak_server import WeakServer
 
 import pez
 from jobs import caption, command
-from pipeline.caption import Captioner, caption_shard, describe
+from pipeline.caption import Captioner, caption_shard, describe, run_serially
+from pipeline.parts import split_shard
 from pipeline.progress import JobProgress, prompt_table
 from pipeline.samples import ShardError
 from pipeline.settings import CaptionSettings
@@ -67,6 +69,124 @@ def test_every_key_of_any_tar_is_one_row(captioner: Captioner, members: list[Mem
     assert (report.rows, report.ok) == (len(rows), statuses.count("ok"))
     assert report.failed == {s: statuses.count(s) for s in set(statuses) - {"ok"}}
     assert len(report.failures) == report.rows - report.ok
+
+
+def shuffled(members: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """As `tar cf 0.tar folder` writes them: in no order."""
+    return [members[i] for i in np.random.default_rng(0).permutation(len(members))]
+
+
+@pytest.fixture
+def scenes_with_all_kinds(images: list) -> list[tuple[str, bytes]]:
+    """Nine keys with captions, one of them broken and one without a picture, and members beside them."""
+    members: list[tuple[str, bytes]] = []
+    for i in range(8):
+        members += [(f"{i}.png", encoded(images[i])), (f"{i}.txt", f"scene {i}".encode()), (f"{i}.meta.json", b"{}")]
+    members[6] = ("2.png", b"\x89PNG broken")
+    return [*members, ("8.txt", b"no picture")]
+
+
+def by_key(rows: list[dict]) -> dict[str, dict]:
+    assert len({row["key"] for row in rows}) == len(rows)
+    return {row["key"]: row for row in rows}
+
+
+def test_captions_in_any_order_are_those_of_neighbours(
+    make_tar: MakeTar, captioner: Captioner, scenes_with_all_kinds: list, tmp_path: Path
+) -> None:
+    tar = make_tar("a.tar", scenes_with_all_kinds)
+    report, neighbours = captioned(tar, captioner, tmp_path / "neighbours")
+    assert [row["caption"] for row in neighbours] == [*(f"scene {i}" for i in range(8)), "no picture"]
+    assert [row["status"] for row in neighbours].count("ok") == 7
+    captions_last = sorted(scenes_with_all_kinds, key=lambda member: member[0].endswith(".txt"))
+    for n, order in enumerate((captions_last, captions_last[::-1], shuffled(scenes_with_all_kinds))):
+        make_tar("a.tar", order)
+        again, rows = captioned(tar, captioner, tmp_path / f"out-{n}")
+        assert by_key(rows) == by_key(neighbours), "bit for bit, and each key once"
+        firsts = dict.fromkeys(name.split(".")[0] for name, _ in order if not name.endswith("json"))
+        assert [row["key"] for row in rows] == list(firsts)
+        assert (again.rows, again.ok, again.left_out) == (report.rows, report.ok, {})
+
+
+def test_late_captions_are_those_of_the_whole_shard_also_in_parts_again_and_among_others(
+    make_tar: MakeTar, captioner: Captioner, scenes_with_all_kinds: list, tmp_path: Path
+) -> None:
+    order = shuffled(scenes_with_all_kinds)
+    shard = Shard(make_tar("a.tar", order), "a")
+    whole = PromptTable(str(tmp_path / "whole"), DESCRIBED)
+    report = caption_shard(shard, captioner, whole)
+    expected = (tmp_path / "whole" / "a.parquet").read_bytes()
+    for parts in (2, 5):
+        table = PromptTable(str(tmp_path / f"parts-{parts}"), DESCRIBED)
+        assert run_serially(split_shard(shard, parts), captioner, table, lambda _: None) == {}
+        assert (tmp_path / f"parts-{parts}" / "a.parquet").read_bytes() == expected
+    mended = [(name, encoded(Image.new("RGB", (64, 64), "red")) if name == "2.png" else data) for name, data in order]
+    make_tar("a.tar", mended)
+    again = caption_shard(shard, captioner, whole, retry_failed=True)
+    assert (again.ok, again.left_out) == (report.ok + 1, report.left_out)
+    caption_shard(shard, captioner, PromptTable(str(tmp_path / "mended"), DESCRIBED))
+    assert (tmp_path / "whole" / "a.parquet").read_bytes() == (tmp_path / "mended" / "a.parquet").read_bytes()
+    sharing = Captioner(SETTINGS, METHOD, shared=True)
+    caption_shard(shard, sharing, PromptTable(str(tmp_path / "sharing"), DESCRIBED))
+    assert (tmp_path / "sharing" / "a.parquet").read_bytes() == (tmp_path / "mended" / "a.parquet").read_bytes()
+
+
+def test_a_file_that_is_no_tar_fails_at_once_and_one_in_passing_is_tried_again(
+    captioner: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.caption.retry_delay", lambda failures: 0.0)
+    (tmp_path / "photo.jpg").write_bytes(JPEG)
+    (tmp_path / "page.tar").write_bytes(b"<html>busy</html>")
+    shards = [Shard(str(tmp_path / name), name) for name in ("photo.jpg", "page.tar")]
+    notes: list[str] = []
+    table = PromptTable(str(tmp_path / "out"), DESCRIBED)
+    failed = run_serially(shards, captioner, table, lambda _: None, attempts=3, on_note=notes.append)
+    assert "tar cf photos.tar photos" in failed[shards[0].url]
+    assert [note.split(":")[0] for note in notes] == ["page.tar", "page.tar"]
+
+
+def run_job(monkeypatch: pytest.MonkeyPatch, *words: str) -> object:
+    small = ["--local", "--model", "demo", "--tokens", "3", "--swaps", "0", "--steps", "2"]
+    monkeypatch.setattr(sys, "argv", ["jobs.caption", *small, *words])
+    with pytest.raises(SystemExit) as ended:
+        command.run(caption.CaptionJob, caption.__doc__, caption.caption)
+    return ended.value.code
+
+
+def test_a_job_in_which_no_image_was_captioned_ends_with_1_and_says_what_was_there(
+    make_tar: MakeTar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tar = make_tar("a.tar", [("1.jpg", JPEG), ("1.json", b"{}"), ("2.jpg", JPEG), ("3.txt", b"text")])
+    for _ in range(2):  # also where all is done already
+        assert run_job(monkeypatch, "--input", tar, "--output", f"{tmp_path}/out", "--image-key", "png") == 1
+        shown = " ".join("".join(capsys.readouterr()).split())
+        words = "not one image was captioned; 3 keys have no picture: extensions jpg, json, captions alone; check --image-key"
+        assert words in shown
+        assert not (tmp_path / "out" / "_SUCCESS").exists()
+    tar = make_tar("b.tar", [("1.jpg", b"broken"), ("2.jpg", b"broken")])
+    assert run_job(monkeypatch, "--input", tar, "--output", f"{tmp_path}/other") == 1
+    assert "not one image was captioned: 2 bad_image; the first: cannot decode" in "".join(capsys.readouterr())
+
+
+def test_verification_reads_a_shard_as_it_was_captioned(
+    make_tar: MakeTar, images: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = [
+        ("x.left.png", encoded(images[0])),
+        ("x.right.png", encoded(images[1])),
+        ("y.left.png", encoded(images[2])),
+    ]
+    tar = Path(make_tar("a.tar", members))
+    with tarfile.open(tar) as file:
+        file.getmembers()
+        end = file.offset
+    tar.write_bytes(tar.read_bytes()[:end])
+    words = ["--input", str(tar), "--output", f"{tmp_path}/out", "--image-key", ".left.png", "--allow-unfinished-tars"]
+    words += ["--verify", "demo", "--verify-steps", "2", "--key-split", "last"]
+    assert run_job(monkeypatch, *words) == 0
+    rows = pq.read_table(tmp_path / "out" / "a.parquet").to_pylist()
+    assert [(row["key"], row["status"]) for row in rows] == [("x", "ok"), ("y", "ok")]
+    assert all(row["regenerated_similarity"] is not None for row in rows)
 
 
 def test_text_of_strangers_is_stored_as_it_is(make_tar: MakeTar, captioner: Captioner, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 from conftest import MakeTar, encoded
 from PIL import Image
 
-from pipeline.samples import ImageError, ShardError, decode_image, read_samples
+from pipeline.samples import ImageError, LateCaption, ShardError, decode_image, read_samples
+from pipeline.settings import CaptionSettings
 from pipeline.shards import Shard
 
 PICTURE = Image.new("RGB", (8, 6), (200, 30, 30))
@@ -54,6 +57,180 @@ def test_dots_in_names_do_not_merge_samples(make_tar: MakeTar) -> None:
 def test_an_ending_of_two_parts_can_be_asked_for(make_tar: MakeTar) -> None:
     tar = make_tar("a.tar", [("1.left.jpg", JPEG), ("1.right.jpg", JPEG), ("1.txt", b"x")])
     assert read(tar, image_key="left.jpg")[0][:2] == ("1", "ok")
+
+
+@pytest.mark.parametrize("image_key", ["jpg;png", ".jpg;.png", "JPG,PNG", "*.jpg; *.png", " .PNG ; jpg;"])
+def test_several_endings_are_spelled_as_people_spell_them(make_tar: MakeTar, image_key: str) -> None:
+    tar = make_tar("a.tar", [("1.jpg", JPEG), ("2.PNG", PNG), ("3.gif", JPEG), ("1.txt", b"x"), ("2.cap", b"y")])
+    found = list(read_samples(Shard(tar, "s"), image_key, "txt;.cap", late_captions=True))
+    assert {s.key: s.status for s in found if not isinstance(s, LateCaption)} == {"1": "ok", "2": "ok", "3": "no_image"}
+    assert {s.key: s.caption for s in found if s.caption} == {"1": "x", "2": "y"}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"image_key": ""}, {"image_key": ";"}, {"image_key": "."}, {"image_key": "json:image"}, {"caption_key": "json:"}],
+)
+def test_a_key_without_an_ending_is_refused_before_any_work(keys: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="(image|caption)_key is '.*'; (expected an extension like jpg|a field, )"):
+        CaptionSettings(**keys)
+
+
+def test_a_key_without_the_named_image_says_which_was_expected_and_what_is_there(make_tar: MakeTar) -> None:
+    tar = make_tar("a.tar", [("1.jpg", JPEG), ("1.cls", b"3"), ("1.jpeg", JPEG)])
+    [sample] = read_samples(Shard(tar, "s"), "png;webp")
+    assert sample.problem == "no image of this key, which would be .png or webp; found jpg, cls, jpeg"
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        *("jpg", "jpeg", "jpe", "jif", "jfif", "jfi", "pjpeg", "pjpg", "pjp", "mpo", "JPG", "JFIF", "Avif"),
+        *("png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif"),
+    ],
+)
+def test_every_usual_ending_of_images_is_one(make_tar: MakeTar, ending: str) -> None:
+    assert read(make_tar("a.tar", [(f"1.{ending}", JPEG), ("1.txt", b"x")])) == [("1", "ok", "x")]
+
+
+def test_a_kind_is_told_by_its_bytes_and_not_by_its_name() -> None:
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO"):
+        assert decode_image(encoded(PICTURE, kind)).size == (8, 6)
+
+
+@pytest.mark.parametrize(
+    ("value", "field", "caption"),
+    [
+        ({"caption": "a cat"}, "caption", "a cat"),
+        ({"caption": " a cat\n", "url": "x"}, "caption", "a cat"),
+        ({"meta": {"text": "a cat"}}, "meta.text", "a cat"),
+        ({"meta.text": "a cat", "meta": {"text": "no"}}, "meta.text", "a cat"),
+        ({"captions": ["a cat", "a pet"]}, "captions", "a cat"),
+        ({"captions": [{"raw": "x"}, {"raw": "a cat"}]}, "captions.1.raw", "a cat"),
+        ({"caption": "\ud83d\ude00 \ud800"}, "caption", "\N{GRINNING FACE} \N{REPLACEMENT CHARACTER}"),
+        ({"caption": ""}, "caption", ""),
+        ({"Alt Text": "a cat"}, "Alt Text", "a cat"),
+    ],
+)
+def test_a_caption_may_be_a_field_of_json(make_tar: MakeTar, value: object, field: str, caption: str) -> None:
+    tar = make_tar("a.tar", [("1.jpg", JPEG), ("1.json", json.dumps(value).encode())])
+    assert read(tar, caption_key=f"json:{field}") == [("1", "ok", caption)]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"{}", "json without a text called 'caption'"),
+        (b'{"caption": null}', "json without a text called 'caption'"),
+        (b'{"caption": {"a": 1}}', "json without a text called 'caption'"),
+        (b"[1]", "json without a text called 'caption'"),
+        (b"", "json that cannot be read"),
+        (b"{caption", "json that cannot be read"),
+        (b"\xff\xfe\xfd", "json that cannot be read"),
+        (b"[" * 200_000, "json that cannot be read"),
+        (b'{"caption": "' + b"x" * (2**20 + 1) + b'"}', "caption of more than 1048576 bytes"),
+    ],
+    ids=range(9),
+)
+def test_json_without_the_caption_costs_the_caption_alone_and_is_counted(
+    make_tar: MakeTar, data: bytes, reason: str
+) -> None:
+    tar = make_tar("a.tar", [("1.jpg", JPEG), ("1.json", data), ("2.json", data)])
+    left_out: Counter[str] = Counter()
+    found = list(read_samples(Shard(tar, "s"), None, "json:caption", left_out))
+    assert [(s.key, s.status, s.caption) for s in found] == [("1", "ok", None), ("2", "no_image", None)]
+    assert left_out == {reason: 2}
+
+
+def test_text_beside_json_is_taken_where_both_are_asked_for(make_tar: MakeTar) -> None:
+    members = [("1.jpg", JPEG), ("1.json", b'{"caption": "of json"}'), ("2.jpg", JPEG), ("2.txt", b"of text")]
+    assert read(make_tar("a.tar", members), caption_key="txt;json:caption") == [
+        ("1", "ok", "of json"),
+        ("2", "ok", "of text"),
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_caption_is_read_in_every_usual_encoding(make_tar: MakeTar, encoding: str) -> None:
+    text = "a café: a cat, red \N{GRINNING FACE}"
+    tar = make_tar(
+        "a.tar",
+        [
+            ("1.jpg", JPEG),
+            ("1.txt", f"{text}\r\n".encode(encoding)),
+            ("2.jpg", JPEG),
+            ("2.json", json.dumps({"caption": text}).encode(encoding)),
+        ],
+    )
+    assert read(tar, caption_key="txt;json:caption") == [("1", "ok", text), ("2", "ok", text)]
+
+
+def test_members_beside_an_image_make_no_key_of_their_own(make_tar: MakeTar) -> None:
+    members = [
+        ("__index__.json", b"{}"),
+        ("a/photo.meta.json", b"{}"),
+        ("a/photo.jpg", JPEG),
+        ("a/photo.clip.emb.npy", b"x"),
+    ]
+    members += [("photo.1.jpg", JPEG), ("photo.2.jpg", JPEG), ("photo.1.json", b"{}"), ("last.json", b"{}")]
+    members += [
+        ("b/photo.meta.json", b"{}"),
+        ("desktop.ini", b"x"),
+        ("__x__.jpg", JPEG),
+        ("photo.3.txt", b"no picture"),
+    ]
+    left_out: Counter[str] = Counter()
+    found = list(read_samples(Shard(make_tar("a.tar", members), "s"), left_out=left_out))
+    assert [(s.key, s.status) for s in sorted(found, key=lambda s: s.index)] == [
+        ("a/photo", "ok"),
+        ("photo.1", "ok"),
+        ("photo.2", "ok"),
+        ("last", "no_image"),
+        ("b/photo.meta", "no_image"),
+        ("__x__", "ok"),
+        ("photo.3", "no_image"),
+    ]
+    assert left_out == {"hidden, without an ending, or not a file": 1, "about the shard, like __index__.json": 1}
+
+
+def test_keys_can_be_split_at_the_first_dot_as_webdataset_does(make_tar: MakeTar) -> None:
+    members = [
+        ("d.x/1.input.jpg", JPEG),
+        ("d.x/1.outputs.txt", b"out"),
+        ("2.mask.png", PNG),
+        ("2.jpg", JPEG),
+        ("2.meta.json", b""),
+    ]
+    tar = make_tar("a.tar", members)
+    split = {"key_split": "first", "late_captions": True}
+    found = list(read_samples(Shard(tar, "s"), **split))
+    assert [(s.key, s.image, s.caption) for s in found] == [("d.x/1", JPEG, "out"), ("2", JPEG, None)]
+    found = list(read_samples(Shard(tar, "s"), "mask.png", "outputs.txt", **split))
+    assert [(s.key, s.image, s.caption) for s in found] == [("d.x/1", None, "out"), ("2", PNG, None)]
+    found = list(read_samples(Shard(tar, "s"), "input.jpg", "outputs.txt", late_captions=True))
+    assert (found[0].key, found[0].image, found[0].caption) == ("d.x/1", JPEG, "out")
+
+
+def test_captions_far_from_their_images_come_after_them_and_are_bounded(
+    make_tar: MakeTar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = [(f"{i}.jpg", JPEG) for i in range(6)] + [(f"{i}.txt", bytes([65 + i]) * 10) for i in (3, 0, 5, 1, 4, 2)]
+    shard = Shard(make_tar("a.tar", members), "s")
+    found = list(read_samples(shard, late_captions=True))
+    assert [s.key for s in found if isinstance(s, LateCaption)] == ["3", "0", "5", "1", "4", "2"]
+    assert {s.index: s.caption for s in found if s.caption} == {i: chr(65 + i) * 10 for i in range(6)}
+    left_out: Counter[str] = Counter()
+    assert len(list(read_samples(shard, left_out=left_out))) == 6
+    assert left_out == {"caption after its key was done": 6}
+    monkeypatch.setattr("pipeline.samples.MAX_WAITING_BYTES", 35)
+    for order in (members, [*members[6:], *members[:6]]):
+        left_out = Counter()
+        found = list(read_samples(Shard(make_tar("a.tar", order), "s"), None, None, left_out, late_captions=True))
+        assert sum(1 for s in found if not isinstance(s, LateCaption)) == 6
+        assert left_out == {
+            "captions away from their images, above 35 bytes together": 6 - len([s for s in found if s.caption])
+        }
+        assert 3 <= len([s for s in found if s.caption]) <= 4
 
 
 def test_only_the_named_endings_are_read(make_tar: MakeTar) -> None:

@@ -1,15 +1,18 @@
 """Bytes that come over a bad line are those of the file, or there is an error in one line."""
 
 import gzip
+import http.server
 import io
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
+import s3fs
 from conftest import MakeTar, encoded
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
@@ -90,6 +93,46 @@ def test_a_line_that_always_breaks_is_given_up(tar: bytes, ranges: bool) -> None
 def test_a_page_that_is_not_there_says_404(tar: bytes) -> None:
     with WeakServer({}).running() as server, pytest.raises(ShardError, match="cannot read .*gone.tar: 404.*Not Found"):
         samples(f"{server.url}/gone.tar")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_an_address_that_is_refused_says_what_to_check_and_not_its_signature(status: int) -> None:
+    class Refuses(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/0.tar"
+    try:
+        with pytest.raises(
+            ShardError, match=f"{status}.*; it is refused: check whether the address needs a login"
+        ) as error:
+            list(read_samples(Shard(url, "0", source=f"{url}?X-Amz-Signature=topsecret&X-Amz-Credential=me")))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "topsecret" not in str(error.value)
+    assert "me&" not in str(error.value)
+
+
+def test_missing_credentials_are_named_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(
+        ShardError, match=r"cannot read s3://bucket/0.tar: .*no credentials are set: AWS_ACCESS_KEY_ID"
+    ) as error:
+        samples("s3://bucket/0.tar")
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert "\n" not in str(error.value)
 
 
 def test_a_server_that_refuses_says_so() -> None:

@@ -1,0 +1,135 @@
+"""A tokenizer's tokens as text: what each is written as, and which stay themselves when the text is read again.
+
+open_clip models come with the byte-pair tokenizer of CLIP or with one of the hub (SentencePiece, WordPiece, byte-level).
+Nothing here tells them apart: every question is answered by writing tokens as text and reading that.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pez.text_encoder import frame_of
+
+_READ = 64  # positions that a text is read in
+_READ_AT_ONCE = 4096  # texts
+_GROUPS = 8  # tokens, or pairs of them, that are tried in one text
+_ROUNDS = 1  # random orders in which all tokens are tried
+
+
+class Tokens:
+    """The tokens of one tokenizer.
+
+    Args:
+        tokenizer: open_clip's, or one that is called as those are.
+        count: tokens that the model has an embedding of.
+    """
+
+    def __init__(self, tokenizer: Any, count: int) -> None:
+        self.tokenizer = tokenizer
+        inner = getattr(tokenizer, "tokenizer", tokenizer)
+        self._decode = getattr(tokenizer, "decode", None) or inner.decode
+        self.ordinary = torch.ones(count, dtype=torch.bool)
+        """(vocab,) bool: every token but the special ones (start, end, padding of real use)"""
+        self.ordinary[[i for i in inner.all_special_ids if i < count]] = False
+        self.ordinary[getattr(inner, "vocab_size", count) :] = False
+        self._lasts = torch.zeros(count, dtype=torch.bool)
+        self._tried = ~self.ordinary
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Token ids to the text a user pastes."""
+        return self._decode(list(ids)).strip()
+
+    @functools.cached_property
+    def texts(self) -> list[str]:
+        """Each token's text alone; "" for special ones."""
+        return [self.text_of([i]) if ordinary else "" for i, ordinary in enumerate(self.ordinary.tolist())]
+
+    def read(self, texts: Sequence[str]) -> list[list[int]]:
+        """Texts to token ids, as the model's tokenizer reads them, without what it puts around them."""
+        frame = self._frame
+        found = []
+        for start in range(0, len(texts), _READ_AT_ONCE):
+            batch = list(texts[start : start + _READ_AT_ONCE])
+            for row in self.tokenizer(batch, context_length=_READ).tolist():
+                ids = row[len(frame.before) :]
+                found.append(ids[: ids.index(frame.after[0])] if frame.after[0] in ids else ids)
+        return found
+
+    def lasting(self, among: Tensor) -> Tensor:
+        """Which of some tokens stay themselves in a prompt's text, whatever their order.
+
+        Such a token stands between spaces, and is read as itself there, also at the start of a text; where the tokenizer reads
+        the first word of every text differently (byte-level ones do), only behind another word.
+
+        Args:
+            among: (vocab,) bool tokens to try; results are kept.
+
+        Returns:
+            (vocab,) bool, a part of `among`.
+        """
+        new = (among & ~self._tried).nonzero().squeeze(-1).tolist()
+        if new:
+            self._tried[new] = True
+            self._lasts[self._try(new)] = True
+        return among & self._lasts
+
+    def _try(self, ids: list[int]) -> list[int]:
+        anchor = self._anchor
+        if anchor is None:
+            return []
+        word = self.texts[anchor]
+        ids = [
+            i for i in ids if self.texts[i] and self.text_of([anchor, i, anchor]) == f"{word} {self.texts[i]} {word}"
+        ]
+        ids = [i for (i,) in self._that_last([(i,) for i in ids])]
+        if self._first_is_like_others:
+            ids = [i for i, read in zip(ids, self.read([self.texts[i] for i in ids]), strict=True) if read == [i]]
+        # Side by side, in random orders: signs may join, and a tokenizer need not split at spaces.
+        order = torch.Generator().manual_seed(0)
+        for _ in range(_ROUNDS):
+            shuffled = [ids[i] for i in torch.randperm(len(ids), generator=order).tolist()]
+            pairs = [tuple(shuffled[i : i + 2]) for i in range(0, len(shuffled), 2)]
+            ids = [i for pair in self._that_last(pairs) for i in pair]
+        return ids
+
+    def _that_last(self, groups: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """Those groups of tokens whose text, between common words, is read as it was; many are tried in one text."""
+        anchor = self._anchor
+        assert anchor is not None, "asked for tokens that last"
+        found: list[tuple[int, ...]] = []
+        rows = [groups[i : i + _GROUPS] for i in range(0, len(groups), _GROUPS)]
+        while rows:
+            told = [[anchor, *itertools.chain(*row), anchor] for row in rows]
+            again = []
+            for row, ids, read in zip(rows, told, self.read([self.text_of(ids) for ids in told]), strict=True):
+                # The first word is there for the others, and may be read as anything.
+                if read[1 - len(ids) :] == ids[1:]:
+                    found += row
+                elif len(row) > 1:
+                    again += [row[: len(row) // 2], row[len(row) // 2 :]]
+            rows = again
+        return found
+
+    @functools.cached_property
+    def _anchor(self) -> int | None:
+        """A common word that stays itself beside itself; None where no token does."""
+        words = [i for i, text in enumerate(self.texts) if 3 <= len(text) <= 8 and text.isalpha()]
+        for start in range(0, len(words), 256):
+            some = words[start : start + 256]
+            for i, read in zip(some, self.read([self.text_of([i] * 3) for i in some]), strict=True):
+                if read[-2:] == [i, i] and self.text_of([i, i]) == f"{self.texts[i]} {self.texts[i]}":
+                    return i
+        return None
+
+    @functools.cached_property
+    def _first_is_like_others(self) -> bool:
+        assert self._anchor is not None, "asked for tokens that last"
+        return self.read([self.texts[self._anchor]]) == [[self._anchor]]
+
+    @functools.cached_property
+    def _frame(self) -> Any:
+        return frame_of(self.tokenizer, _READ)

@@ -1,0 +1,56 @@
+"""What the reports of a job say together, in a line each."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from pipeline.table import ShardReport
+
+_EXTENSIONS = 6
+"""that are named"""
+
+
+def nothing_captioned(reports: Iterable[ShardReport]) -> str | None:
+    """Where not one image was captioned: so, and what was found instead.
+
+    Args:
+        reports: of finished shards; no more of them are read than up to the first with a prompt.
+    """
+    seen: list[ShardReport] = []
+    for report in reports:
+        if report.ok:
+            return None
+        seen.append(report)
+    if not seen:
+        return None
+    failed = Counter[str]()
+    for report in seen:
+        failed.update(report.failed)
+    told = [line for line in (without_picture(seen), _first_reason(seen)) if line]
+    others = ", ".join(f"{count} {status}" for status, count in sorted(failed.items()) if status != "no_image")
+    advice = "; check --image-key" if failed["no_image"] else ""
+    return "; ".join([f"not one image was captioned{f': {others}' if others else ''}", *told]) + advice
+
+
+def without_picture(reports: Iterable[ShardReport]) -> str | None:
+    """How many keys have no picture, and what they have instead: `12 keys have no picture: extensions json, npy`."""
+    count, found = 0, Counter[str]()
+    for report in reports:
+        count += report.failed.get("no_image", 0)
+        for failure in report.failures:
+            if failure["reason"].startswith("no image of this key"):  # as pipeline.samples has it
+                found.update(failure["reason"].partition("; found ")[2].split(", "))
+    if not count:
+        return None
+    links = any(name.startswith("a link") for name in found)
+    extensions = [name for name, _ in found.most_common() if name and " " not in name]
+    more = ", ..." if len(extensions) > _EXTENSIONS else ""
+    what = [f"extensions {', '.join(extensions[:_EXTENSIONS])}{more}"] if extensions else []
+    what += ["captions alone"] if "a caption" in found else []
+    what += ["links"] if links else []
+    keys = "1 key has" if count == 1 else f"{count} keys have"
+    return f"{keys} no picture" + (f": {', '.join(what)}" if what else "")
+
+
+def _first_reason(reports: Iterable[ShardReport]) -> str | None:
+    reasons = (f["reason"] for report in reports for f in report.failures)
+    return next((f"the first: {r}" for r in reasons if not r.startswith("no image of this key")), None)
