@@ -129,9 +129,9 @@ def test_a_configuration_beside_a_file_is_read(small: str, file: Path, images: l
 
 
 def test_what_was_assumed_is_one_line(small: str, file: Path) -> None:
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="assumed") as caught:
         pez.load_clip(small, str(file))
-    [line] = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+    [line] = [str(warning.message) for warning in caught]
     assert line == (
         f"nothing is known of the weights in {file}: assumed GELU, mean 0.481/0.458/0.408, std 0.269/0.261/0.276,"
         f" interpolation bicubic, resize_mode shortest; if they are a known tag's, say TAG={file},"
