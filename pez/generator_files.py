@@ -7,15 +7,13 @@ with a model is run as code.
 
 import dataclasses
 import inspect
-import json
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pez.demo import GENERATOR
+from pez.generator_parts import GeneratorFiles, Shapes, looked_through, one_line, pipeline_class, read_object
 from pez.quiet import quiet
 from pez.safetensors_head import damage, shapes_of
 from pez.settings import Scheduler
@@ -27,35 +25,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 _CONFIGURATIONS = ["*.json", "*.txt", "*.model"]
-_WEIGHTS = re.compile(
-    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>[\w-]+))?\.(?:safetensors|bin)"
-    r"(?P<index>\.index(?:\.(?P<of_index>[\w-]+))?\.json)?"
-)
-_SHARD = re.compile(r"-\d+-of-\d+$")
-_DISPENSABLE = {"text_encoder_3", "tokenizer_3"}  # the T5 of SD 3, which many leave out for its size
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-
-
-@dataclasses.dataclass(frozen=True)
-class GeneratorFiles:
-    """A text-to-image model that was looked through."""
-
-    name: str
-    """as it was given"""
-    kind: str
-    """name of its pipeline in diffusers"""
-    folder: Path
-    """with the configurations, and the weights unless they are elsewhere"""
-    names: frozenset[str]
-    """of all files, from the folder on"""
-    variant: str | None = None
-    """of the weights, like fp16"""
-    checkpoint: Path | None = None
-    """a single file of all weights"""
-    on_hub: bool = False
-    """the weights are there, and not in the folder yet"""
-    without: tuple[str, ...] = ()
-    """parts that the pipeline does without and diffusers asks for"""
 
 
 def find_generator(name: str, variant: str | None = None) -> GeneratorFiles:
@@ -86,7 +56,7 @@ def find_generator(name: str, variant: str | None = None) -> GeneratorFiles:
     else:
         files = _of_hub(name)
     with quiet():
-        return _looked_through(files, variant)
+        return looked_through(files, variant)
 
 
 def check_generator(
@@ -100,7 +70,7 @@ def check_generator(
     files = find_generator(name, variant)
     with quiet():
         _expect_scheduler(files, scheduler)
-        if guidance > 0 and "guidance_scale" not in inspect.signature(_pipeline(files.kind).__call__).parameters:
+        if guidance > 0 and "guidance_scale" not in inspect.signature(pipeline_class(files.kind).__call__).parameters:
             raise ValueError(f"{name!r} is a {files.kind}, which knows no guidance; expected guidance 0")
 
 
@@ -120,7 +90,7 @@ def _of_folder(name: str, folder: Path) -> GeneratorFiles:
         raise ValueError(
             f"no pipeline in {folder}{_instead(names)}; expected a diffusers folder with a model_index.json"
         )
-    return GeneratorFiles(name, _kind(_read(folder / "model_index.json", name), name), folder, names)
+    return GeneratorFiles(name, _kind(read_object(folder / "model_index.json", name), name), folder, names)
 
 
 def _instead(names: frozenset[str]) -> str:
@@ -144,7 +114,7 @@ def _of_hub(name: str) -> GeneratorFiles:
             " or a .safetensors file"
         )
     index = _from_hub(name, "model_index.json")
-    kind = _kind(_read(index, name), name)
+    kind = _kind(read_object(index, name), name)
     folder, names = _configurations(name)
     if names is None:
         return dataclasses.replace(_of_folder(name, folder), kind=kind)
@@ -202,12 +172,12 @@ def _of_checkpoint(name: str, file: Path) -> GeneratorFiles:
     _expect_whole(name, shapes)
     folder = _beside(file) or _of_family(name, shapes)
     files = _of_folder(name, folder)
-    if not hasattr(_pipeline(files.kind), "from_single_file"):
+    if not hasattr(pipeline_class(files.kind), "from_single_file"):
         raise ValueError(f"{name}: diffusers loads a {files.kind} from a folder only; expected a folder or a hub id")
     return dataclasses.replace(files, checkpoint=file)
 
 
-def _expect_whole(name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _expect_whole(name: str, shapes: Shapes) -> None:
     """See whether a checkpoint holds a text encoder, a denoiser and a decoder."""
     if any("lora" in key.lower() for key in shapes):
         raise ValueError(f"{name} is a LoRA, which only changes another model; expected a model that it is merged into")
@@ -230,7 +200,7 @@ def _beside(file: Path) -> Path | None:
     return next((f for f in (file.with_suffix(""), file.parent) if (f / "model_index.json").is_file()), None)
 
 
-def _of_family(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Path:
+def _of_family(name: str, shapes: Shapes) -> Path:
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
 
     family = fetch_diffusers_config({key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
@@ -257,181 +227,11 @@ def _kind(index: dict[str, Any], name: str) -> str:
             " never run, expected a pipeline of diffusers"
         )
     known = {found.__name__ for found in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values() if "Control" not in found.__name__}
-    known -= {k for k in known if "num_frames" in inspect.signature(_pipeline(k).__call__).parameters}
+    known -= {k for k in known if "num_frames" in inspect.signature(pipeline_class(k).__call__).parameters}
     if not isinstance(kind, str) or kind not in known:
         what = f"{name!r} is a {kind}" if kind else f"the model_index.json of {name!r} names no pipeline"
         raise ValueError(f"{what}; expected a text-to-image model, like a StableDiffusionPipeline")
     return kind
-
-
-def _pipeline(kind: str) -> Any:
-    import diffusers
-
-    return getattr(diffusers, kind)
-
-
-def _looked_through(files: GeneratorFiles, variant: str | None) -> GeneratorFiles:
-    """Load all of a model but its weights.
-
-    Returns:
-        the files with the variant that is to be loaded.
-    """
-    from diffusers import ModelMixin
-    from transformers import PreTrainedModel
-
-    index = _read(files.folder / "model_index.json", files.name)
-    models = []
-    for part, origin in index.items():
-        if part.startswith("_") or not isinstance(origin, list):
-            continue
-        kind = _class_of(part, origin, files.name)
-        if kind is None or (files.checkpoint and part == "safety_checker"):  # single files have none
-            continue
-        if not any(n.startswith(f"{part}/") for n in files.names):
-            raise ValueError(f"no {part} in {files.folder}; its model_index.json names one: copy the whole folder")
-        try:
-            if issubclass(kind, (ModelMixin, PreTrainedModel)):
-                models.append(part)
-                _load_configuration(kind, files.folder / part)
-            else:
-                kind.from_pretrained(files.folder, subfolder=part, local_files_only=True)
-        except Exception as error:  # each library has its own errors
-            raise ValueError(
-                f"cannot load the {part} of {files.name!r}, a {kind.__name__}: {one_line(error)}"
-            ) from error
-    files = dataclasses.replace(files, without=_expect_parts(files, index))
-    if files.checkpoint:
-        return files
-    files = dataclasses.replace(files, variant=_variant(files, models, variant))
-    for part in models:
-        _expect_weights(files, part)
-    return files
-
-
-def _class_of(part: str, origin: list[Any], name: str) -> Any:
-    """The class of a part, None where the model has no such part."""
-    import diffusers
-    import transformers
-    from diffusers.pipelines import pipeline_loading_utils
-
-    if origin == [None, None]:
-        return None
-    told = f"the model_index.json of {name!r} says {part} is {origin}"
-    if len(origin) != 2 or not all(isinstance(word, str) for word in origin):
-        raise ValueError(f"{told}; expected a library and a class")
-    library, kind = origin
-    own = getattr(diffusers.pipelines, library, None) if library.isidentifier() else None
-    module = {"diffusers": diffusers, "transformers": transformers}.get(library, own)
-    if module is None:
-        raise ValueError(f"{told}; expected diffusers or transformers, code of others is never run")
-    renamed = getattr(pipeline_loading_utils, "_maybe_remap_transformers_class", lambda _: None)(kind)
-    found = getattr(module, renamed or kind, None) if library == "transformers" else getattr(module, kind, None)
-    if not isinstance(found, type):
-        raise ValueError(f"{told}, and this {library} knows no such class; expected another version of it, or library")
-    return found
-
-
-def _load_configuration(kind: Any, folder: Path) -> None:
-    """Read a model's configuration, and build the model from it without memory where its class can do that."""
-    import diffusers
-
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"no config.json in {folder}")
-    if not issubclass(kind, diffusers.ModelMixin):
-        kind.config_class.from_pretrained(folder, local_files_only=True)
-        return
-    config = kind.load_config(folder)
-    try:
-        with torch.device("meta"):
-            kind.from_config(config)
-    except (NotImplementedError, RuntimeError):
-        return  # it looks at numbers, which are not there; what is wrong with it is seen when it is loaded
-
-
-def _expect_parts(files: GeneratorFiles, index: dict[str, Any]) -> tuple[str, ...]:
-    """See whether the index names all that its pipeline is made of.
-
-    Returns:
-        the parts that are left out and may be.
-    """
-    kind = _pipeline(files.kind)
-    needed = {
-        p.name
-        for p in inspect.signature(kind.__init__).parameters.values()
-        if p.default is p.empty and p.name != "self"
-    }
-    left_out = {part for part in needed - set(kind._optional_components) if index.get(part) in (None, [None, None])}
-    for part in sorted(left_out - _DISPENSABLE):
-        raise ValueError(f"{files.name!r} is a {files.kind} without a {part}; expected a whole pipeline")
-    for part in sorted(needed - left_out):
-        if not isinstance(index.get(part, []), list):
-            raise ValueError(
-                f"the model_index.json of {files.name!r} says {part} is {index[part]!r}; expected a library and a class"
-            )
-    return tuple(sorted(left_out))
-
-
-def _variant(files: GeneratorFiles, models: list[str], wanted: str | None) -> str | None:
-    """The variant to load: the plain weights where nothing else is said, and any that is there where they are not."""
-    there = {part: _variants(files, part) for part in models}
-    for part, variants in there.items():
-        if not variants:
-            raise ValueError(
-                f"no weights in {part}/ of {files.name!r}; expected a diffusion_pytorch_model.safetensors or a "
-                f"model.safetensors there{'' if files.on_hub else ': copy or download the whole model'}"
-            )
-    every = sorted({v for variants in there.values() for v in variants if v})
-    lacking = [variants for variants in there.values() if None not in variants]
-    if wanted is not None:
-        if wanted not in every:
-            raise ValueError(
-                f"{files.name!r} has no variant {wanted!r} of its weights; expected {' or '.join(every) or 'no variant'}"
-            )
-        for part, variants in there.items():
-            if not variants & {wanted, None}:
-                raise ValueError(
-                    f"{part}/ of {files.name!r} has no variant {wanted!r} of its weights, and no plain ones"
-                )
-        return wanted
-    if not lacking:
-        return None
-    common = set.intersection(*lacking)
-    if len(common) == 1 or "fp16" in common:
-        return "fp16" if "fp16" in common else str(common.pop())
-    raise ValueError(f"{files.name!r} has variants of its weights only; expected one to be named: {' or '.join(every)}")
-
-
-def _variants(files: GeneratorFiles, part: str) -> set[str | None]:
-    found = set()
-    for name in files.names:
-        folder, _, base = name.rpartition("/")
-        if folder == part and (match := _WEIGHTS.fullmatch(base)):
-            variant = match["of_index"] or match["variant"]
-            if not _SHARD.search(variant or ""):
-                found.add(variant)
-    return found
-
-
-def _expect_weights(files: GeneratorFiles, part: str) -> None:
-    """See whether a part's files of weights are there and whole."""
-    variants = _variants(files, part)
-    variant = files.variant if files.variant in variants else None
-    for name in sorted(files.names):
-        folder, _, base = name.rpartition("/")
-        match = _WEIGHTS.fullmatch(base) if folder == part else None
-        if match is None or (match["of_index"] or match["variant"]) != variant:
-            continue
-        shards = [base]
-        path = files.folder / name
-        if match["index"]:
-            if not path.is_file():
-                continue
-            shards = sorted(set(_read(path, files.name).get("weight_map", {}).values()))
-        for shard in shards:
-            if f"{part}/{shard}" not in files.names:
-                raise ValueError(f"no {part}/{shard} in {files.name!r}; its index names it: copy the whole model")
-            if problem := damage(files.folder / part / shard):
-                raise ValueError(f"{part}/{shard} of {files.name!r} {problem}; copy or download it again")
 
 
 def _expect_scheduler(files: GeneratorFiles, scheduler: Scheduler) -> None:
@@ -439,7 +239,7 @@ def _expect_scheduler(files: GeneratorFiles, scheduler: Scheduler) -> None:
 
     if scheduler == "model":
         return
-    origin = _read(files.folder / "model_index.json", files.name).get("scheduler") or [None, None]
+    origin = read_object(files.folder / "model_index.json", files.name).get("scheduler") or [None, None]
     kind = getattr(diffusers, origin[1] or "", None)
     if kind is None:
         raise ValueError(
@@ -456,17 +256,3 @@ def _expect_scheduler(files: GeneratorFiles, scheduler: Scheduler) -> None:
         raise ValueError(
             f"{files.name!r} has a scheduler that {scheduler} cannot replace: {one_line(error)}; expected scheduler model"
         ) from error
-
-
-def _read(file: Path, name: str) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the {file.name} of {name!r}: {one_line(error)}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"the {file.name} of {name!r} is a {type(config).__name__}; expected an object")
-    return config
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

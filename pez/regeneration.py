@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from pez.clip import Clip
-from pez.generator_files import GeneratorFiles, exchanged, find_generator, one_line
+from pez.generator_files import exchanged, find_generator
+from pez.generator_parts import GeneratorFiles, one_line
 from pez.quiet import quiet
 from pez.settings import GeneratorPrecision, Scheduler
 

@@ -209,7 +209,7 @@ def test_a_generator_that_does_not_load_claims_nothing(
 ) -> None:
     """Weights of another shape are found out when they are loaded only."""
     broken = linked(tmp_path / "broken")
-    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = broken / "text_encoder" / "model.safetensors"
     tensors = {name: value[:1].contiguous() for name, value in load_file(weights).items()}
     weights.unlink()
     save_file(tensors, weights)
