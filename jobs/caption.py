@@ -8,32 +8,46 @@ The same command again goes on where the last one stopped; with --retry-failed i
 Exit status: 0 all shards are done, 1 some failed, 2 bad usage.
 """
 
+from __future__ import annotations
+
 import dataclasses
+import os
 import secrets
-import sys
-from typing import Annotated
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
-import torch
-import tyro
-from rich.console import Console
-
-import pez
 from jobs import command
-from pipeline import cluster
-from pipeline.caption import Captioner, check_settings, describe, run_serially
-from pipeline.cluster import ActorPlan, Stage
-from pipeline.demo_shards import demo_shards
-from pipeline.parts import split_shard, sweep_parts
-from pipeline.progress import JobProgress, plain, prompt_table
-from pipeline.settings import CaptionSettings, ClusterSettings, VerifySettings
-from pipeline.shards import Shard, expand_shards
-from pipeline.table import OutputError, PromptTable
-from pipeline.verified_table import VerifiedTable
-from pipeline.verify import check_verification, verified_table, verify_serially
+from jobs.options import (
+    LearnOptions,
+    RunOptions,
+    VerifyOptions,
+    expect_device,
+    expect_output,
+    of_demo,
+    refuse_beside_demo,
+    refuse_ignored,
+)
+from pez.demo import CLIPS
+from pipeline.errors import InputError, OutputError
+from pipeline.terminal import Activity, count, open_console, plain, prompt_table, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.cluster import ActorPlan
+    from pipeline.progress import JobProgress
+    from pipeline.settings import ClusterSettings
+    from pipeline.shards import Shard
+    from pipeline.table import PromptTable, ShardReport
+    from pipeline.verified_table import VerifiedTable
+
+_READS_AT_ONCE = 32
+_EARLIER = 256  # reports of finished shards that are read again, for the counts of what was left out
 
 
 @dataclasses.dataclass(frozen=True)
-class CaptionJob:
+class CaptionJob(LearnOptions, VerifyOptions, RunOptions):
     """Options of the job."""
 
     output: str
@@ -44,52 +58,77 @@ class CaptionJob:
     """shipped pictures and model; no network, no GPU"""
     retry_failed: bool = False
     """also caption those again that an earlier run has as failed rows, and only those"""
-    local: bool = False
-    """no Ray: shard after shard in this process"""
-    device: str | None = None
-    """cpu or cuda; default = cuda where there is one"""
-    caption: Annotated[CaptionSettings, tyro.conf.arg(name="")] = CaptionSettings()
-    method: Annotated[pez.PezSettings, tyro.conf.arg(name="")] = pez.PezSettings()
-    verification: Annotated[VerifySettings, tyro.conf.arg(name="")] = VerifySettings()
-    cluster: Annotated[ClusterSettings, tyro.conf.arg(name="")] = ClusterSettings()
+
+    def check(self, given: frozenset[str]) -> None:
+        """Refuse what could only be ignored, and what can be told without loading anything."""
+        if self.demo:
+            refuse_beside_demo(self.caption, given, ["input"])
+        refuse_ignored(given)
+        expect_device(self.device, on_ray=not self.local)
+        expect_output(self.output)
 
 
 def caption(job: CaptionJob) -> int:
     """Run the job; returns its exit status."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    if job.demo:
-        job = dataclasses.replace(job, caption=dataclasses.replace(job.caption, model="demo"))
-    check_settings(job.caption, job.method)
-    verifies = job.verification.verify is not None
-    if verifies:
-        check_verification(job.verification, job.caption.model, job.caption.pretrained)
-    inputs = [*job.input, *(demo_shards() if job.demo else ())]
-    shards = expand_shards(inputs)
-    plans = None if job.local else _plans(job)
-    local = job.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    device, verify_device = (plan.device for plan in plans) if plans else (local, local)
-    table = PromptTable(job.output, describe(job.caption, job.method, device))
-    table.check()
-    done, pending = table.divide(shards, job.retry_failed)
-    shards = [*done, *pending]  # with the stems that they have in this folder
-    verified = verified_table(table, job.verification, verify_device) if verifies else None
-    work = _Work(table, shards, pending, verified, verified.pending(done) if verified else [])
+    console = open_console()
+    with Activity(console, "loading PyTorch" if job.local else "loading PyTorch and Ray") as activity:
+        from pipeline.caption import check_settings, describe
+        from pipeline.demo_shards import demo_shards
+        from pipeline.parts import sweep_parts
+        from pipeline.progress import JobProgress
+        from pipeline.shards import expand_shards
+        from pipeline.table import PromptTable
+        from pipeline.verify import check_verification, verified_table
+
+        if job.demo:
+            job = dataclasses.replace(job, caption=of_demo(job.caption))
+        check_settings(job.caption, job.method)
+        verifies = job.verification.verify is not None
+        if verifies:
+            check_verification(job.verification, job.caption.model, job.caption.pretrained)
+        local = job.local_device() if job.local else None
+        shards = expand_shards([*job.input, *(demo_shards() if job.demo else ())])
+        if local is None:
+            activity.now(connecting(job.cluster))
+        plans = None if local else _plans(job)
+        device, verify_device = (plan.device for plan in plans) if plans else (local, local)
+        activity.now(f"looking into {job.output}")
+        table = PromptTable(job.output, describe(job.caption, job.method, device))
+        table.check()
+        done, pending = table.divide(shards, job.retry_failed)
+        shards = [*done, *pending]  # with the stems that they have in this folder
+        verified = verified_table(table, job.verification, verify_device) if verifies else None
+        work = _Work(table, shards, pending, verified, verified.pending(done) if verified else [])
+    if job.input:
+        tell_of_the_demo(job.caption.model, console)
     already_verified = len(done) - len(work.unverified) if verified else None
     progress = JobProgress(len(shards), len(done), console, verified=already_verified)
+    failed: dict[str, str] = {}
     try:
-        with progress:
-            if not work.pending and not work.unverified:
-                failed = {}
-            elif plans is None:
-                failed = _serially(job, work, device, progress)
-            else:
-                failed = _on_ray(job, work, plans, progress)
+        if not work.pending and not work.unverified:
+            say(console, f"nothing to do: {_all_done(len(shards), verifies)}")
+        else:
+            with progress:
+                if plans is None:
+                    failed = _serially(job, work, device, progress)
+                else:
+                    failed = _on_ray(job, work, plans, progress)
     except KeyboardInterrupt:
         told = f"{progress.done} of {len(shards)} shards are done"
         raise KeyboardInterrupt(f"{told}; run the same command to go on") from None
     if not failed:
         sweep_parts(shards, table)
-    return _conclude(job, table, shards, failed, console)
+    return _conclude(table, shards, failed, progress.reports, console)
+
+
+def tell_of_the_demo(model: str, console: Console) -> None:
+    """Say what the shipped models know, where they are used on other pictures than the demo's own."""
+    if model in CLIPS:
+        say(
+            console,
+            f"note: the model {model} knows drawn 64x64 scenes only, and its prompts for other pictures mean nothing; "
+            "for photographs take --model ViT-L-14 --pretrained openai, or leave --model out for ViT-H-14",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +151,8 @@ class _Work:
         Returns:
             what to caption, one after the other: the pending shards, or parts of them.
         """
+        from pipeline.parts import split_shard
+
         earlier = self.table.claim()
         self.table.record(self.shards)
         if self.verified:
@@ -124,6 +165,8 @@ class _Work:
 
 def _plans(job: CaptionJob) -> tuple[ActorPlan, ActorPlan]:
     """What the actors of captions and of verification get."""
+    from pipeline import cluster
+
     cluster.connect(job.cluster)
     plan = cluster.plan_actors(job.cluster, job.device)
     return (plan, plan) if job.verification.verify is None else cluster.plan_verifiers(job.cluster, plan)
@@ -131,21 +174,36 @@ def _plans(job: CaptionJob) -> tuple[ActorPlan, ActorPlan]:
 
 def _serially(job: CaptionJob, work: _Work, device: str, progress: JobProgress) -> dict[str, str]:
     """One stage after the other in this process: there is room for one model."""
-    captioner = Captioner(job.caption, job.method, device) if work.pending else None
+    from pipeline.caption import Captioner, run_serially
+    from pipeline.verify import verify_serially
+
+    captioner = None
+    if work.pending:
+        progress.doing(f"loading {job.caption.model}")
+        captioner = Captioner(job.caption, job.method, device)
     units = work.begin(job.cluster.parts)  # a model that does not load has claimed nothing
     failed: dict[str, str] = {}
     if captioner is not None:
         attempts, retry = job.cluster.attempts, job.retry_failed
+        progress.watch(captioner)
         failed = run_serially(units, captioner, work.table, progress.report, attempts, progress.note, retry)
+        progress.watch(None)
     del captioner
     if work.verified is None:
         return failed
     shards = [*work.unverified, *(shard for shard in work.pending if shard.url not in failed)]
-    return failed | verify_serially(shards, work.verified, job.verification, device, progress.report_verified)
+    if shards:
+        progress.doing(f"loading {job.verification.verify}")
+    told = progress.report_verified
+    return failed | verify_serially(shards, work.verified, job.verification, device, told, progress.watch)
 
 
 def _on_ray(job: CaptionJob, work: _Work, plans: tuple[ActorPlan, ActorPlan], progress: JobProgress) -> dict[str, str]:
+    from pipeline import cluster
+    from pipeline.cluster import Stage
+
     units = work.begin(job.cluster.parts)
+    progress.doing(f"starting {count(plans[0].actors, 'actor')} for {job.caption.model}")
     table, at_once = work.table, job.cluster.shards_at_once
     starter = cluster.actor_starter(
         job.caption, job.method, plans[0], job.output, table.settings, job.retry_failed, at_once
@@ -159,28 +217,69 @@ def _on_ray(job: CaptionJob, work: _Work, plans: tuple[ActorPlan, ActorPlan], pr
     return cluster.run_on_ray(units, stages, job.cluster, progress.look, progress.note)
 
 
+def connecting(settings: ClusterSettings) -> str:
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    return f"joining the Ray cluster at {address}" if address else "starting Ray on this machine"
+
+
+def _all_done(shards: int, verified: bool) -> str:
+    of = "the one shard is" if shards == 1 else f"all {shards} shards are"
+    return f"{of} done" + " and verified" * verified
+
+
 def _conclude(
-    job: CaptionJob, table: PromptTable, shards: list[Shard], failed: dict[str, str], console: Console
+    table: PromptTable, shards: list[Shard], failed: dict[str, str], reports: list[ShardReport], console: Console
 ) -> int:
+    """The mark of a job that is done, then what people want to know of it: nothing that is shown decides over the mark."""
+    unmarked = None
+    if not failed:
+        try:
+            table.succeed()
+        except OutputError as error:
+            unmarked = f"failed: {error}; run the same command to try again"
     for url, reason in failed.items():
-        line = plain(f"failed: {url}: {reason}")
-        console.print(line, style="red", highlight=False, soft_wrap=True, markup=False)
-    shown = next((s for s in shards if s.url not in failed and table.finished(s)), None)
-    if shown is not None:
-        console.print(prompt_table(table.read(shown)))
+        say(console, plain(f"failed: {url}: {reason}"), "red")
+    show_first(table, [shard for shard in shards if shard.url not in failed], console)
+    if line := _left_out(table, shards, reports):
+        say(console, line)
     if failed:
-        console.print(f"{len(failed)} of {len(shards)} shards failed; run the same command to try them again")
+        say(console, f"{len(failed)} of {count(len(shards), 'shard')} failed; run the same command to try them again")
         return 1
-    try:
-        table.succeed()
-    except OutputError as error:
-        console.print(
-            f"failed: {error}; run the same command to try again", highlight=False, soft_wrap=True, markup=False
-        )
+    if unmarked:
+        say(console, plain(unmarked))
         return 1
-    console.print(f"{len(shards)} Parquet files in {table.url}", highlight=False, soft_wrap=True, markup=False)
+    say(console, plain(f"{count(len(shards), 'Parquet file')} in {table.url}"))
     return 0
 
 
+def show_first(table: PromptTable, shards: list[Shard], console: Console) -> None:
+    """Print the first prompts of the first shard that is done."""
+    try:
+        shown = next((shard for shard in shards if table.finished(shard)), None)
+        if shown is not None:
+            console.print(prompt_table(table.read(shown)))
+    except (InputError, OSError) as error:  # it was written, and is not asked for but here
+        say(console, plain(f"note: the first prompts cannot be shown: {error}"))
+
+
+def _left_out(table: PromptTable, shards: list[Shard], reports: list[ShardReport]) -> str | None:
+    """What is in no row, by reason: of this run's shards, and of earlier ones where they are few."""
+    told = {report.stem for report in reports}
+    earlier = [shard for shard in shards if shard.stem not in told]
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        read = list(pool.map(table.finished, earlier if len(earlier) <= _EARLIER else ()))
+    reasons: Counter[str] = Counter()
+    for report in [*reports, *read]:
+        reasons.update(report.left_out if report else {})
+    if not reasons.total():
+        return None
+    by_reason = ", ".join(f"{reason} {number:,}" for reason, number in reasons.most_common())
+    return f"left out: {count(reasons.total(), 'member')} ({by_reason})"
+
+
+def main(prog: str | None = None) -> None:
+    command.run(CaptionJob, __doc__, caption, prog)
+
+
 if __name__ == "__main__":
-    command.run(CaptionJob, __doc__, caption)
+    main()

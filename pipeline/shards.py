@@ -14,9 +14,7 @@ from urllib.parse import urlsplit
 import braceexpand
 import fsspec
 
-
-class InputError(ValueError):
-    """Something the user gave is not usable; the message is one line that says what was found and what to do."""
+from pipeline.errors import InputError as InputError
 
 
 @dataclasses.dataclass(frozen=True)

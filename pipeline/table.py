@@ -29,7 +29,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.shards import InputError, Shard, hashed_stem, listing_options, missing_driver
+from pipeline.errors import InputError
+from pipeline.errors import OutputError as OutputError
+from pipeline.shards import Shard, hashed_stem, listing_options, missing_driver
 
 _READS_AT_ONCE = 32
 
@@ -96,10 +98,6 @@ class ShardReport:
     fingerprint: str
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)
     """members of the tar that are in no row, by reason, see read_samples"""
-
-
-class OutputError(RuntimeError):
-    """The output folder does not take a file; the message is one line."""
 
 
 class PromptTable:
