@@ -30,6 +30,7 @@ from jobs.options import (
 )
 from pez.demo import CLIPS
 from pipeline.errors import InputError, OutputError
+from pipeline.settings import Bookkeeping
 from pipeline.terminal import Activity, count, open_console, plain, prompt_table, say
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ class CaptionJob(LearnOptions, VerifyOptions, RunOptions):
     """tars: addresses with {000..999} or *, folders, or @FILE with one a line"""
     demo: bool = False
     """shipped pictures and model; no network, no GPU"""
+    bookkeeping: Bookkeeping | None = None
+    """where reports and settings are: inside the output (the default), or beside it in OUTPUT.pez for readers that take
+    every file of a folder, like Polars"""
     retry_failed: bool = False
     """also caption those again that an earlier run has as failed rows, and only those"""
 
@@ -74,9 +78,9 @@ def caption(job: CaptionJob) -> int:
     with Activity(console, "loading PyTorch" if job.local else "loading PyTorch and Ray") as activity:
         from pipeline.caption import check_settings, describe
         from pipeline.demo_shards import demo_shards
+        from pipeline.inputs import expand_shards
         from pipeline.parts import sweep_parts
         from pipeline.progress import JobProgress
-        from pipeline.shards import expand_shards
         from pipeline.table import PromptTable
         from pipeline.verify import check_verification, verified_table
 
@@ -87,13 +91,14 @@ def caption(job: CaptionJob) -> int:
         if verifies:
             check_verification(job.verification, job.caption.model, job.caption.pretrained)
         local = job.local_device() if job.local else None
-        shards = expand_shards([*job.input, *(demo_shards() if job.demo else ())])
+        not_taken: Counter[str] = Counter()
+        shards = expand_shards([*job.input, *(demo_shards() if job.demo else ())], job.output, not_taken)
         if local is None:
             activity.now(connecting(job.cluster))
         plans = None if local else _plans(job)
         device, verify_device = (plan.device for plan in plans) if plans else (local, local)
         activity.now(f"looking into {job.output}")
-        table = PromptTable(job.output, describe(job.caption, job.method, device))
+        table = PromptTable(job.output, describe(job.caption, job.method, device), job.bookkeeping)
         table.check()
         done, pending = table.divide(shards, job.retry_failed)
         shards = [*done, *pending]  # with the stems that they have in this folder
@@ -234,7 +239,7 @@ def _conclude(
     unmarked = None
     if not failed:
         try:
-            table.succeed()
+            table.succeed(shards)
         except OutputError as error:
             unmarked = f"failed: {error}; run the same command to try again"
     for url, reason in failed.items():

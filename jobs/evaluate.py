@@ -30,9 +30,10 @@ from pez.demo.evaluation import named
 from pez.optimizer import generator_for
 from pez.regeneration import load_generator, picture_similarities, seed_for
 from pipeline.caption import check_settings, load_model
+from pipeline.inputs import expand_shards
 from pipeline.samples import decode_image, read_samples
 from pipeline.settings import CaptionSettings, VerifySettings
-from pipeline.shards import InputError, expand_shards
+from pipeline.shards import InputError
 from pipeline.verify import check_verification, score_model
 
 

@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Literal
 
+ALGORITHM = 2
+"""raised whenever the same settings give other prompts than before: an output is not finished by another version"""
+
 Precision = Literal["fp32", "bf16", "fp64"]
 GeneratorPrecision = Literal["fp32", "fp16", "bf16"]
 Scheduler = Literal["dpm++", "euler", "ddim", "model"]

@@ -16,6 +16,7 @@ from pez.clip import check_model
 from pez.demo import CLIPS
 from pez.learn import learn_tasks
 from pez.optimizer import Learned, Step, Task
+from pez.settings import ALGORITHM
 from pipeline.ahead import ahead, batches
 from pipeline.parts import PartReport, PartSamples, PartsLeft, finished_part, merge_parts, part_of_whole, publish_part
 from pipeline.samples import ImageError, Sample, ShardError, decode_image, read_samples
@@ -317,8 +318,15 @@ def load_model(settings: ModelSettings, device: str | torch.device) -> pez.Clip:
 
 
 def describe(settings: CaptionSettings, method: pez.PezSettings, device: str) -> dict[str, object]:
-    """What decides the rows, as JSON values, for the fingerprint."""
-    values = {**dataclasses.asdict(settings), **dataclasses.asdict(method), "device": torch.device(device).type}
+    """What decides the rows, as JSON values, for the fingerprint.
+
+    On a CPU in full precision the number of lanes changes no bit, so that a job may be finished on another machine with
+    another number. Elsewhere kernels may take other code paths for other shapes.
+    """
+    values = {**dataclasses.asdict(settings), **dataclasses.asdict(method)}
+    values |= {"version": ALGORITHM, "device": torch.device(device).type}
+    if values["device"] == "cpu" and settings.precision != "bf16":
+        del values["lanes"]
     if settings.model in CLIPS or ":" in settings.model:
         values["pretrained"] = None  # such a name carries its weights, and what is said of others is not read
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

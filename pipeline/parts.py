@@ -75,7 +75,7 @@ def split_shard(shard: Shard, parts: int) -> list[Shard]:
 
 def finished_part(part: Shard, table: PromptTable) -> PartReport | None:
     """The report of a part that is done, or None."""
-    about = table.read_about(_name(part))
+    about = table.read_metadata(_name(part))
     values = json.loads((about or {}).get(_ABOUT, b"{}"))
     if values.get("shard") != part.url or values.get("fingerprint") != table.fingerprint:
         return None

@@ -1,45 +1,24 @@
 """One tar to samples: every key once, each with an image or with the reason why there is none."""
 
 import dataclasses
-import gzip
-import io
-import math
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
-from typing import IO, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from pez.images import ImageError, decode_image
+from pipeline.caption_text import decoded, field_of
+from pipeline.member_names import KeySplit, MemberNames, shorter_keys, text_of_name
+from pipeline.shards import Shard
+from pipeline.tars import ShardError, open_tar
 
-from pipeline.shards import InputError, Shard
-from pipeline.streams import ByteStream
+__all__ = ["ImageError", "LateCaption", "Sample", "ShardError", "decode_image", "read_samples", "reading_options"]
 
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-CAPTION_ENDINGS = ("txt", "caption", "text")
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # not those of Pillow that run programs, like EPS
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_CAPTION_BYTES = 2**20
-MAX_PIXELS = 100_000_000
-MAX_ASPECT = 200
-"""long side by short side; models scale the short side up to their own, and memory goes with the long one"""
-
-_MAX_HEADER_BYTES = 2**15
-_READ_AT_ONCE = 2**17
-_READ_WHOLE = (  # by tarfile, as part of the next member's header
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
-
-# Pillow turns a picture of twice this size into an error by itself; we refuse earlier, with our own words.
-Image.MAX_IMAGE_PIXELS = None
-
-
-class ShardError(InputError):
-    """A shard that cannot be read to its end; none of it is published."""
+MAX_JSON_BYTES = 16 * 2**20
+MAX_WAITING_BYTES = 128 * 2**20
+"""of a shard's captions that are away from their images, together"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +26,7 @@ class Sample:
     """One key of a shard, as found."""
 
     index: int
-    """order of the keys in the shard"""
+    """order of the keys in the shard; where members turn out to be of another key, some numbers are left out"""
     key: str
     image: bytes | None = dataclasses.field(repr=False)
     caption: str | None
@@ -57,21 +36,34 @@ class Sample:
     """why it is not ok"""
 
 
+@dataclasses.dataclass(frozen=True)
+class LateCaption(Sample):
+    """No sample of its own: the caption of a key whose sample has gone before."""
+
+
 @dataclasses.dataclass
 class _Group:
     index: int
     image: bytes | None = None
+    has_image: bool = False
+    """one that can be read or not, also when it was emitted"""
+    is_usual: bool = False
     caption: str | None = None
+    has_caption: bool = False
+    caption_bytes: int = 0
     problem: str | None = None
     emitted: bool = False
+    has_link: bool = False
     others: list[str] = dataclasses.field(default_factory=list)
 
-    def sample(self, key: str) -> Sample:
+    def sample(self, key: str, expected: str) -> Sample:
         if self.problem is not None:
             return Sample(self.index, key, None, self.caption, "bad_image", self.problem)
         if self.image is None:
-            found = ", ".join(self.others[:4]) or "a caption"
-            return Sample(self.index, key, None, self.caption, "no_image", f"no image of this key; found {found}")
+            found = ", ".join(dict.fromkeys(self.others[:4])) or "a caption"
+            extension = f", which would be .{expected}" if expected else ""
+            reason = f"no image of this key{extension}; found {found}"
+            return Sample(self.index, key, None, self.caption, "no_image", reason)
         return Sample(self.index, key, self.image, self.caption)
 
 
@@ -80,240 +72,154 @@ def read_samples(
     image_key: str | None = None,
     caption_key: str | None = None,
     left_out: Counter[str] | None = None,
+    *,
+    key_split: KeySplit = "last",
+    allow_unfinished_tars: bool = False,
+    late_captions: bool = False,
 ) -> Iterator[Sample]:
     """Stream a shard.
 
     Args:
-        image_key: ending of the members that hold the image ("jpg", "left.jpg"); None = any usual image ending.
-        caption_key: the same for captions; None = txt, caption or text.
+        image_key, caption_key, key_split: see MemberNames.
         left_out: counts, by reason, the members that are in no sample although they could have been meant to be.
+        allow_unfinished_tars: also read a tar that ends behind a whole member, without the zeros that end a tar.
+        late_captions: yield those too; otherwise they are left out.
 
     Yields:
         one sample a key. A key is a member's name without its ending, `a/photo.1.jpg` is `a/photo.1` (with an ending of
         two parts given, that ending counts). It is a name only and never a path: `./a`, `../a` and `/a` are kept as they
-        are. Of several images or captions of a key the first is taken. A key that comes again adds nothing once its
-        image was seen. Links are not followed, and sparse files not read: their keys are samples without an image.
+        are. A key with neither image nor caption belongs to the image whose key it lengthens by dotted parts, as
+        `photo.meta.json` and `photo.jpg`. Of several images or captions of a key the first is taken. A key that comes again
+        adds its caption, if it had none, and nothing else once its image was seen. Links are not followed, and sparse files
+        not read: their keys are samples without an image.
 
     Raises:
         ShardError: not readable, not a tar, damaged or cut short: what looks like the end of a tar is not always one.
     """
-    image_endings = (image_key.lower(),) if image_key else IMAGE_ENDINGS
-    caption_endings = (caption_key.lower(),) if caption_key else CAPTION_ENDINGS
-    endings = (*image_endings, *caption_endings)
-    left_out = Counter() if left_out is None else left_out
-    groups: dict[str, _Group] = {}
-    current: str | None = None
-    with open_tar(shard.source, shard.url) as tar:
+    reader = _Reader(MemberNames(image_key, caption_key, key_split), Counter() if left_out is None else left_out)
+    with open_tar(shard.source, shard.url, allow_unfinished_tars) as tar:
         for member in tar:
-            if member.isdir():
-                continue
-            key, ending = split_name(member.name, endings)
-            if key is None or not (member.isfile() or member.issym() or member.islnk()):
-                left_out["hidden, without an ending, or not a file"] += 1
-                continue
-            if current is not None and key != current and groups[current].image is not None:
-                yield from _emit(groups, current)
-            current = key
-            group = groups.setdefault(key, _Group(len(groups)))
+            for sample in reader.take(member, tar):
+                if late_captions or not isinstance(sample, LateCaption):
+                    yield sample
+                else:
+                    reader.left_out["caption after its key was done"] += 1
+    yield from reader.rest()
+
+
+def reading_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a run's settings that say how its shards are read, for `read_samples`."""
+    names = ("image_key", "caption_key", "key_split", "allow_unfinished_tars")
+    return {name: settings[name] for name in names if name in settings}
+
+
+class _Reader:
+    """Takes one member after the other."""
+
+    def __init__(self, names: MemberNames, left_out: Counter[str]) -> None:
+        self.names, self.left_out = names, left_out
+        self.groups: dict[str, _Group] = {}
+        self.current: str | None = None
+        self.waiting_bytes = 0
+
+    def take(self, member: tarfile.TarInfo, tar: open_tar) -> Iterator[Sample]:
+        if member.isdir():
+            return
+        key, ending = self.names.split(member.name)
+        if key is None or not (member.isfile() or member.issym() or member.islnk()):
+            self.left_out["hidden, without an ending, or not a file"] += 1
+            return
+        if self.names.is_of_webdataset(member.name, ending):
+            self.left_out["about the shard, like __index__.json"] += 1
+            return
+        if self.current is not None and key != self.current and self.groups[self.current].image is not None:
+            yield from self._emit(self.current)
+        self.current = key
+        group = self.groups.setdefault(key, _Group(len(self.groups)))
+        if not member.isfile():
             if group.emitted:
-                left_out["of a key that was done"] += 1
-            elif not member.isfile():
-                group.others.append(f"a link to {_text(member.linkname)[:200]}")
-            elif ending in image_endings:
-                if group.image is not None or group.problem is not None:
-                    left_out["another image of its key"] += 1
-                elif member.issparse():
-                    group.problem = "the image is stored as a sparse file; make the tar without --sparse"
-                elif member.size > MAX_IMAGE_BYTES:
-                    group.problem = f"image of {member.size} bytes; expected at most {MAX_IMAGE_BYTES}"
-                else:
-                    group.image = tar.read(member)
-            elif ending in caption_endings:
-                if group.caption is not None:
-                    left_out["another caption of its key"] += 1
-                elif member.size > MAX_CAPTION_BYTES or member.issparse():
-                    left_out[f"caption of more than {MAX_CAPTION_BYTES} bytes"] += 1
-                else:
-                    group.caption = tar.read(member).decode("utf-8", errors="replace").strip()
-            else:
-                group.others.append(ending or "a file without an ending")
-    for key in groups:
-        yield from _emit(groups, key)
+                self.left_out["of a key that was done"] += 1
+            group.has_link = True
+            group.others.append(f"a link to {text_of_name(member.linkname)[:200]}")
+        elif self.names.is_image(ending):
+            self._take_image(group, member, ending, tar)
+        elif self.names.is_caption(ending):
+            text = self._caption(group, member, ending, tar)
+            if text is not None and not self._keep(group, text):
+                self.left_out[f"captions away from their images, above {MAX_WAITING_BYTES} bytes together"] += 1
+            elif text is not None and group.emitted:
+                yield LateCaption(group.index, key, None, text)
+        elif not group.emitted:
+            group.others.append(ending or "a file without an ending")
 
+    def rest(self) -> Iterator[Sample]:
+        for key in self.groups:
+            yield from self._emit(key)
 
-def _emit(groups: dict[str, _Group], key: str) -> Iterator[Sample]:
-    group = groups[key]
-    if not group.emitted:
-        yield group.sample(key)
-        group.emitted, group.image, group.caption = True, None, None
+    def _emit(self, key: str) -> Iterator[Sample]:
+        group = self.groups[key]
+        if not group.emitted and not self._is_beside_an_image(key, group):
+            yield group.sample(key, self.names.expected)
+            self.waiting_bytes -= group.caption_bytes
+            group.emitted, group.image, group.caption, group.others = True, None, None, []
 
+    def _is_beside_an_image(self, key: str, group: _Group) -> bool:
+        if group.has_image or group.has_caption or group.has_link:
+            return False
+        shorter = (self.groups.get(one) for one in shorter_keys(key))
+        return any(one is not None and one.has_image for one in shorter)
 
-def split_name(name: str, endings: tuple[str, ...]) -> tuple[str | None, str]:
-    """A member's name to its key and lower-case ending; hidden files and names without an ending have no key."""
-    name = _text(name)
-    base = name.rsplit("/", 1)[-1]
-    if base.startswith(".") or "." not in base:
-        return None, ""
-    for ending in endings:
-        if "." in ending and base.lower().endswith("." + ending):
-            return name[: -len(ending) - 1], ending
-    key, _, ending = name.rpartition(".")
-    return key, ending.lower()
+    def _take_image(self, group: _Group, member: tarfile.TarInfo, ending: str, tar: open_tar) -> None:
+        usual = self.names.is_usual_image(ending)
+        if group.emitted:
+            self.left_out["of a key that was done"] += 1
+            return
+        if group.has_image:
+            self.left_out["another image of its key"] += 1
+            if group.is_usual or not usual:
+                return
+        group.has_image, group.is_usual, group.image, group.problem = True, usual, None, None
+        if member.issparse():
+            group.problem = "the image is stored as a sparse file; make the tar without --sparse"
+        elif member.size > MAX_IMAGE_BYTES:
+            group.problem = f"image of {member.size} bytes; expected at most {MAX_IMAGE_BYTES}"
+        else:
+            group.image = tar.read(member)
 
-
-def _text(name: str) -> str:
-    """A name that is not UTF-8 with its odd bytes written as \\xff: Arrow takes no surrogates, and names stay apart."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-class open_tar:  # noqa: N801 - reads as a function
-    """A tar as a stream of members, which notices when the stream is not a whole tar.
-
-    Args:
-        source: what is opened; it may hold a signature or a password.
-        url: what it is called in messages; default = the source.
-    """
-
-    def __init__(self, source: str, url: str | None = None) -> None:
-        self.source, self.url = source, url or source
-
-    def __enter__(self) -> "open_tar":
-        self.file: ByteStream | None = None
+    def _caption(self, group: _Group, member: tarfile.TarInfo, ending: str, tar: open_tar) -> str | None:
+        """The text of a member that may be the caption of its key."""
+        field = self.names.caption_field(ending)
+        if group.has_caption:
+            if field is None:
+                self.left_out["another caption of its key"] += 1
+            return None
+        limit = MAX_CAPTION_BYTES if field is None else MAX_JSON_BYTES
+        if member.size > limit or member.issparse():
+            self.left_out[f"{'caption' if field is None else ending} of more than {limit} bytes"] += 1
+            group.others.append(ending)
+            return None
+        data = tar.read(member)
+        if field is None:
+            return decoded(data).strip()
+        reason = f"{ending} without a text called {field!r}"
         try:
-            self.file = ByteStream(self.source)
-            head = self.file.read(2)
-            head += self.file.read(1) if len(head) == 1 else b""
-            self.stream = _Watched(self.file, head)
-            if head == b"\x1f\x8b":
-                self.stream.reads_at_end = -math.inf  # an unpacker asks on and on
-                self.stream = _Watched(gzip.GzipFile(fileobj=self.stream), b"")
-            self.tar = tarfile.open(fileobj=self.stream, mode="r|", bufsize=_READ_AT_ONCE, tarinfo=_Member)
-        except Exception as error:
-            self.__exit__()
-            raise self._error(error) from error
-        return self
+            text = field_of(data, field)
+        except ValueError:
+            text, reason = None, f"{ending} that cannot be read"
+        if text is not None and len(text) > MAX_CAPTION_BYTES:
+            text, reason = None, f"caption of more than {MAX_CAPTION_BYTES} bytes"
+        if text is None:
+            self.left_out[reason] += 1
+            group.others.append(ending)
+            return None
+        return text.strip()
 
-    def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        members = iter(self.tar)
-        while (member := self._next(members)) is not None:
-            yield member
-            self.tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
-        end = self.tar.offset
-        if self.stream.last_content > end or self.stream.position < end + 2 * tarfile.BLOCKSIZE:
-            raise ShardError(f"{self.url} is damaged or cut short after {end} bytes; make or copy it again")
-
-    def read(self, member: tarfile.TarInfo) -> bytes:
-        try:
-            file = self.tar.extractfile(member)
-            assert file is not None, "a regular file"
-            data = file.read()
-        except Exception as error:
-            raise self._error(error) from error
-        if len(data) != member.size:
-            raise ShardError(f"{self.url} is cut short inside {member.name!r}; make or copy it again")
-        return data
-
-    def __exit__(self, *_: object) -> None:
-        if self.file is not None:
-            self.file.close()
-
-    def _next(self, members: Iterator[tarfile.TarInfo]) -> tarfile.TarInfo | None:
-        try:
-            member = next(members, None)
-            if member is None:
-                self.stream.drain()
-            return member
-        except Exception as error:  # tarfile raises nearly anything on hostile headers
-            raise self._error(error) from error
-
-    def _error(self, error: BaseException) -> ShardError:
-        # fsspec says "not found" of a server that refuses, and keeps what the server said as the cause.
-        told = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
-        reason = " ".join(str(told).split()) or type(told).__name__
-        if isinstance(told, FileNotFoundError) and told.errno is None:  # of a store; its words are the path alone
-            reason = "there is no such file"
-        if isinstance(error, (OSError, EOFError, ImportError)):
-            return ShardError(f"cannot read {self.url}: {reason}")
-        return ShardError(f"{self.url} is not a tar, or damaged ({reason}); expected a WebDataset shard")
-
-
-class _Member(tarfile.TarInfo):
-    """A member whose header has a bounded size."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
-        member = super().frombuf(buf, encoding, errors)
-        if member.type in _READ_WHOLE and member.size > _MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {member.size} bytes; expected at most {_MAX_HEADER_BYTES}")
-        return member
-
-
-class _Watched(io.RawIOBase):
-    """Reads through, and knows where the last byte other than zero was."""
-
-    def __init__(self, file: IO[bytes] | Any, head: bytes) -> None:
-        self.file, self.head = file, head
-        self.position = 0
-        self.last_content = 0
-        self.reads_at_end: float = 0
-
-    def readable(self) -> bool:
+    def _keep(self, group: _Group, text: str) -> bool:
+        """Keep a caption until its image's row is made, or the shard's rows are; False where there is no room."""
+        size = len(text.encode())
+        if self.waiting_bytes + size > MAX_WAITING_BYTES:
+            return False
+        self.waiting_bytes += size
+        group.has_caption, group.caption_bytes = True, size
+        group.caption = None if group.emitted else text
         return True
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.head + self.file.read(size - len(self.head) if size >= 0 else -1)
-        self.head = b""
-        content = len(data.rstrip(b"\0"))
-        if content:
-            self.last_content = self.position + content
-        self.position += len(data)
-        self.reads_at_end += not data
-        if self.reads_at_end > 100:  # tarfile walks through a member of 2**90 bytes in steps, also behind the end
-            raise EOFError(f"it ends after {self.position} bytes, inside a member")
-        return data
-
-    def drain(self) -> None:
-        while self.read(2**20):
-            pass
-
-
-class ImageError(ValueError):
-    """Bytes that do not become a picture; the message is one line."""
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """Bytes of any usual image to upright RGB: EXIF orientation applied, alpha over white, 16 bits scaled to 8.
-
-    Raises:
-        ImageError: not an image, cut short, larger than MAX_PIXELS or narrower than MAX_ASPECT; one line.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ImageError(f"{width}x{height} pixels; expected at most {MAX_PIXELS}")
-            if max(width, height) > MAX_ASPECT * min(width, height):
-                raise ImageError(f"{width}x{height} pixels; expected a long side of at most {MAX_ASPECT} short ones")
-            image.load()  # the first frame of an animation; raises where data is missing
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except ImageError:
-        raise
-    except UnidentifiedImageError as error:  # its own words hold an address in memory, another one each time
-        raise ImageError(f"cannot decode the image: none of {', '.join(_FORMATS)}, or damaged") from error
-    except Exception as error:  # decoders raise nearly anything on hostile bytes
-        raise ImageError(f"cannot decode the image: {' '.join(str(error).split()) or type(error).__name__}") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits of grey, in 16 or 32
-        grey = np.asarray(image).astype(np.float32)
-        return Image.fromarray((grey / 257.0).clip(0, 255).round().astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        grey = np.nan_to_num(np.asarray(image))
-        grey = grey * (255.0 if grey.max() <= 1.0 else 1.0)
-        return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")

@@ -1,8 +1,11 @@
 """What a user may choose about a job, importable without torch and Ray."""
 
 import dataclasses
+from typing import Literal
 
 from pez.settings import GeneratorPrecision, Precision, Scheduler
+
+Bookkeeping = Literal["inside", "beside"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 out/<stem>.parquet     built in memory, published in one step
 out/_reports/<stem>.json   written after it: the marker of a finished shard
-out/_run.json          the settings; another run may only add to the folder with the same ones
+out/_run.json          the settings and who began; another run may only add to the folder with the same settings
 out/_inputs/*.json     which address has which stem, written before any work
 out/_SUCCESS           when every shard is done
+out/.huggingface.yaml  tells `datasets` which files are the tables
 
 Verification (`pipeline/verify.py`) adds columns to the Parquet and has files like these of its own:
 
@@ -18,22 +19,21 @@ import hashlib
 import io
 import json
 import os
-import secrets
-import tempfile
+import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any
+from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
 from pipeline.errors import OutputError as OutputError
-from pipeline.shards import Shard, hashed_stem, listing_options, missing_driver
+from pipeline.folder import READS_AT_ONCE, Bookkeeping, DamagedError, OutputFolder
+from pipeline.shards import Shard, hashed_stem
 
-_READS_AT_ONCE = 32
+_DATASET_CARD = b"configs:\n- config_name: default\n  data_files: '*.parquet'\n"
 
 SCHEMA = pa.schema(
     [
@@ -54,8 +54,6 @@ SCHEMA = pa.schema(
         pa.field("model", pa.string()),
     ]
 )
-
-"""the columns that verification adds; null where a row has no prompt"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,26 +97,29 @@ class ShardReport:
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)
     """members of the tar that are in no row, by reason, see read_samples"""
 
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> "ShardReport | None":
+        """A report from JSON values, of this version or another: unknown fields are ignored; None where one is missing."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        try:
+            return cls(**{name: value for name, value in values.items() if name in fields})
+        except TypeError:
+            return None
 
-class PromptTable:
-    """An output folder, local or in an object store.
+
+class PromptTable(OutputFolder):
+    """An output folder with its tables of prompts.
 
     Args:
         url: the folder.
         settings: everything that decides what the rows are, as JSON values.
+        bookkeeping: see OutputFolder.
     """
 
-    def __init__(self, url: str, settings: dict[str, Any]) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, settings: dict[str, Any], bookkeeping: Bookkeeping | None = None) -> None:
+        super().__init__(url, bookkeeping)
         self.settings = settings
         self.fingerprint = fingerprint(settings)
-        try:
-            self.fs, self.path = fsspec.core.url_to_fs(self.url, **listing_options(self.url))
-        except ImportError as error:
-            raise InputError(missing_driver(url, error)) from error
-        except ValueError as error:
-            raise InputError(f"cannot open the output {url!r}: {' '.join(str(error).split())}") from error
-        self.local = isinstance(self.fs, fsspec.get_filesystem_class("file"))
 
     def check(self) -> bool:
         """See whether this run may write here; changes nothing.
@@ -127,15 +128,42 @@ class PromptTable:
             True where a run with the same settings was here before, or is at work now.
 
         Raises:
-            InputError: the folder holds another run's output with other settings, or cannot be read.
+            InputError: the folder holds another run's output with other settings, or cannot be read. Where that run has
+                written no row and is not at work on this machine, its claim does not count.
         """
-        earlier = self.read_json("_run.json")
+        self.check_bookkeeping()
+        try:
+            earlier = self.read_json("_run.json")
+        except DamagedError:
+            if self._has_rows():
+                raise
+            return False
         if earlier is None:
             return False
-        if earlier.get("fingerprint") != self.fingerprint:
-            told = differences(earlier.get("settings", {}), self.settings)
-            raise InputError(f"{self.url} holds prompts of other settings: {told}; choose another --output")
-        return True
+        if earlier.get("fingerprint") == self.fingerprint:
+            return True
+        if self._has_rows() or _is_at_work(earlier.get("claimed_by")):
+            self._refuse(earlier)
+        return False
+
+    def _has_rows(self) -> bool:
+        """True where a run has finished a shard, or a part of one."""
+        if self.names("_reports", ".json") or self.folders("_parts"):
+            return True
+        metadata = (self.read_metadata(f"{stem}.parquet") for stem in self.names("", ".parquet"))
+        return any(found is not None and b"pez" in found for found in metadata)  # of a crash before the report
+
+    def _refuse(self, earlier: dict[str, Any]) -> None:
+        """Raises InputError: the folder is another run's."""
+        theirs = earlier.get("settings") or {}
+        if theirs.get("version") != self.settings.get("version"):
+            raise InputError(
+                f"{self.url} was written by another version of this project, whose prompts are not the same; "
+                "finish it with that version, or choose another --output"
+            )
+        raise InputError(
+            f"{self.url} holds prompts of other settings: {differences(theirs, self.settings)}; choose another --output"
+        )
 
     @classmethod
     def written(cls, url: str) -> "PromptTable":
@@ -144,9 +172,12 @@ class PromptTable:
         Raises:
             InputError: no run wrote there, or it cannot be read.
         """
-        run = cls(url, {}).read_json("_run.json")
+        folder = cls(url, {})
+        run = folder.read_json("_run.json")
         if run is None:
-            raise InputError(f"no _run.json in {url}; expected the output of python -m jobs.caption")
+            raise InputError(f"no _run.json in {folder.url}; expected the output of python -m jobs.caption")
+        if not isinstance(run.get("settings"), dict):
+            raise DamagedError(f"{folder.url}/_run.json is damaged: it has no settings")
         return cls(url, run["settings"])
 
     def shards(self) -> list[Shard]:
@@ -155,10 +186,10 @@ class PromptTable:
 
     def reports(self, most: int | None = None) -> list[ShardReport]:
         """Reports of finished shards, of the first so many."""
-        stems = sorted(self.names("_reports", ".json") & self.names("", ".parquet"))[:most]
-        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-            values = list(pool.map(lambda stem: self.read_json(f"_reports/{stem}.json"), stems))
-        return [ShardReport(**report) for report in values if report is not None]
+        stems = sorted(self._finished_stems())[:most]
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            found = pool.map(self._report, stems)
+            return [report for report in found if report is not None]
 
     def claim(self) -> bool:
         """Write this run's settings down; of two runs at once with different settings, one is refused.
@@ -170,16 +201,34 @@ class PromptTable:
             InputError: the folder is not writable, or another run claimed it meanwhile with other settings.
         """
         earlier = self.check()
-        run = {"fingerprint": self.fingerprint, "settings": self.settings}
+        abandoned = not earlier and self._claimed()
+        run = {"fingerprint": self.fingerprint, "settings": self.settings, "claimed_by": _this_process()}
         try:
-            # The same bytes again where they are there already: a folder that has become read-only is found out now.
-            self.put("_run.json", (json.dumps(run, indent=2) + "\n").encode(), first=not earlier)
+            # Written again where it is there already: a folder that has become read-only is found out now.
+            self.put("_run.json", (json.dumps(run, indent=2) + "\n").encode(), first=not earlier and not abandoned)
+            if self.at("_run.json") == f"{self.path}/_run.json":
+                self.put(".huggingface.yaml", _DATASET_CARD)
         except FileExistsError:
             earlier = True
         except OutputError as error:
             raise InputError(str(error)) from error
+        if abandoned:
+            self.remove("_inputs")
         self.remove("_SUCCESS")  # there is work, so not every shard is done
-        return self.check() and earlier
+        self.check_claim()
+        return earlier
+
+    def _claimed(self) -> bool:
+        try:
+            return self.read_json("_run.json") is not None
+        except DamagedError:
+            return True
+
+    def check_claim(self) -> None:
+        """Raises InputError where another run has claimed the folder with other settings."""
+        run = self.read_json("_run.json")
+        if run is not None and run.get("fingerprint") != self.fingerprint:
+            self._refuse(run)
 
     def pending(self, shards: Sequence[Shard]) -> list[Shard]:
         """The shards that are not finished yet, see `divide`."""
@@ -188,30 +237,58 @@ class PromptTable:
     def divide(self, shards: Sequence[Shard], retry_failed: bool = False) -> tuple[list[Shard], list[Shard]]:
         """The shards that are finished, and those that are not; each with the stem that it has in this folder.
 
-        Two listings and what earlier runs recorded tell it: a report is read only where its stem may be another address's.
-        A stem that an earlier run used for another address is left to it: the shard gets a stem of its own.
+        A shard is known by its address, and keeps the stem that it was given first. Listings and what earlier runs recorded
+        tell it; a report is read only where nothing was recorded of its stem. A stem of another address is left to it: the
+        shard gets a stem of its own.
 
         Args:
             retry_failed: a shard is not finished while it has rows that are not ok; this reads every report.
+
+        Raises:
+            InputError: a Parquet that no job of ours wrote stands where a shard's would be.
         """
-        finished = self.names("_reports", ".json") & self.names("", ".parquet")
-        owners = self._owners() if finished else {}
-        doubtful = [s for s in shards if s.stem in finished and owners.get(s.stem) != {s.url}]
-        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-            taken = {
-                s.stem
-                for s, of_another in zip(doubtful, pool.map(self._is_of_another, doubtful), strict=True)
-                if of_another
-            }
-        named = [Shard(s.url, hashed_stem(s.url)) if s.stem in taken else s for s in shards]
+        finished = self._finished_stems()
+        owners = self._owners()
+        doubtful = [stem for stem in finished if len(owners.get(stem, ())) != 1]
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            for stem, report in zip(doubtful, pool.map(self._report, doubtful), strict=True):
+                if report is None:
+                    finished.remove(stem)
+                else:
+                    owners[stem] = {report.shard}
+        stems = {url: stem for stem, urls in owners.items() for url in urls if stem not in finished}
+        stems |= {next(iter(owners[stem])): stem for stem in finished}
+
+        def stem_of(shard: Shard) -> str:
+            return stems.get(shard.url) or (hashed_stem(shard.url) if shard.stem in owners else shard.stem)
+
+        named = [dataclasses.replace(shard, stem=stem_of(shard)) for shard in shards]
         done = [shard for shard in named if shard.stem in finished]
         left = [shard for shard in named if shard.stem not in finished]
+        self._expect_ours([shard.stem for shard in left], owners)
         if retry_failed:
-            with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+            with ThreadPoolExecutor(READS_AT_ONCE) as pool:
                 reports = list(pool.map(self.finished, done))
             left += [s for s, report in zip(done, reports, strict=True) if report is None or report.failed]
             done = [s for s, report in zip(done, reports, strict=True) if report is not None and not report.failed]
         return done, left
+
+    def _finished_stems(self) -> set[str]:
+        """Stems with a whole Parquet and a whole report."""
+        both = self.names("_reports", ".json") & self.names("", ".parquet")
+        return self.whole(self.whole(both, "_reports/{}.json"), "{}.parquet")
+
+    def _expect_ours(self, stems: Sequence[str], owners: Mapping[str, set[str]]) -> None:
+        """Raises InputError where another program's Parquet would be written over."""
+        there = self.names("", ".parquet")
+        for stem in stems:
+            if stem in there and stem not in owners:
+                metadata = self.read_metadata(f"{stem}.parquet")
+                if metadata is None or b"pez" not in metadata:
+                    raise InputError(
+                        f"{self.url}/{stem}.parquet is there already and was not written by a job of this project; "
+                        "it is left alone: choose another --output"
+                    )
 
     def record(self, shards: Sequence[Shard]) -> None:
         """Write down which address has which stem, where no run has; before any work, so that `divide` can rely on it."""
@@ -223,13 +300,25 @@ class PromptTable:
 
     def finished(self, shard: Shard) -> ShardReport | None:
         """The report of a shard that is done, or None."""
-        values = self.read_json(f"_reports/{shard.stem}.json")
-        if values is None or values.get("shard") != shard.url:
+        report = self._report(shard.stem)
+        if report is None or report.shard != shard.url:
             return None
-        with self._reading(f"{shard.stem}.parquet"):
-            if not self.fs.exists(self.at(f"{shard.stem}.parquet")):
-                return None
-        return ShardReport(**values)
+        name = f"{shard.stem}.parquet"
+        try:
+            with self.reading(name):
+                if not self.fs.info(self.at(name)).get("size"):
+                    return None
+        except FileNotFoundError:
+            return None
+        return report if self.whole([shard.stem], "{}.parquet") else None
+
+    def _report(self, stem: str) -> ShardReport | None:
+        """What a report says; None where there is none, or none that can be read: its shard is done again."""
+        try:
+            values = self.read_json(f"_reports/{stem}.json")
+        except DamagedError:
+            return None
+        return None if values is None else ShardReport.read(values)
 
     def publish(
         self, shard: Shard, rows: Sequence[Row], seconds: float, left_out: Mapping[str, int] | None = None
@@ -238,7 +327,9 @@ class PromptTable:
 
         Raises:
             OutputError: the folder does not take them: full, read-only, or an object store that keeps failing.
+            InputError: another run has claimed the folder with other settings.
         """
+        self.check_claim()
         report = report_of(shard, rows, seconds, self.fingerprint, left_out)
         self.write_rows(f"{shard.stem}.parquet", rows)
         self.put(f"_reports/{shard.stem}.json", (json.dumps(dataclasses.asdict(report), indent=2) + "\n").encode())
@@ -271,29 +362,31 @@ class PromptTable:
         with self.fs.open(self.at(name), "rb") as file:
             return [Row(**values) for values in pq.read_table(file, columns=SCHEMA.names).to_pylist()]
 
-    def read_about(self, name: str) -> dict[bytes, bytes] | None:
-        """The schema's metadata of a Parquet, or None where it is not there."""
+    def read_metadata(self, name: str) -> dict[bytes, bytes] | None:
+        """The schema's metadata of a Parquet, or None where there is none that can be read."""
         try:
             with self.fs.open(self.at(name), "rb") as file:
                 return pq.read_schema(file).metadata or {}
-        except FileNotFoundError:
+        except (FileNotFoundError, pa.ArrowInvalid):
             return None
 
-    def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all in it, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.rm(self.at(name), recursive=True)
-
-    def folders(self, name: str) -> set[str]:
-        """Names of what is in a folder."""
-        return self.names(name, "")
-
-    def succeed(self) -> None:
+    def succeed(self, shards: Sequence[Shard] = ()) -> None:
         """Mark the whole job as done and sweep what crashed writers left.
 
+        Args:
+            shards: of the job.
+
         Raises:
-            OutputError: the folder does not take the mark.
+            OutputError: files of the shards are not there, or the folder does not take the mark.
         """
+        there = self.names("_reports", ".json") & self.names("", ".parquet")
+        missing = [shard for shard in shards if shard.stem not in there]
+        if missing:
+            raise OutputError(
+                f"{len(missing)} of {len(shards)} tables are not in {self.url}, {missing[0].stem}.parquet among them: they "
+                "were removed, or the actors write to another folder of this name; give --output on a shared disk or in an "
+                "object store"
+            )
         self.put("_SUCCESS", b"")
         if self.local:
             for folder in map(self.at, ("", "_reports", "_verified", "_regenerated")):
@@ -304,91 +397,34 @@ class PromptTable:
                                 os.unlink(entry.path)
 
     def read(self, shard: Shard) -> pa.Table:
-        """The rows of a finished shard."""
-        with self.fs.open(self.at(f"{shard.stem}.parquet"), "rb") as file:
-            return pq.read_table(file)
+        """The rows of a finished shard.
+
+        Raises:
+            DamagedError: they cannot be read.
+        """
+        try:
+            with self.fs.open(self.at(f"{shard.stem}.parquet"), "rb") as file:
+                return pq.read_table(file)
+        except pa.ArrowInvalid as error:
+            raise DamagedError(
+                f"{self.url}/{shard.stem}.parquet is damaged; remove it and run the same command to make it again"
+            ) from error
 
     def _owners(self) -> dict[str, set[str]]:
         """Addresses by stem, as recorded by this and earlier runs; more than one where runs had other inputs."""
         names = [f"_inputs/{name}.json" for name in self.names("_inputs", ".json")]
         owners: dict[str, set[str]] = {}
-        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-            for recorded in pool.map(self.read_json, names):
-                for stem, url in (recorded or {}).items():
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            for recorded in pool.map(self._recorded, names):
+                for stem, url in recorded.items():
                     owners.setdefault(stem, set()).add(url)
         return owners
 
-    def _is_of_another(self, shard: Shard) -> bool:
-        """True where the report of the shard's stem is not the shard's."""
-        values = self.read_json(f"_reports/{shard.stem}.json")
-        return values is not None and values.get("shard") != shard.url
-
-    def at(self, name: str) -> str:
-        return f"{self.path}/{name}"
-
-    def names(self, folder: str, ending: str) -> set[str]:
+    def _recorded(self, name: str) -> dict[str, Any]:
         try:
-            with self._reading(folder):
-                entries = self.fs.ls(self.at(folder).rstrip("/"), detail=False)
-        except FileNotFoundError:
-            return set()
-        names = (entry.rsplit("/", 1)[-1] for entry in entries)
-        return {n.removesuffix(ending) for n in names if n.endswith(ending) and not n.startswith(".")}
-
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        try:
-            with self._reading(name):
-                return json.loads(self.fs.cat_file(self.at(name)))
-        except FileNotFoundError:
-            return None
-
-    @contextlib.contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # each filesystem has its own errors
-            raise InputError(f"cannot read {self.url}/{name}: {_reason(error)}") from error
-
-    def put(self, name: str, data: bytes, first: bool = False) -> None:
-        """Make a file appear whole or not at all.
-
-        Args:
-            first: leave alone what is there already.
-
-        Raises:
-            FileExistsError: asked to be the first, and is not.
-            OutputError: the folder does not take it.
-        """
-        try:
-            put = _put_local if self.local else self._put_object
-            put(self.at(name), data, first)
-        except FileExistsError:
-            if first:
-                raise
-            raise OutputError(f"cannot write {self.url}/{name}: a file is in the way") from None
-        except Exception as error:  # each filesystem has its own errors
-            raise OutputError(f"cannot write {self.url}/{name}: {_reason(error)}") from error
-
-    @contextlib.contextmanager
-    def file(self, name: str) -> Iterator[IO[bytes]]:
-        """A file that is written piece by piece, and appears whole at a clean exit or not at all."""
-        if self.local:
-            with _appearing(self.at(name)) as file:
-                yield file
-            return
-        with tempfile.NamedTemporaryFile() as temporary:
-            yield temporary
-            temporary.flush()
-            self.fs.put_file(temporary.name, self.at(name))
-
-    def _put_object(self, path: str, data: bytes, first: bool) -> None:
-        if first:
-            with contextlib.suppress(NotImplementedError, TypeError):  # a store without conditional puts
-                self.fs.pipe_file(path, data, mode="create")
-                return
-        self.fs.pipe_file(path, data)
+            return self.read_json(name) or {}
+        except DamagedError:
+            return {}  # the reports tell
 
 
 def report_of(
@@ -426,43 +462,26 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     return ", ".join(f"{n} was {theirs.get(n)!r} and is {ours.get(n)!r}" for n in names) or "the settings"
 
 
-def _put_local(path: str, data: bytes, first: bool) -> None:
-    with _appearing(path, first) as file:
-        file.write(data)
+def _this_process() -> dict[str, Any]:
+    """Tells this process from all others of this machine."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
-@contextlib.contextmanager
-def _appearing(path: str, first: bool = False) -> Iterator[IO[bytes]]:
-    """A local file that is written piece by piece, and appears whole at a clean exit or not at all."""
-    folder, base = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{base}.tmp-{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if not (first and _linked(temporary, path)):
-            os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def _linked(temporary: str, path: str) -> bool:
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
+def _is_at_work(process: Any) -> bool:
+    """True where another process of this machine, as `_this_process` tells it, is alive."""
+    if not isinstance(process, dict) or process.get("host") != socket.gethostname():
         return False
-    return True
+    pid = process.get("pid")
+    return isinstance(pid, int) and pid != os.getpid() and _started(pid) == process.get("started") is not None
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())[:500] or type(error).__name__
+def _started(pid: int) -> str | None:
+    """When a process started, in ticks since the machine did; None where there is no such process or no /proc."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
 
 
 def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pipeline.caption import Captioner, caption_shard, describe, run_serially
 from pipeline.samples import ShardError
 from pipeline.settings import CaptionSettings
 from pipeline.shards import InputError, Shard, name_shards
-from pipeline.table import SCHEMA, PromptTable
+from pipeline.table import SCHEMA, PromptTable, Row
 
 SETTINGS = CaptionSettings(model="demo", lanes=16)
 METHOD = pez.PezSettings(tokens=6, steps=20)
@@ -152,6 +152,7 @@ def test_one_bad_shard_does_not_stop_the_others(
 )
 def test_other_settings_are_refused_and_named(table: PromptTable, change: Callable[[], pez.PezSettings]) -> None:
     table.claim()
+    table.publish(Shard("a.tar", "a"), [Row("key", "a.tar", "ok")], 1.0)
     other = PromptTable(table.url, describe(SETTINGS, change(), "cpu"))
     with pytest.raises(
         InputError, match="(steps was 20 and is 21|blocklist was .* and is .*); choose another --output"

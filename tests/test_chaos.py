@@ -19,8 +19,8 @@ from running import RunningJob
 
 import pez
 from pipeline.caption import Captioner, describe, run_serially
+from pipeline.inputs import expand_shards
 from pipeline.settings import CaptionSettings
-from pipeline.shards import expand_shards
 from pipeline.table import PromptTable
 
 SHARDS = 200

@@ -24,9 +24,10 @@ from pipeline import cluster
 from pipeline.caption import Captioner, caption_shard, describe, run_serially
 from pipeline.cluster import Stage, run_on_ray
 from pipeline.demo_shards import write_scenes
+from pipeline.inputs import expand_shards
 from pipeline.samples import Sample
 from pipeline.settings import CaptionSettings, ClusterSettings
-from pipeline.shards import Shard, expand_shards
+from pipeline.shards import Shard
 from pipeline.table import PromptTable, Row, ShardReport
 
 SHARDS = 8

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.ahead import ahead
+from pipeline.inputs import expand_shards
 from pipeline.samples import MAX_IMAGE_BYTES, Sample, ShardError, read_samples
-from pipeline.shards import InputError, Shard, expand_shards
+from pipeline.shards import InputError, Shard
 
 PICTURE = Image.new("RGB", (8, 6), (200, 30, 30))
 PNG, JPEG = encoded(PICTURE), encoded(PICTURE, "JPEG")

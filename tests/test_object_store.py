@@ -107,7 +107,7 @@ def parquets(folder: str) -> dict[str, bytes]:
 
 DONE = sorted(
     [
-        *("_SUCCESS", "_inputs/HASH.json", "_run.json"),
+        *(".huggingface.yaml", "_SUCCESS", "_inputs/HASH.json", "_run.json"),
         *(f"{s}.parquet" for s in STEMS),
         *(f"_reports/{s}.json" for s in STEMS),
     ]

@@ -213,6 +213,6 @@ def test_a_sliver_is_refused_before_it_is_scaled_up(size: tuple[int, int], fits:
 
 
 def test_a_decompression_bomb_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.samples.MAX_PIXELS", 40)
+    monkeypatch.setattr("pez.images.MAX_PIXELS", 40)
     with pytest.raises(ValueError, match="8x6 pixels; expected at most 40"):
         decode_image(io.BytesIO(PNG).getvalue())

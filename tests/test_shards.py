@@ -4,7 +4,8 @@ from pathlib import Path
 import fsspec  # noqa: F401 - its registry
 import pytest
 
-from pipeline.shards import InputError, expand_shards
+from pipeline.inputs import expand_shards
+from pipeline.shards import InputError
 from pipeline.table import PromptTable
 
 
@@ -82,7 +83,8 @@ def test_a_missing_driver_is_named_with_what_to_install(
 
 def test_hugging_face_addresses_are_shards() -> None:
     shards = expand_shards(["hf://datasets/org/name@main/data/{00..02}.tar"])
-    assert [s.url for s in shards] == [f"hf://datasets/org/name@main/data/0{i}.tar" for i in range(3)]
+    assert [s.url for s in shards] == [f"hf://datasets/org/name/data/0{i}.tar" for i in range(3)]
+    assert [s.source for s in shards] == [f"hf://datasets/org/name@main/data/0{i}.tar" for i in range(3)]
     assert [s.stem for s in shards] == ["00", "01", "02"]
 
 

@@ -15,8 +15,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from weak_server import WeakServer
 
+from pipeline.inputs import expand_shards
 from pipeline.samples import Sample, ShardError, read_samples
-from pipeline.shards import Shard, expand_shards
+from pipeline.shards import Shard
 from pipeline.streams import ByteStream
 
 
@@ -102,7 +103,10 @@ def test_a_server_that_refuses_says_so() -> None:
 
 def test_a_page_of_html_is_not_a_tar() -> None:
     page = b"<html>please log in</html>" * 100
-    with WeakServer({"0.tar": page}).running() as server, pytest.raises(ShardError, match="is not a tar, or damaged"):
+    with (
+        WeakServer({"0.tar": page}).running() as server,
+        pytest.raises(ShardError, match="is a page of HTML and not the file, not a tar: it may need a login"),
+    ):
         samples(f"{server.url}/0.tar")
 
 

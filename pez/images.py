@@ -1,0 +1,176 @@
+"""Pictures as people see them: bytes, or a PIL image of any mode, to upright RGB. The one place that does so."""
+
+import io
+import re
+
+import numpy as np
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageCms,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from pez.metadata import UPRIGHT, orientation_of, without_metadata
+
+MAX_PIXELS = 100_000_000
+MAX_ASPECT = 200
+"""long side by short side; models scale the short side up to their own, and memory goes with the long one"""
+
+# Named one by one: not those kinds of Pillow that run programs, like EPS.
+_DECODERS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+}
+_KINDS = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "WEBP": rb"RIFF....WEBP",
+    "GIF": rb"GIF8[79]a",
+    "BMP": rb"BM",
+    "TIFF": rb"II[*+]\0|MM\0[*+]|II\0\*|MM\*\0",
+    "AVIF": rb"....ftyp(avi[fs]|(mif1|msf1|miaf)....(....)*?avi[fs])",
+    "HEIC": rb"....ftyp(hei|hev|mif1|msf1)",
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
+    "JPEG 2000": rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  ",
+    "PSD": rb"8BPS",
+    "ICO": rb"\0\0[\x01\x02]\0",
+    "SVG": rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg",
+}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+    """What does not become a picture; the message is one line."""
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Bytes of any usual image to upright RGB: EXIF orientation applied, alpha over white, 16 bits scaled to 8.
+
+    The kind is told by the bytes alone. Of an animation, and of several pictures in one file, the first is taken. Metadata
+    other than the orientation is not read, so whatever it holds costs no picture.
+
+    Raises:
+        ImageError: not an image, cut short, larger than MAX_PIXELS or narrower than MAX_ASPECT; one line.
+    """
+    kind = kind_of(data)
+    if kind not in _DECODERS:
+        known = ", ".join(_DECODERS)
+        raise ImageError(f"cannot decode the image: none of {known}, {f'but {kind}' if kind else 'or damaged'}")
+    try:
+        bare, orientation = without_metadata(data)
+        with _DECODERS[kind](io.BytesIO(bare)) as image:
+            _check_size(*image.size)
+            image.load()  # the first frame of an animation; raises where data is missing
+            if orientation == UPRIGHT:
+                orientation = orientation_of(image.info.get("exif"), image.info.get("xmp"))
+            return _rgb(_turned(image, orientation))
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"more pixels than twice {Image.MAX_IMAGE_PIXELS}; expected at most {MAX_PIXELS}") from error
+    except Exception as error:  # decoders raise nearly anything on hostile bytes
+        raise ImageError(f"cannot decode the image: {_reason(error)}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A PIL image of any mode to upright RGB, as `decode_image` does with bytes; doing it twice changes nothing.
+
+    Args:
+        image: is left as it is, but that Pillow loads the pixels of one that was opened and not loaded yet.
+
+    Raises:
+        ImageError: it has no pixels, or they cannot be loaded; one line.
+    """
+    if not image.width or not image.height:
+        raise ImageError(f"{image.width}x{image.height} pixels; expected a picture")
+    try:
+        image.load()
+        return _rgb(_turned(image, _orientation(image)))
+    except Exception as error:  # as above
+        raise ImageError(f"cannot read the image: {_reason(error)}") from error
+
+
+def kind_of(data: bytes) -> str | None:
+    """What kind of image the first bytes say it is, also of kinds that are not decoded."""
+    head = data[:1024]
+    return next((kind for kind, start in _KINDS.items() if re.match(start, head, re.DOTALL)), None)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width}x{height} pixels; expected at most {MAX_PIXELS}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(f"{width}x{height} pixels; expected a long side of at most {MAX_ASPECT} short ones")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Of an image that somebody opened."""
+    try:
+        found = image.getexif().get(0x0112)
+    except Exception:  # Pillow reads all of it
+        return orientation_of(image.info.get("exif"), image.info.get("xmp"))
+    return found if isinstance(found, int) and 1 <= found <= 8 else UPRIGHT
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    rgb = _grey(image).convert("RGB") if image.mode.startswith("I") or image.mode == "F" else _colours(image)
+    rgb.info = {}  # an orientation that was applied, a transparency that is gone
+    return rgb
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """Integers of 16 bits in 16 or 32, or floats, to 8 bits."""
+    values = np.asarray(image).astype(np.float32)
+    if image.mode == "F":
+        values = np.nan_to_num(values)
+        values = values * (255.0 if values.max() <= 1.0 else 1.0)
+    elif image.mode != "I" or values.max() > 255:  # as Image.convert("I") leaves 8 bits
+        values = values / 257.0
+    grey = values.clip(0, 255).round().astype(np.uint8)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey[np.asarray(image) == clear] = 255
+    return Image.fromarray(grey)
+
+
+def _colours(image: Image.Image) -> Image.Image:
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")  # type: ignore[return-value]
+    if image.mode == "La":  # which converts to nothing else
+        image = image.convert("LA")
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    """One line; without the addresses in memory that some of Pillow's words hold, another one each time."""
+    words = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>", "it", " ".join(str(error).split()))
+    return words or type(error).__name__

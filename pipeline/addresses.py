@@ -1,0 +1,143 @@
+"""Addresses: one spelling for each file, without the secrets that open it.
+
+Everything that fsspec opens has an address: local paths, s3://, gs://, hf://, http(s)://. People spell one file in many ways,
+and a presigned URL is another one after each signing. Its public form, `public_address`, is what tells one file from another
+and what rows, reports and messages show; the address as given is only for opening.
+"""
+
+import hashlib
+import os
+import posixpath
+import re
+from urllib.parse import SplitResult, quote, unquote, urlsplit
+
+SHARD_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
+
+_PROTOCOLS = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
+_CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")
+_PORTS = {"http": 80, "https": 443, "ftp": 21}
+_HF_REVISION = re.compile(r"^((?:(?:datasets|spaces|buckets)/)?[^/@]+(?:/[^/@]+)?)@main(?=/|$)")
+
+# Parameters of a signature, which are others after each signing: Amazon, Google, Azure, CloudFront, Alibaba, Tencent, Huawei,
+# Baidu, Backblaze, Akamai, Bunny, and what people call their own.
+_SIGNED = re.compile(
+    r"""(?xi) ^(
+        x-(amz|goog|oss|cos|obs|bce|tos|ms)-.* | q-(sign|ak|key|header|url|signature).* |
+        (aws|google|oss|cos|obs)?_?access_?(key)?_?id | signature.* | sig | sign | key-pair-id | hash-algorithm |
+        expires? | expiry | expiration | security-token | authorization | auth | auth[-_]?key | hdn(ea|ts|tl) | __gda__ |
+        (.*[-_])?token(_.*)? | .*secret.* | pass(word|wd)? | pwd | credentials? | (sub|subscription-)?api[-_]?key | jwt |
+        (.*[-_])?hmac | bcdn_.*
+    )$"""
+)
+_BESIDE_A_SIGNATURE = {
+    *("sv", "ss", "srt", "sp", "st", "se", "spr", "sip", "sr", "si", "sdd", "ses"),
+    *("skoid", "sktid", "skt", "ske", "sks", "skv", "saoid", "suoid", "scid"),
+    *("e", "exp", "t", "ts", "policy", "verify", "h", "s", "hash", "md5", "ip"),
+}
+"""parameters that belong to a signature where there is one (the first two lines are Azure's), and else may name a file"""
+_SIGNATURE = re.compile(r"(?i)^(sig|sign|signature|key-pair-id|md5|expires?|.*token.*|hdn(ea|ts|tl))$")
+_MASKED = re.compile(r"(?i)^(key|code|hash|md5|policy|verify|session(_?id)?|user(name)?|.*[-_]key)$")
+"""what may be a secret or the name of the file: a short hash stands for it, so that two files stay two"""
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+_SECRET_IN_TEXT = re.compile(
+    r"(?i)([?&;](?:x-(?:amz|goog|oss|ms)-[\w-]+|signature|sig|[\w-]*token|password)=)[^&\s'\"<>)]+"
+)
+
+
+def public_address(address: str) -> str:
+    """The one spelling of an address, without user, password and signature.
+
+    A local path becomes absolute, with its links resolved; `file://` and `~` are read as fsspec reads them.
+    """
+    if "::" in address and "://" in address:  # fsspec's chains, as in simplecache::s3://bucket/key
+        return "::".join(public_address(part) if "://" in part else part for part in address.split("::"))
+    if is_local(address):
+        return local_path(address)
+    protocol, _, rest = address.partition("://")
+    protocol = _PROTOCOLS.get(protocol.lower(), protocol.lower())
+    if protocol == "hf":
+        return "hf://" + _HF_REVISION.sub(r"\1", rest)
+    if protocol not in _PORTS:  # of an object store: any character may be part of a key
+        bucket, slash, key = rest.partition("/")
+        user, _, host = bucket.rpartition("@")
+        if protocol in _CONTAINERS and ":" not in user:  # abfs://container@account
+            host = bucket
+        key, mark, query = key.partition("?")
+        kept = _public_query(query) if mark else ""
+        return f"{protocol}://{host}{slash}{key}{f'?{kept}' if kept else ''}"
+    try:
+        parts = urlsplit(address)
+        return _public_url(parts, protocol)
+    except ValueError:  # no URL: opening it says why
+        return re.sub(r"://[^/@]*@", "://", address.split("?", 1)[0])
+
+
+def is_local(address: str) -> bool:
+    return "://" not in address or address.lower().startswith(("file://", "local://"))
+
+
+def local_path(address: str) -> str:
+    """The absolute path of a local address.
+
+    The links of its folders are resolved, and a link to a shard. A link to something of another name, as in caches that
+    name files by their content, keeps its own.
+    """
+    path = os.path.abspath(os.path.expanduser(re.sub(r"(?i)^(file|local)://", "", address)))
+    whole = os.path.realpath(path)
+    if whole.lower().endswith(SHARD_EXTENSIONS) or not os.path.basename(path):
+        return whole
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+
+
+def redact(text: str, source: str = "") -> str:
+    """A text of others, like an error of a store, without the secrets of the addresses in it.
+
+    Args:
+        source: an address that was opened, which may stand in the text as it is.
+    """
+    if source and not is_local(source):
+        text = text.replace(source, public_address(source))
+    text = _URL.sub(lambda found: _redacted(found[0]), text)
+    return _SECRET_IN_TEXT.sub(r"\1...", text)
+
+
+def _redacted(url: str) -> str:
+    end = len(url.rstrip(").,;:]}"))
+    return url if is_local(url) else public_address(url[:end]) + url[end:]
+
+
+def _public_url(parts: SplitResult, protocol: str) -> str:
+    host = (parts.hostname or "").lower()
+    host = f"[{host}]" if ":" in host else host
+    port = f":{parts.port}" if parts.port not in (None, _PORTS[protocol]) else ""
+    path = quote(_unquoted_unreserved(parts.path), safe="/%:@!$&'()*+,;=~-._")
+    if "/." in path:
+        path = posixpath.normpath(path) + ("/" if path.endswith(("/", "/.", "/..")) else "")
+    query = _public_query(parts.query)
+    return f"{protocol}://{host}{port}{path or '/'}{f'?{query}' if query else ''}"
+
+
+def _unquoted_unreserved(path: str) -> str:
+    """Percent-encodings of characters that need none, decoded; the others in capitals (RFC 3986, 6.2.2)."""
+
+    def normal(found: re.Match[str]) -> str:
+        character = unquote(found[0])
+        return character if re.fullmatch(r"[A-Za-z0-9~._-]", character) else found[0].upper()
+
+    return re.sub(r"%[0-9A-Fa-f]{2}", normal, path)
+
+
+def _public_query(query: str) -> str:
+    pairs = [pair for pair in query.split("&") if pair]
+    names = [unquote(pair.partition("=")[0]) for pair in pairs]
+    signed = any(_SIGNATURE.match(name) for name in names) or {"st", "e"} <= set(names)  # the latter are nginx's
+    kept = []
+    for name, pair in zip(names, pairs, strict=True):
+        if _SIGNED.match(name) or (signed and name.lower() in _BESIDE_A_SIGNATURE):
+            continue
+        value = pair.partition("=")[2]
+        if _MASKED.match(name) and value:
+            pair = f"{pair.partition('=')[0]}=~{hashlib.sha256(value.encode()).hexdigest()[:8]}"
+        kept.append(pair)
+    return "&".join(sorted(kept))

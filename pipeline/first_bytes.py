@@ -1,0 +1,112 @@
+"""What a file is that is no tar, by its first bytes, and what to do with it."""
+
+import dataclasses
+import re
+import tarfile
+
+from pez.images import kind_of
+
+HEAD = 1024
+"""bytes that are enough"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a file is instead of a tar."""
+
+    what: str
+    advice: str
+    permanent: bool = True
+    """False where another try may find the file: a server's page in its place"""
+
+
+_MAKE_A_TAR = "put the files of a folder into a tar: tar cf photos.tar photos"
+_UNPACK = "unpack it, and " + _MAKE_A_TAR
+_TABLE = "write its pictures into tars, as members like 0001.jpg and 0001.txt"
+_KINDS = (
+    (rb"PAR1", "a Parquet table", _TABLE),
+    (rb"ARROW1\0\0", "an Arrow table", _TABLE),
+    (rb"\x89HDF\r\n", "an HDF5 file", _TABLE),
+    (rb"\x93NUMPY", "a NumPy array", _TABLE),
+    (rb"SQLite format 3\0", "an SQLite database", _TABLE),
+    (rb"PK(\x03\x04|\x05\x06|\x07\x08)", "a ZIP archive", _UNPACK),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    (rb"Rar!\x1a\x07", "a RAR archive", _UNPACK),
+    (rb"!<arch>\n", "an ar archive", _UNPACK),
+    (rb"0707(01|02|07)|\xc7\x71", "a cpio archive", _UNPACK),
+    (rb"[\x22-\x28]\xb5\x2f\xfd", "compressed with zstd", "unpack it (zstd -d), or compress it with gzip"),
+    (
+        rb"[\x50-\x5f]\x2a\x4d\x18",
+        "compressed with zstd or lz4",
+        "unpack it (zstd -d, lz4 -d), or compress it with gzip",
+    ),
+    (rb"BZh[1-9]1AY&SY", "compressed with bzip2", "unpack it (bunzip2), or compress it with gzip"),
+    (rb"\xfd7zXZ\0", "compressed with xz", "unpack it (xz -d), or compress it with gzip"),
+    (rb"]\0\0[\0-\xff]{2}\0?", "compressed with lzma", "unpack it (xz -d), or compress it with gzip"),
+    (rb"\x04\x22\x4d\x18", "compressed with lz4", "unpack it (lz4 -d), or compress it with gzip"),
+    (rb"\x1f[\x9d\xa0]", "compressed with compress", "unpack it (uncompress), or compress it with gzip"),
+    (rb"\x1f\x8b", "compressed with gzip twice", "unpack it once (gunzip)"),
+    (rb"%PDF-", "a PDF", "put its pictures into a tar: tar cf pictures.tar pictures"),
+    (
+        rb"version https://git-lfs\.github\.com/spec/",
+        "a git-lfs pointer and not the file",
+        "get the file: git lfs pull",
+    ),
+    (rb"(\.git/annex/objects|/annex/objects)/", "a git-annex pointer and not the file", "get the file: git annex get"),
+    (rb"....ftyp", "a video or a picture of phones", _MAKE_A_TAR),
+    (rb"\x1aE\xdf\xa3|RIFF....AVI |OggS", "a video", _MAKE_A_TAR),
+    (rb"RIFF....WAVE|ID3|fLaC", "a sound", _MAKE_A_TAR),
+)
+_ERROR_OF_A_STORE = re.compile(rb"<(?:\w+:)?Error>.*?<(?:\w+:)?Code>([\w.]{1,80})</", re.DOTALL)
+_TITLE = re.compile(rb"<title[^>]*>(.*?)</title", re.DOTALL | re.IGNORECASE)
+
+
+def what_it_is(head: bytes) -> Found | None:
+    """What a file is that begins so; None where it may be a tar, or is nothing that is known.
+
+    Args:
+        head: HEAD bytes, or all there are.
+    """
+    if _begins_a_tar(head):
+        return None
+    if not head:
+        return Found("empty", "copy or make it again", permanent=False)
+    if kind := kind_of(head):
+        return Found(f"a picture ({kind})", _MAKE_A_TAR)
+    for pattern, what, advice in _KINDS:
+        if re.match(pattern, head, re.DOTALL):
+            return Found(what, advice)
+    return _page(head)
+
+
+def _page(head: bytes) -> Found | None:
+    """What a server gives in place of a file."""
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if error := _ERROR_OF_A_STORE.search(text):
+        return Found(f"a store's error, {error[1].decode()}", "check the address and the credentials", permanent=False)
+    if re.match(rb"(?i)<(!doctype html|html|head|body|\?xml)", text):
+        kind = "an XML document" if text[:5].lower() == b"<?xml" else "a page of HTML"
+        title = _TITLE.search(text)
+        named = f" ({' '.join(title[1].decode('utf-8', 'replace').split())[:80]})" if title else ""
+        return Found(
+            f"{kind}{named} and not the file",
+            "it may need a login, or be the address of a page about the file (the Hugging Face hub's files are at /resolve/)",
+            permanent=False,
+        )
+    if re.match(rb'[{\[]\s*("|\{|\]|\})', text):
+        return Found(
+            "JSON",
+            "expected a WebDataset shard; if a server told an error, check the address and the credentials",
+            permanent=False,
+        )
+    return None
+
+
+def _begins_a_tar(head: bytes) -> bool:
+    if len(head) < tarfile.BLOCKSIZE or not head.strip(b"\0"):
+        return bool(head) and not head.strip(b"\0")
+    try:
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    except Exception:  # tarfile raises nearly anything on hostile headers
+        return head[257:262] == b"ustar"  # a damaged one
+    return True
