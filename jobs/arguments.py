@@ -1,7 +1,7 @@
 """A command line from dataclasses: every field is an option, and what its docstring says is its help.
 
-The standard library's argparse reads it. A list option that is given again adds to what it had; errors are one line; values that
-no option can mean (an empty text, a number that is not finite) are refused.
+The standard library's argparse reads it. A list option that is given again adds to what it had; errors are one line; values
+that no option can mean (an empty text, a number that is not finite) are refused.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def flags_of(options: type, path: tuple[str, ...] = (), group: str = _GROUPS[0])
     """The options that a dataclass and the dataclasses in it make."""
     hints = typing.get_type_hints(options, include_extras=True)
     for field in dataclasses.fields(options):
-        hint, marks = hints[field.name], ()
+        hint, marks = hints[field.name], list[Any]()
         if typing.get_origin(hint) is Annotated:
             hint, *marks = typing.get_args(hint)
         here = next((mark.title for mark in marks if isinstance(mark, Group)), group)
@@ -105,13 +105,15 @@ def option_of(field: str) -> str:
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are exceptions, and which takes no option for another that begins like it."""
 
-    def __init__(self, prog: str, description: str | None) -> None:
+    def __init__(self, prog: str, description: str | None, default: str | None = argparse.SUPPRESS) -> None:
+        if description and prog.startswith("pez "):  # as the user calls it
+            description = description.replace("python -m jobs.", "pez ").replace("jobs.", "pez ")
         super().__init__(
             prog=prog,
             description=description,
             formatter_class=_Formatter,
             allow_abbrev=False,
-            argument_default=argparse.SUPPRESS,
+            argument_default=default,
             usage=f"{prog} [options]",
         )
 
@@ -187,9 +189,13 @@ _READERS = {int: _whole, float: _number, Path: _path}
 _METAVARS = {int: "N", float: "NUMBER", Path: "FILE"}
 
 
-def _built(options: type[Options], flags: Sequence[Flag], values: dict[str, Any], path: tuple[str, ...] = ()) -> Options:
+def _built(
+    options: type[Options], flags: Sequence[Flag], values: dict[str, Any], path: tuple[str, ...] = ()
+) -> Options:
     """The dataclass with the values that were given, and in it those that belong there."""
-    inner = {flag.path[len(path)] for flag in flags if flag.path[: len(path)] == path and len(flag.path) > len(path) + 1}
+    inner = {
+        flag.path[len(path)] for flag in flags if flag.path[: len(path)] == path and len(flag.path) > len(path) + 1
+    }
     own = {flag.path[-1]: flag for flag in flags if flag.path[:-1] == path}
     chosen: dict[str, Any] = {}
     for name, flag in own.items():

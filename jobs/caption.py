@@ -90,13 +90,14 @@ def caption(job: CaptionJob) -> int:
         verifies = job.verification.verify is not None
         if verifies:
             check_verification(job.verification, job.caption.model, job.caption.pretrained)
-        local = job.local_device() if job.local else None
+        device = verify_device = job.local_device() if job.local else ""
         not_taken: Counter[str] = Counter()
         shards = expand_shards([*job.input, *(demo_shards() if job.demo else ())], job.output, not_taken)
-        if local is None:
+        plans = None
+        if not job.local:
             activity.now(connecting(job.cluster))
-        plans = None if local else _plans(job)
-        device, verify_device = (plan.device for plan in plans) if plans else (local, local)
+            plans = _plans(job)
+            device, verify_device = (plan.device for plan in plans)
         activity.now(f"looking into {job.output}")
         table = PromptTable(job.output, describe(job.caption, job.method, device), job.bookkeeping)
         table.check()
@@ -114,10 +115,7 @@ def caption(job: CaptionJob) -> int:
             say(console, f"nothing to do: {_all_done(len(shards), verifies)}")
         else:
             with progress:
-                if plans is None:
-                    failed = _serially(job, work, device, progress)
-                else:
-                    failed = _on_ray(job, work, plans, progress)
+                failed = _on_ray(job, work, plans, progress) if plans else _serially(job, work, device, progress)
     except KeyboardInterrupt:
         told = f"{progress.done} of {len(shards)} shards are done"
         raise KeyboardInterrupt(f"{told}; run the same command to go on") from None

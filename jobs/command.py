@@ -14,7 +14,9 @@ from pipeline.terminal import harden_output, plain
 Options = TypeVar("Options")
 
 
-def run(options: type[Options], description: str | None, job: Callable[[Options], int], prog: str | None = None) -> None:
+def run(
+    options: type[Options], description: str | None, job: Callable[[Options], int], prog: str | None = None
+) -> None:
     """Read the command line into `options`, run the job and exit.
 
     Args:

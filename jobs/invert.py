@@ -11,7 +11,6 @@ import dataclasses
 import glob
 import os
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import urlsplit
 
 import pez
 from jobs import command
@@ -19,6 +18,7 @@ from jobs.arguments import POSITIONAL, Group
 from jobs.caption import tell_of_the_demo
 from jobs.options import DeviceOption, expect_device, refuse_beside_demo, refuse_ignored
 from pez.demo import CLIPS
+from pipeline.addresses import public_address, redact
 from pipeline.errors import InputError
 from pipeline.settings import ModelSettings
 from pipeline.terminal import Activity, Column, FittedTable, open_console, plain, say
@@ -103,19 +103,20 @@ def _read(given: tuple[str, ...]) -> tuple[list[str], list[Image.Image]]:
     Raises:
         InputError: one that cannot be read, or is no image.
     """
-    from pipeline.samples import decode_image
+    from pez.images import decode_image
 
     names, images = [], []
     for address in (address for each in given for address in _expanded(each)):
+        shown = public_address(address) if "://" in address else address
         try:
             images.append(decode_image(_bytes_of(address)))
         except InputError:
             raise
         except OSError as error:
-            raise InputError(f"cannot read {_public(address)}: {error.strerror or _one_line(error)}") from error
+            raise InputError(f"cannot read {shown}: {error.strerror or _one_line(error)}") from error
         except ValueError as error:
-            raise InputError(f"{_public(address)}: {error}") from error
-        names.append(_public(address).rstrip("/").rsplit("/", 1)[-1])
+            raise InputError(f"{shown}: {error}") from error
+        names.append(shown.rstrip("/").rsplit("/", 1)[-1])
     return names, images
 
 
@@ -157,21 +158,13 @@ def _bytes_of(address: str) -> bytes:
             with fsspec.open(address, "rb") as file:
                 data = file.read(_LARGEST + 1)
         except ImportError as error:
-            raise InputError(missing_driver(_public(address), error)) from error
+            raise InputError(missing_driver(public_address(address), error)) from error
         except Exception as error:  # each filesystem has its own errors
-            reason = _one_line(error).replace(address, _public(address))
-            raise InputError(f"cannot read {_public(address)}: {reason}") from error
+            reason = redact(_one_line(error), address)
+            raise InputError(f"cannot read {public_address(address)}: {reason}") from error
     if len(data) > _LARGEST:
-        raise InputError(f"{_public(address)} has more than {_LARGEST >> 20} MiB; expected an image file")
+        raise InputError(f"{public_address(address)} has more than {_LARGEST >> 20} MiB; expected an image file")
     return data
-
-
-def _public(address: str) -> str:
-    """An address without what may be a secret in it: user, password and query."""
-    if "://" not in address:
-        return address
-    parts = urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _one_line(error: BaseException) -> str:

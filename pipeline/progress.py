@@ -178,7 +178,9 @@ class JobProgress:
                 return None
             begun = sum(p.images / p.of for p in self.busy_verifying if p.of)
             done = self.verified - self.verified_before + begun
-            return (self.clock() - self.verifying_since) / done * (self.shards - self.verified - begun) if done else None
+            return (
+                (self.clock() - self.verifying_since) / done * (self.shards - self.verified - begun) if done else None
+            )
         ended = self.done - self.earlier
         begun = sum(p.shards_done for p in self.busy)
         if self.learning_since is None or not ended + begun:

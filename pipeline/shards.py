@@ -8,10 +8,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.addresses import SHARD_EXTENSIONS, redact
+from pipeline.errors import InputError as InputError
 
 _LONGEST_STEM = 180
-
-from pipeline.errors import InputError as InputError
 
 
 @dataclasses.dataclass(frozen=True)

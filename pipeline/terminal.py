@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TextIO
 
 from rich.cells import cell_len, set_cell_size
@@ -68,6 +69,23 @@ class Activity:
     def __exit__(self, *_: object) -> None:
         if self.status:
             self.status.stop()
+
+    def counted(self, doing: str, of: int, every: float = 10.0) -> Callable[[], None]:
+        """Something begins that has so many steps; the function that is returned is called after each of them."""
+        self.now(doing)
+        start = told = time.monotonic()
+        done = 0
+
+        def step() -> None:
+            nonlocal done, told
+            done += 1
+            now = time.monotonic()
+            if now - told >= (0.2 if self.status else every):
+                told = now
+                left = duration((now - start) / done * max(of - done, 0))
+                self.now(f"{doing}: step {done} of {max(of, done)}, {left} left")
+
+        return step
 
     def now(self, doing: str) -> None:
         """Something else begins."""
@@ -152,7 +170,7 @@ class FittedTable:
                 widths[i], left = widths[i] + more, left - more
         return widths
 
-    def _least(self, wanted: list[int], roles: list[str], shown: list[int]) -> int:
+    def _least(self, wanted: list[int], roles: Sequence[str], shown: list[int]) -> int:
         least = {"name": self._NAME, "text": self._TEXT}
         return sum(min(wanted[i], least.get(roles[i], wanted[i])) for i in shown)
 
