@@ -117,8 +117,8 @@ class FittedTable:
         rows: of cells, in the order of the columns.
     """
 
-    _NAME, _TEXT, _ASIDE = 12, 40, 16  # columns that each keeps as long as the others can give way
-    _WIDEST_ASIDE = 60
+    _NAME, _TEXT, _ASIDE = 12, 30, 16  # columns that each keeps as long as the others can give way
+    _WIDEST_NAME, _WIDEST_TEXT, _WIDEST_ASIDE = 40, 80, 60  # that each takes before the others have what they want
 
     def __init__(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
         self.columns, self.rows = list(columns), [[plain(cell) for cell in row] for row in rows]
@@ -145,34 +145,30 @@ class FittedTable:
     def _widths(self, rows: list[list[str]], room: int) -> list[int]:
         """Of each column; 0 = not shown."""
         roles = [column.role for column in self.columns]
-        wanted = [
-            max([cell_len(column.title), *(cell_len(row[i]) for row in rows)]) for i, column in enumerate(self.columns)
-        ]
-        text, aside = roles.index("text"), roles.index("aside") if "aside" in roles else None
-        if aside is not None:
-            of_aside = [i for i in range(aside, len(roles)) if self.columns[i].dim]  # it, and its number
-            wanted[aside] = min(wanted[aside], self._WIDEST_ASIDE)
-            others = self._least(wanted, roles, [i for i in range(len(roles)) if i not in of_aside])
-            with_aside = sum(min(wanted[i], self._ASIDE) if i == aside else wanted[i] for i in of_aside)
-            if others + with_aside + _GAP * (len(roles) - 1) > room:
-                for i in of_aside:
-                    wanted[i] = 0
-        shown = [i for i, width in enumerate(wanted) if width]
-        room -= _GAP * (len(shown) - 1) + sum(wanted[i] for i in shown if roles[i] == "number")
-        least = {"name": self._NAME, "aside": self._ASIDE}
-        widths = [min(width, least.get(role, width)) for width, role in zip(wanted, roles, strict=True)]
-        others = sum(widths[i] for i in shown if roles[i] in least)
-        widths[text] = min(wanted[text], max(room - others, 8))
-        left = room - others - widths[text]
-        for i in shown:
-            if roles[i] in least:
-                more = max(0, min(wanted[i] - widths[i], left))
-                widths[i], left = widths[i] + more, left - more
-        return widths
+        wanted = [max([cell_len(c.title), *(cell_len(row[i]) for row in rows)]) for i, c in enumerate(self.columns)]
+        most = {"text": self._WIDEST_TEXT, "name": self._WIDEST_NAME, "aside": self._WIDEST_ASIDE}
+        least = {"text": self._TEXT, "name": self._NAME, "aside": self._ASIDE}
+        shown = list(range(len(roles)))
 
-    def _least(self, wanted: list[int], roles: Sequence[str], shown: list[int]) -> int:
-        least = {"name": self._NAME, "text": self._TEXT}
-        return sum(min(wanted[i], least.get(roles[i], wanted[i])) for i in shown)
+        def needed() -> int:
+            return sum(min(wanted[i], least.get(roles[i], wanted[i])) for i in shown) + _GAP * (len(shown) - 1)
+
+        for i in reversed(shown[:]):  # what is at the right is dropped first; a text, its name and one number stay
+            is_first_number = roles[i] == "number" and i == roles.index("number")
+            if needed() > room and roles[i] in ("number", "aside") and not is_first_number:
+                shown.remove(i)
+        widths = [min(w, least.get(roles[i], w)) if i in shown else 0 for i, w in enumerate(wanted)]
+        left = room - sum(widths) - _GAP * (len(shown) - 1)
+        for role, limit in [*most.items(), ("text", room)]:
+            for i in shown:
+                if roles[i] == role:
+                    more = max(0, min(min(wanted[i], limit) - widths[i], left))
+                    widths[i], left = widths[i] + more, left - more
+        for i in shown:  # where there is no room for the least
+            if left < 0 and roles[i] in ("name", "text"):
+                less = min(-left, max(widths[i] - 8, 0))
+                widths[i], left = widths[i] - less, left + less
+        return widths
 
 
 def _cut(text: str, width: int, role: str, ellipsis: str) -> str:
