@@ -41,10 +41,11 @@ def run(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """
     options = parser(prog or command.prog_of(sys.argv[0])).parse_args(arguments)
     check(options)
-    device_name = usable_device(options.device)
-    import torch
+    with command.importing():
+        import torch
 
-    device = torch.device(device_name)
+        import pez.clip  # noqa: F401
+    device = torch.device(usable_device(options.device))
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)  # random weights and targets are those of every run

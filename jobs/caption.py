@@ -76,13 +76,16 @@ def caption(job: CaptionJob) -> int:
     """Run the job; returns its exit status."""
     console = open_console()
     with Activity(console, "loading PyTorch" if job.local else "loading PyTorch and Ray") as activity:
-        from pipeline.caption import check_settings, describe
-        from pipeline.demo_shards import demo_shards
-        from pipeline.inputs import expand_shards
-        from pipeline.parts import sweep_parts
-        from pipeline.progress import JobProgress
-        from pipeline.table import PromptTable
-        from pipeline.verify import check_verification, verified_table
+        with command.importing():
+            if not job.local:
+                import pipeline.cluster  # noqa: F401
+            from pipeline.caption import check_settings, describe
+            from pipeline.demo_shards import demo_shards
+            from pipeline.inputs import expand_shards
+            from pipeline.parts import sweep_parts
+            from pipeline.progress import JobProgress
+            from pipeline.table import PromptTable
+            from pipeline.verify import check_verification, verified_table
 
         if job.demo:
             job = dataclasses.replace(job, caption=of_demo(job.caption))

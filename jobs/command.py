@@ -1,13 +1,15 @@
 """What every command shares: its line to options, one-line errors and warnings, exit status."""
 
+import contextlib
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jobs import arguments
+from jobs import abandon, arguments
 from pipeline.errors import OutputError
 from pipeline.terminal import harden_output, plain
 
@@ -31,6 +33,8 @@ def run(
 def end(work: Callable[[], int]) -> None:
     """Do the work of a command and exit with its status."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is abandon:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     harden_output()
     warnings.showwarning = _show_warning
     try:
@@ -42,9 +46,27 @@ def end(work: Callable[[], int]) -> None:
         print(f"error: {plain(str(error))}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt as error:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, abandon)  # who presses it again does not want to wait for Ray's farewell
         print(f"interrupted: {plain(str(error))}" if str(error) else "interrupted", file=sys.stderr)
         status = 130
     sys.exit(status)
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Around the import of large modules, before there is any work: Ctrl-C ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    for number, _ in before:
+        signal.signal(number, abandon)
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def prog_of(path: str) -> str:

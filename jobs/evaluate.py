@@ -112,9 +112,10 @@ def evaluate(job: EvaluateJob) -> int:
     """Run the job; returns its exit status."""
     console = open_console()
     with Activity(console, "loading PyTorch") as activity:
-        import pez
-        from pipeline.caption import check_settings, load_model
-        from pipeline.verify import check_verification, score_model
+        with command.importing():
+            import pez
+            from pipeline.caption import check_settings, load_model
+            from pipeline.verify import check_verification, score_model
 
         if job.demo:
             verification = dataclasses.replace(job.verification, verify=job.verification.verify or "demo")

@@ -59,7 +59,8 @@ def invert(job: InvertJob) -> int:
     """Run the job; returns its exit status."""
     console = open_console()
     with Activity(console, "loading PyTorch") as activity:
-        from pipeline.caption import check_settings, load_model
+        with command.importing():
+            from pipeline.caption import check_settings, load_model
 
         settings = job.model
         if job.demo and settings.model not in CLIPS:

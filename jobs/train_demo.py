@@ -55,11 +55,12 @@ def train(job: TrainDemoJob) -> int:
 
         train_generator(GeneratorSettings(**chosen), job.output, log=_tell)
         return 0
-    import open_clip
-    from safetensors.torch import save_file
+    with command.importing():
+        import open_clip
+        from safetensors.torch import save_file
 
-    from pez.demo.evaluation import evaluate_demo_clip
-    from pez.demo.training import MODEL_CONFIG, PREPROCESS_CONFIG, TrainingSettings, train_demo_clip
+        from pez.demo.evaluation import evaluate_demo_clip
+        from pez.demo.training import MODEL_CONFIG, PREPROCESS_CONFIG, TrainingSettings, train_demo_clip
 
     if not job.evaluate:
         model = train_demo_clip(TrainingSettings(**chosen), log=_tell)

@@ -37,9 +37,12 @@ def verify(job: VerifyJob) -> int:
     """Run the job; returns its exit status."""
     console = open_console()
     with Activity(console, "loading PyTorch" if job.local else "loading PyTorch and Ray") as activity:
-        from pipeline.progress import JobProgress
-        from pipeline.table import PromptTable
-        from pipeline.verify import check_verification, verified_table, verify_serially
+        with command.importing():
+            if not job.local:
+                import pipeline.cluster  # noqa: F401
+            from pipeline.progress import JobProgress
+            from pipeline.table import PromptTable
+            from pipeline.verify import check_verification, verified_table, verify_serially
 
         table = PromptTable.written(job.output)
         check_verification(job.verification, table.settings["model"], table.settings["pretrained"] or "none")
