@@ -246,5 +246,7 @@ def expect_usable(values: dict[str, Any]) -> None:
                 raise InputError(f"{option} is empty; expected something, or leave the option out")
             if isinstance(each, float) and not math.isfinite(each):
                 raise InputError(f"{option} is {each}; expected a finite number")
+            if isinstance(each, float) and abs(each) > 1e15:
+                raise InputError(f"{option} is {each:g}; expected a number of at most 15 digits")
             if isinstance(each, int) and abs(each) > _MOST:
                 raise InputError(f"{option} is a number of {len(str(abs(each)))} digits; expected at most 18")
