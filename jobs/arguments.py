@@ -211,7 +211,10 @@ def field_docs(owner: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for each in reversed(owner.__mro__):
         if dataclasses.is_dataclass(each):
-            [body] = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+            try:
+                [body] = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+            except OSError:  # an installation without sources has a shorter help
+                continue
             assert isinstance(body, ast.ClassDef)
             for field, doc in zip(body.body, body.body[1:], strict=False):
                 if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):

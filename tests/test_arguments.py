@@ -100,7 +100,7 @@ def needed(flag: arguments.Flag) -> list[str]:
     """What an option has no meaning without."""
     if flag.path[-1] == "actors_per_gpu":
         return ["--report", "r"]
-    return ["--verify", "demo"] if flag.path[0] == "verification" else []
+    return ["--verify", "demo"] if flag.path[0] == "verification" and flag.path[-1] != "verify" else []
 
 
 @pytest.mark.parametrize(("job", "flag"), TEXTS, ids=name)
@@ -298,7 +298,7 @@ def test_help_imports_nothing_large(module: str) -> None:
         "import runpy, sys\n"
         f"sys.argv = ['x', '--help']\n"
         "try:\n"
-        f"    runpy.run_module({module!r}, run_name='__main__')\n"
+        f"    runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
         "except SystemExit as end:\n"
         "    assert not end.code, end.code\n"
         "large = {'torch', 'ray', 'pyarrow', 'open_clip', 'numpy', 'PIL', 'diffusers', 'fsspec'} & set(sys.modules)\n"
