@@ -7,6 +7,7 @@ python -m jobs.invert --demo                             # drawn scenes and the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import os
@@ -151,18 +152,19 @@ def _bytes_of(address: str) -> bytes:
         with open(address, "rb") as file:
             data = file.read(_LARGEST + 1)
     else:
-        import fsspec
-
         from pipeline.shards import missing_driver
+        from pipeline.streams import ByteStream
 
         try:
-            with fsspec.open(address, "rb") as file:
-                data = file.read(_LARGEST + 1)
+            with contextlib.closing(ByteStream(address)) as stream:
+                parts: list[bytes] = []
+                while sum(map(len, parts)) <= _LARGEST and (part := stream.read(2**22)):
+                    parts.append(part)
+            data = b"".join(parts)
         except ImportError as error:
-            raise InputError(missing_driver(public_address(address), error)) from error
+            raise InputError(missing_driver(address, error)) from error
         except Exception as error:  # each filesystem has its own errors
-            reason = redact(_one_line(error), address)
-            raise InputError(f"cannot read {public_address(address)}: {reason}") from error
+            raise InputError(f"cannot read {public_address(address)}: {redact(_one_line(error), address)}") from error
     if len(data) > _LARGEST:
         raise InputError(f"{public_address(address)} has more than {_LARGEST >> 20} MiB; expected an image file")
     return data
