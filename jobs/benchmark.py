@@ -5,59 +5,102 @@
     python -m jobs.benchmark --curve --model demo --images 256 --plot curve.png
     python -m jobs.benchmark --overhead                             # what the pipeline adds to the method
 
-Needs `pez` alone (but for --overhead): no Ray, no files. Speed does not depend on the weights, so they are random unless
+No Ray, no files. Speed does not depend on the weights, so they are random unless
 --pretrained names some.
 """
 
-import argparse
-import contextlib
-import dataclasses
-import itertools
-import json
-import platform
-import resource
-import sys
-import time
-import warnings
-from collections.abc import Callable, Sequence
-from statistics import median
-from typing import Any
+from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+import argparse
+import dataclasses
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pez
-from jobs.curve import curves, plot_curves
-from pez import cost
-from pez.baseline import learn_as_published
-from pez.clip import Clip, ClipObjective
-from pez.optimizer import Lanes, Task
+from jobs import command
+from jobs.arguments import Parser, expect_usable
+from jobs.options import expect_writable, usable_device
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from jobs.speed import Speed
+    from pez.clip import Clip
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns its exit status."""
-    options = parser().parse_args(arguments)
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+def run(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the benchmark; returns its exit status.
+
+    Raises:
+        ValueError: options that cannot be followed.
+    """
+    options = parser(prog or command.prog_of(sys.argv[0])).parse_args(arguments)
+    check(options)
+    with command.importing():
+        import torch
+
+        import pez.clip  # noqa: F401
+    device = torch.device(usable_device(options.device))
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)  # random weights and targets are those of every run
-    try:
-        if options.overhead:
-            result = benchmark_overhead(options, device)
-        else:
-            result = benchmark_curve(options, device) if options.curve else benchmark_speed(options, device)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.overhead:
+        result = benchmark_overhead(options, device)
+    else:
+        result = benchmark_curve(options, device) if options.curve else benchmark_speed(options, device)
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump(result, file, indent=2)
+        options.json.write_text(json.dumps(result, indent=2))
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line; argparse, so that a machine with torch and open_clip alone can run it."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def check(options: argparse.Namespace) -> None:
+    """Find what is wrong with the options before any work.
+
+    Raises:
+        InputError: a number out of range, a file that cannot be written, or an option that would be ignored.
+    """
+    expect_usable({name: value for name, value in vars(options).items() if value is not None})
+    for name, (least, most) in _RANGES.items():
+        value = getattr(options, name)
+        for each in value if isinstance(value, list) else (value,):
+            if each is not None and not least <= each <= most:
+                raise InputError(f"{name} is {each}; expected {least:g} to {most:g}")
+    if options.lanes is not None and not options.lanes:
+        raise InputError("--lanes is empty; expected one number or more")
+    if options.curve and options.overhead:
+        raise InputError("--curve and --overhead are given; expected one of them")
+    of_curve = {"images", "baseline_steps", "exact_steps", "swaps", "plot"}
+    changed = sorted(name for name in of_curve if getattr(options, name) != _CURVE.get(name))
+    if changed and not options.curve:
+        raise InputError(f"--{changed[0].replace('_', '-')} has no meaning without --curve")
+    expect_writable(options.json, "--json")
+    expect_writable(options.plot, "--plot")
+
+
+_CURVE = {"images": 256, "baseline_steps": 300, "exact_steps": 3000, "swaps": 24}
+"""what these are if they are not given"""
+_RANGES: dict[str, tuple[float, float]] = {
+    "tokens": (1, 1000),
+    "steps": (1, 1e9),
+    "lanes": (1, 1e6),
+    "threads": (1, 10_000),
+    "seconds": (0, 86_400),
+    "images": (2, 1e6),
+    "baseline_steps": (1, 1e9),
+    "swaps": (0, 1e9),
+    "exact_steps": (1, 1e9),
+}
+"""what each may be"""
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """The command line."""
+    options = Parser(prog, __doc__, default=None)
     options.add_argument("--model", default="ViT-B-32", help="demo, an open_clip name, hf-hub:..., local-dir:...")
     options.add_argument("--pretrained", default="none", help="tag or checkpoint file; none = random weights")
     options.add_argument("--tokens", type=int, default=8)
@@ -66,7 +109,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--precision", choices=("fp32", "bf16"), help="of the engine; default = bf16 where it is fast, fp32 for --curve"
     )
-    options.add_argument("--lanes", type=int, nargs="+", help="one or more; default = 64 on a CPU, 1024 on a GPU")
+    options.add_argument(
+        "--lanes", type=int, nargs="+", action="extend", help="one or more; default = 64 on a CPU, 1024 on a GPU"
+    )
     options.add_argument(
         "--compiled", action=argparse.BooleanOptionalAction, help="compile the text tower; default = on a GPU"
     )
@@ -75,35 +120,31 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--vocabulary", choices=("model", "words", "full"), default="model", help="tokens of the engine"
     )
-    options.add_argument("--json", metavar="FILE", help="write the figures; its `ratio` is ours over the baseline")
+    options.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures; its `ratio` is ours over the baseline"
+    )
     options.add_argument("--curve", action="store_true", help="score against steps and seconds, on drawn scenes")
     options.add_argument("--overhead", action="store_true", help="the pipeline beside the bare method, demo CLIP")
-    options.add_argument("--images", type=int, default=256, help="of --curve")
-    options.add_argument("--baseline-steps", type=int, default=300, help="of --curve's baseline, prompt after prompt")
-    options.add_argument("--swaps", type=int, default=24, help="rounds of --curve's default method")
-    options.add_argument("--exact-steps", type=int, default=3000, help="of --curve's exact mode")
-    options.add_argument("--plot", metavar="PNG", help="picture of --curve (needs matplotlib)")
+    options.add_argument("--images", type=int, default=_CURVE["images"], help="of --curve")
+    options.add_argument(
+        "--baseline-steps",
+        type=int,
+        default=_CURVE["baseline_steps"],
+        help="of --curve's baseline, prompt after prompt",
+    )
+    options.add_argument("--swaps", type=int, default=_CURVE["swaps"], help="rounds of --curve's default method")
+    options.add_argument("--exact-steps", type=int, default=_CURVE["exact_steps"], help="of --curve's exact mode")
+    options.add_argument("--plot", type=Path, metavar="PNG", help="picture of --curve (needs matplotlib)")
     return options
-
-
-@dataclasses.dataclass(frozen=True)
-class Speed:
-    """One way of computing, measured."""
-
-    name: str
-    seconds_per_image_step: float
-    flop_per_image_step: float
-    peak_flops: float
-    """measured rate of a large matrix product in the same precision"""
-    peak_bytes: int
-
-    @property
-    def share(self) -> float:
-        return self.flop_per_image_step / self.seconds_per_image_step / self.peak_flops
 
 
 def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Time a step of the baseline and of the engine; print a table."""
+    import torch
+    import torch.nn.functional as F
+
+    from jobs.speed import fast_bfloat16, machine, time_baseline, time_engine
+
     precision = options.precision or ("bf16" if fast_bfloat16(device) else "fp32")
     lanes = options.lanes or ([64] if device.type == "cpu" else [1024])
     with warnings.catch_warnings():
@@ -152,112 +193,14 @@ def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[s
     }
 
 
-def time_baseline(clip: Clip, target: torch.Tensor, settings: pez.PezSettings, seconds: float) -> Speed:
-    """Time steps of the plain algorithm: the median of as many as fit, the first two left out."""
-    stamps: list[float] = []
-    ids = torch.randint(clip.tower.token_embedding.num_embeddings - 2, (settings.tokens,))
-
-    def stamp(*_: Any) -> None:
-        _wait(clip.device)
-        stamps.append(time.perf_counter())
-        if len(stamps) > 4 and stamps[-1] - stamps[0] > seconds:
-            raise TimeoutError
-
-    _forget_peak(clip.device)
-    with contextlib.suppress(TimeoutError):
-        learn_as_published(clip, target, ids, dataclasses.replace(settings, steps=1_000_000), stamp)
-    steps = [b - a for a, b in itertools.pairwise(stamps[2:])]
-    flop = cost.baseline_step_flop(clip, settings.tokens)
-    memory = _peak(clip.device)  # before the products that follow need some
-    return Speed("baseline (fp32)", median(steps), flop, matrix_peak(clip.device, torch.float32), memory)
-
-
-def time_engine(clip: Clip, engine: Clip, target: torch.Tensor, settings: pez.PezSettings, seconds: float) -> Speed:
-    """Time steps of the engine with all lanes busy: the median of as many as fit, the first two left out.
-
-    Args:
-        clip: in float32 and not compiled, to check what is timed.
-
-    Raises:
-        ValueError: the engine's gradients are not those of the clip, or its lanes end in numbers that are not finite.
-    """
-    vocabulary = engine.vocabulary(settings)
-    _check_gradients(clip, engine, settings.tokens, target)
-    lanes = Lanes(ClipObjective(engine.encoder(settings.tokens)), vocabulary, settings, len(target))
-    for i, direction in enumerate(target):
-        lanes.admit(Task(f"{i}", direction))
-    _forget_peak(clip.device)
-    stamps: list[float] = []
-    while len(stamps) < 6 or stamps[-1] - stamps[0] < seconds:
-        lanes.step()
-        _wait(clip.device)
-        stamps.append(time.perf_counter())
-    memory = _peak(clip.device)
-    if not (lanes.soft.isfinite().all() and lanes.best_score.isfinite().all()):
-        raise ValueError(f"the engine with {len(target)} lanes ended in numbers that are not finite; expected none")
-    steps = [b - a for a, b in itertools.pairwise(stamps[2:])]
-    flop = cost.engine_step_flop(clip, settings.tokens, vocabulary.allowed)
-    name = f"engine ({engine.precision}{', compiled' if engine.compiled else ''}, {len(target)} lanes)"
-    return Speed(name, median(steps) / len(target), flop, matrix_peak(clip.device, engine.dtype), memory)
-
-
-def _check_gradients(clip: Clip, engine: Clip, tokens: int, target: torch.Tensor) -> None:
-    """Compare the engine's gradients with the clip's on random prompts: what is fast must be right as well.
-
-    As many lanes as are timed, so that the kernels are the same; sixteen of them are compared.
-    """
-    embedding = clip.tower.token_embedding.weight
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(len(embedding) - 2, (len(target), tokens), generator=generator).to(clip.device)
-    gradients = []
-    for model, rows in ((clip, slice(16)), (engine, slice(None))):
-        soft = embedding[ids[rows]].requires_grad_()
-        score = ClipObjective(model.encoder(tokens)).score(soft, target[rows])
-        gradients.append(torch.autograd.grad(score.sum(), soft)[0][:16].flatten(1))
-    least = float(F.cosine_similarity(*gradients).min())
-    if not least > 0.95:
-        raise ValueError(f"the engine's gradients are not the model's: cosine {least:.3f}; expected above 0.95")
-
-
-def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large square matrix product, random operands: the best of several."""
-    size = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    times = []
-    for _ in range(6):
-        start = time.perf_counter()
-        a @ b
-        _wait(device)
-        times.append(time.perf_counter() - start)
-    return 2.0 * size**3 / min(times)
-
-
-def fast_bfloat16(device: torch.device) -> bool:
-    """True where the hardware multiplies bfloat16."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    checks: list[Callable[[], bool]] = [
-        getattr(torch.cpu, name)
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        if hasattr(torch.cpu, name)
-    ]
-    return any(check() for check in checks)
-
-
-def machine(device: torch.device) -> str:
-    """What the figures were measured on."""
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{_processor()}, {torch.get_num_threads()} threads"
-    )
-    return f"{name}, torch {torch.__version__}, Python {platform.python_version()}"
-
-
 def benchmark_curve(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Score against steps and seconds, on held-out scenes."""
+    from jobs.curve import curves, plot_curves
+    from jobs.speed import machine
+    from pez.demo import JUDGE
+
     clip = _load(options, device, "fp32").with_engine(options.precision or "fp32", _compiled(options, device))
-    judge = pez.demo.load_demo_clip(device, folder=pez.demo.JUDGE) if options.model == "demo" else None
+    judge = pez.load_demo_clip(device, folder=JUDGE) if options.model == "demo" else None
     settings = pez.PezSettings(
         tokens=options.tokens, steps=options.steps, swaps=options.swaps, vocabulary=options.vocabulary
     )
@@ -284,7 +227,8 @@ def benchmark_curve(options: argparse.Namespace, device: torch.device) -> dict[s
 
 def benchmark_overhead(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """The same pictures through the pipeline and through the bare method."""
-    from jobs.overhead import measure_overhead  # the pipeline is not everywhere where pez is
+    from jobs.overhead import measure_overhead
+    from jobs.speed import machine
 
     overhead = measure_overhead(pez.PezSettings(tokens=options.tokens, steps=options.steps))
     print(f"{machine(device)}\ndemo, {options.tokens} tokens, {options.steps} steps, {overhead.images} images\n")
@@ -302,30 +246,9 @@ def _load(options: argparse.Namespace, device: torch.device, precision: Any) -> 
     return pez.load_clip(options.model, options.pretrained, device, precision)
 
 
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak(device: torch.device) -> int:
-    """Most memory held: of the GPU, or of this process since its start."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def main(prog: str | None = None) -> None:
+    command.end(lambda: run(None, prog))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,40 +1,81 @@
-"""What every command line shares: options from dataclasses, one-line errors, exit status."""
+"""What every command shares: its line to options, one-line errors and warnings, exit status."""
 
+import contextlib
 import signal
 import sys
-from collections.abc import Callable
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
-import tyro
-
-from pipeline.progress import plain
-from pipeline.shards import InputError
-from pipeline.table import OutputError
+from jobs import abandon, arguments
+from pipeline.errors import OutputError
+from pipeline.terminal import harden_output, plain
 
 Options = TypeVar("Options")
 
 
-def run(options: type[Options], description: str | None, job: Callable[[Options], int]) -> None:
-    """Read the command line into `options` and run the job.
+def run(
+    options: type[Options], description: str | None, job: Callable[[Options], int], prog: str | None = None
+) -> None:
+    """Read the command line into `options`, run the job and exit.
+
+    Args:
+        prog: what the user typed, like `pez caption`; default = the module that Python was told to run.
 
     Exit status: the job's own, 2 for bad usage or settings, 130 when interrupted: by Ctrl-C, or by SIGTERM, which is what
     `ray job stop` and a spot machine's notice send.
     """
+    end(lambda: job(arguments.read(options, description, prog or prog_of(sys.argv[0]), sys.argv[1:])))
+
+
+def end(work: Callable[[], int]) -> None:
+    """Do the work of a command and exit with its status."""
     signal.signal(signal.SIGTERM, _interrupt)
-    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    if signal.getsignal(signal.SIGINT) is abandon:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    harden_output()
+    warnings.showwarning = _show_warning
     try:
-        chosen = tyro.cli(options, description=description, config=config)
-        status = job(chosen)
-    except (InputError, ValueError) as error:
-        print(f"error: {plain(str(error))}", file=sys.stderr)
-        status = 2
+        status = work()
     except OutputError as error:  # the output has become full or unwritable
         print(f"failed: {plain(str(error))}; run the same command to go on", file=sys.stderr)
         status = 1
+    except ValueError as error:  # an InputError, or what pez raises for settings that it cannot follow
+        print(f"error: {plain(str(error))}", file=sys.stderr)
+        status = 2
     except KeyboardInterrupt as error:
-        print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, abandon)  # who presses it again does not want to wait for Ray's farewell
+        print(f"interrupted: {plain(str(error))}" if str(error) else "interrupted", file=sys.stderr)
         status = 130
     sys.exit(status)
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Around the import of large modules, before there is any work: Ctrl-C ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    for number, _ in before:
+        signal.signal(number, abandon)
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def prog_of(path: str) -> str:
+    """How a module that Python runs is called on the command line."""
+    return f"python -m jobs.{Path(path).stem}" if path.endswith(".py") else path
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {plain(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def _interrupt(*_: Any) -> None:

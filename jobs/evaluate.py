@@ -8,37 +8,41 @@ generator makes of it with the originals, under the score model; means with 95% 
 Source: Wen et al. 2023, arXiv:2302.03668, Table 1.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import torch
-import tyro
-from PIL import Image
-from rich.console import Console
-from rich.table import Table
-
-import pez
 from jobs import command
-from pez.clip import Clip
-from pez.demo import scenes
-from pez.demo.evaluation import named
-from pez.optimizer import generator_for
-from pez.regeneration import load_generator, picture_similarities, seed_for
-from pipeline.caption import check_settings, load_model
-from pipeline.inputs import expand_shards
-from pipeline.samples import decode_image, read_samples, reading_options
-from pipeline.settings import CaptionSettings, VerifySettings
-from pipeline.shards import InputError
-from pipeline.verify import check_verification, score_model
+from jobs.caption import tell_of_the_demo
+from jobs.options import (
+    LearnOptions,
+    VerifyOptions,
+    expect_device,
+    expect_writable,
+    of_demo,
+    refuse_beside_demo,
+    refuse_ignored,
+)
+from pipeline.errors import InputError
+from pipeline.settings import CaptionSettings
+from pipeline.terminal import Activity, count, open_console
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from rich.table import Table
+
+    import pez
+    from pez.clip import Clip
+    from pez.demo import scenes
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateJob:
+class EvaluateJob(LearnOptions, VerifyOptions):
     """Options of the job."""
 
     input: tuple[str, ...] = ()
@@ -47,15 +51,23 @@ class EvaluateJob:
     """held-out drawn scenes and the shipped models, offline"""
     images: int = 64
     """how many"""
-    device: str | None = None
-    """cpu or cuda; default = cuda where there is one"""
     json: Path | None = None
     """write the figures"""
     picture: Path | None = None
     """write a grid of originals and of what was made of captions and prompts, as PNG"""
-    caption: Annotated[CaptionSettings, tyro.conf.arg(name="")] = CaptionSettings()
-    method: Annotated[pez.PezSettings, tyro.conf.arg(name="")] = pez.PezSettings()
-    verification: Annotated[VerifySettings, tyro.conf.arg(name="")] = VerifySettings()
+
+    def check(self, given: frozenset[str]) -> None:
+        """Refuse what could only be ignored, and what can be told without loading anything."""
+        if self.demo:
+            refuse_beside_demo(self.caption, given, ["input"])
+        elif not self.input:
+            raise InputError("no input given; expected --input with the address of a tar, or --demo")
+        refuse_ignored(given | ({"verify"} if self.demo else frozenset()))
+        if not 1 <= self.images <= 100_000:
+            raise InputError(f"images is {self.images}; expected 1 to 100,000")
+        expect_device(self.device)
+        expect_writable(self.json, "--json")
+        expect_writable(self.picture, "--picture")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,24 +110,37 @@ class Outcome:
 
 def evaluate(job: EvaluateJob) -> int:
     """Run the job; returns its exit status."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    if job.demo:
-        verification = dataclasses.replace(job.verification, verify=job.verification.verify or "demo")
-        caption = dataclasses.replace(job.caption, model="demo")
-        job = dataclasses.replace(job, caption=caption, verification=verification)
-    check_settings(job.caption, job.method)
-    check_verification(job.verification, job.caption.model, job.caption.pretrained)
-    device = job.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    originals = drawn(job.images) if job.demo else read(job)
-    guide = load_model(job.caption, device)
-    name, pretrained = score_model(job.verification, job.caption.model)
-    judge = load_model(CaptionSettings(model=name, pretrained=pretrained), device)
-    learned = [p.text for p in pez.learn_prompts(guide, originals.pictures, job.method, originals.keys)]
-    kinds = {"random": random_prompts(guide, job.method, originals.keys), "learned": learned}
-    if originals.captions is not None:
-        kinds["caption"] = originals.captions
-    outcomes, made = regenerate(job, guide, judge, originals, kinds, device)
-    console.print(outcome_table(outcomes))
+    console = open_console()
+    with Activity(console, "loading PyTorch") as activity:
+        with command.importing():
+            import pez
+            from pipeline.caption import check_settings, load_model
+            from pipeline.verify import check_verification, score_model
+
+        if job.demo:
+            verification = dataclasses.replace(job.verification, verify=job.verification.verify or "demo")
+            job = dataclasses.replace(job, caption=of_demo(job.caption), verification=verification)
+        check_settings(job.caption, job.method)
+        check_verification(job.verification, job.caption.model, job.caption.pretrained)
+        device = job.local_device()
+        activity.now("reading images")
+        originals = drawn(job.images) if job.demo else read(job)
+        if not job.demo:
+            tell_of_the_demo(job.caption.model, console)
+        activity.now(f"loading {job.caption.model}")
+        guide = load_model(job.caption, device)
+        name, pretrained = score_model(job.verification, job.caption.model)
+        activity.now(f"loading {name}")
+        judge = load_model(CaptionSettings(model=name, pretrained=pretrained), device)
+        learning = f"learning {count(len(originals.keys), 'prompt')}"
+        steps = activity.counted(learning, _steps_of(job.method, len(originals.keys), guide.device.type))
+        learned = [
+            p.text for p in pez.learn_prompts(guide, originals.pictures, job.method, originals.keys, lambda _: steps())
+        ]
+        kinds = {"random": random_prompts(guide, job.method, originals.keys), "learned": learned}
+        if originals.captions is not None:
+            kinds["caption"] = originals.captions
+        outcomes, made = regenerate(job, guide, judge, originals, kinds, device, activity)
     if job.json is not None:
         values = {"images": len(originals.keys), "guide": guide.name, "judge": judge.name}
         values |= {"outcomes": [dataclasses.asdict(outcome) for outcome in outcomes]}
@@ -123,12 +148,23 @@ def evaluate(job: EvaluateJob) -> int:
     if job.picture is not None:
         rows: list[Sequence[Image.Image | None]] = [originals.pictures]
         rows += (made[kind] for kind in ("caption", "learned", "random") if kind in made)
-        grid(rows, count=12).save(job.picture)
+        grid(rows, count=12).save(job.picture, "PNG")
+    console.print(outcome_table(outcomes))
     return 0
+
+
+def _steps_of(method: pez.PezSettings, images: int, device: str) -> int:
+    """Steps until all prompts are learned, so many side by side."""
+    rounds = -(-images // (64 if device == "cpu" else 1024))
+    return rounds * (method.steps * method.restarts + (0 if method.exact else method.swaps))
 
 
 def drawn(count: int) -> Originals:
     """Held-out scenes."""
+    from PIL import Image
+
+    from pez.demo import scenes
+
     told = scenes.held_out_scenes(count)
     pictures = [Image.fromarray(scenes.render(scene)) for scene in told]
     return Originals([f"{i:05d}" for i in range(count)], pictures, [scenes.caption(s) for s in told], told)
@@ -140,6 +176,10 @@ def read(job: EvaluateJob) -> Originals:
     Raises:
         InputError: there is none.
     """
+    from pez.images import decode_image
+    from pipeline.inputs import expand_shards
+    from pipeline.samples import read_samples, reading_options
+
     keys: list[str] = []
     pictures: list[Image.Image] = []
     captions: list[str | None] = []
@@ -163,17 +203,30 @@ def read(job: EvaluateJob) -> Originals:
 
 def random_prompts(guide: Clip, method: pez.PezSettings, keys: Sequence[str]) -> list[str]:
     """Prompts of as many random tokens as the learned ones have, of the same vocabulary."""
+    from pez.optimizer import generator_for
+
     vocabulary = guide.vocabulary(method)
     seeds = [generator_for(method.seed, key, 0) for key in keys]
     return [guide.text_of(vocabulary.random_ids(method.tokens, seed).tolist()) for seed in seeds]
 
 
 def regenerate(
-    job: EvaluateJob, guide: Clip, judge: Clip, originals: Originals, kinds: dict[str, list[str]], device: str
+    job: EvaluateJob,
+    guide: Clip,
+    judge: Clip,
+    originals: Originals,
+    kinds: dict[str, list[str]],
+    device: str,
+    activity: Activity,
 ) -> tuple[list[Outcome], dict[str, list[Image.Image | None]]]:
     """Score each kind of prompt, and the pictures that the generator makes of it."""
+    from pez.demo import scenes
+    from pez.demo.evaluation import named
+    from pez.regeneration import load_generator, picture_similarities, seed_for
+
     settings = job.verification
     assert settings.verify is not None, "checked"
+    activity.now(f"loading {settings.verify}")
     generator = load_generator(
         settings.verify,
         device,
@@ -187,7 +240,7 @@ def regenerate(
     seeds = [seed_for(settings.verify_seed, key, 0) for key in originals.keys]
     outcomes, made = [], {}
     for kind, prompts in kinds.items():
-        made[kind] = generator.images(prompts, seeds)
+        made[kind] = _painted(generator.images, prompts, seeds, settings.verify_batch, kind, activity)
         similarities = [s for s in picture_similarities(judge, of_judge, made[kind]) if s is not None]
         seen = {}
         if originals.told is not None:
@@ -206,8 +259,27 @@ def regenerate(
     return outcomes, made
 
 
+def _painted(
+    paint: Callable[[Sequence[str], Sequence[int]], list[Image.Image | None]],
+    prompts: list[str],
+    seeds: list[int],
+    batch: int,
+    kind: str,
+    activity: Activity,
+) -> list[Image.Image | None]:
+    """Pictures of prompts, batch after batch, with a word of how far it is."""
+    painted: list[Image.Image | None] = []
+    done = activity.counted(f"painting {kind} prompts", -(-len(prompts) // batch))
+    for i in range(0, len(prompts), batch):
+        painted += paint(prompts[i : i + batch], seeds[i : i + batch])
+        done()
+    return painted
+
+
 def mean_of(values: Sequence[float]) -> Mean:
     """Mean and interval; not a number where there is no value."""
+    import torch
+
     found = torch.tensor(values, dtype=torch.float64)
     half = 1.96 * float(found.std()) / len(values) ** 0.5 if len(values) > 1 else float("nan")
     return Mean(float(found.mean()), half)
@@ -215,6 +287,8 @@ def mean_of(values: Sequence[float]) -> Mean:
 
 def outcome_table(outcomes: Sequence[Outcome]) -> Table:
     """For people."""
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     for column in ("prompts", "similarity", "under the score model", "regenerated"):
         table.add_column(column, justify="left" if column == "prompts" else "right")
@@ -230,6 +304,8 @@ def outcome_table(outcomes: Sequence[Outcome]) -> Table:
 
 def grid(rows: Sequence[Sequence[Image.Image | None]], count: int, side: int = 96, gap: int = 6) -> Image.Image:
     """The first pictures of each row, one row above the other; a picture that is not there stays white."""
+    from PIL import Image
+
     count = min(count, len(rows[0]))
     sheet = Image.new("RGB", (count * (side + gap) - gap, len(rows) * (side + gap) - gap), "white")
     for y, row in enumerate(rows):
@@ -241,5 +317,9 @@ def grid(rows: Sequence[Sequence[Image.Image | None]], count: int, side: int = 9
     return sheet
 
 
+def main(prog: str | None = None) -> None:
+    command.run(EvaluateJob, __doc__, evaluate, prog)
+
+
 if __name__ == "__main__":
-    command.run(EvaluateJob, __doc__, evaluate)
+    main()

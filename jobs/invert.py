@@ -5,103 +5,195 @@ python -m jobs.invert style1.png style2.png --together   # one prompt for all
 python -m jobs.invert --demo                             # drawn scenes and the shipped model, offline
 """
 
-import dataclasses
-import sys
-from pathlib import Path
-from typing import Annotated
+from __future__ import annotations
 
-import torch
-import tyro
-from PIL import Image
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+import contextlib
+import dataclasses
+import glob
+import os
+from typing import TYPE_CHECKING, Annotated
 
 import pez
 from jobs import command
-from pez.demo import scenes
-from pez.optimizer import Step
-from pez.settings import Precision
-from pipeline.caption import check_settings, load_model
-from pipeline.samples import decode_image
-from pipeline.settings import CaptionSettings
-from pipeline.shards import InputError
+from jobs.arguments import POSITIONAL, Group
+from jobs.caption import tell_of_the_demo
+from jobs.options import DeviceOption, expect_device, refuse_beside_demo, refuse_ignored
+from pez.demo import CLIPS
+from pipeline.addresses import public_address, redact
+from pipeline.errors import InputError
+from pipeline.settings import ModelSettings
+from pipeline.terminal import Activity, Column, FittedTable, open_console, plain, say
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from rich.console import Console
+
+    from pez.optimizer import Step, Task
+
+_LARGEST = 256 * 2**20  # bytes of an image file
 
 
 @dataclasses.dataclass(frozen=True)
-class InvertJob:
+class InvertJob(DeviceOption):
     """Options of the job."""
 
-    images: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """image files"""
+    images: Annotated[tuple[str, ...], POSITIONAL] = ()
+    """image files: paths, patterns with *, or URLs"""
     together: bool = False
     """one prompt for all images"""
     demo: bool = False
     """shipped model; without images, four drawn scenes"""
-    model: str = "ViT-H-14"
-    """demo, an open_clip name, hf-hub:ORG/REPO or local-dir:FOLDER"""
-    pretrained: str = "laion2b_s32b_b79k"
-    """tag or checkpoint file of an open_clip name"""
-    precision: Precision = "fp32"
-    device: str | None = None
-    """cpu or cuda; default = cuda where there is one"""
-    method: Annotated[pez.PezSettings, tyro.conf.arg(name="")] = pez.PezSettings()
+    model: Annotated[ModelSettings, Group("model")] = ModelSettings()
+    method: Annotated[pez.PezSettings, Group("method")] = pez.PezSettings()
+
+    def check(self, given: frozenset[str]) -> None:
+        """Refuse what could only be ignored, and what can be told without loading anything."""
+        if self.demo:
+            refuse_beside_demo(self.model, given)
+        elif not self.images:
+            raise InputError("no images given; expected image files, or --demo")
+        refuse_ignored(given)
+        expect_device(self.device)
 
 
 def invert(job: InvertJob) -> int:
     """Run the job; returns its exit status."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    if job.demo:
-        job = dataclasses.replace(job, model="demo")
-    model = CaptionSettings(model=job.model, pretrained=job.pretrained, precision=job.precision)
-    check_settings(model, job.method)
-    names, images = _read(job)
-    clip = load_model(model, job.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    console = open_console()
+    with Activity(console, "loading PyTorch") as activity:
+        with command.importing():
+            from pipeline.caption import check_settings, load_model
+
+        settings = job.model
+        if job.demo and settings.model not in CLIPS:
+            settings = dataclasses.replace(settings, model="demo")
+        check_settings(settings, job.method)
+        device = job.local_device()
+        names, images = _read(job.images) if job.images else _drawn()
+        if job.images:
+            tell_of_the_demo(settings.model, console)
+        activity.now(f"loading {settings.model}")
+        clip = load_model(settings, device)
     names = [" + ".join(names)] if job.together else names
-    with _Show(clip, names, job.method, console) as show:
-        if job.together:
-            prompts = [pez.learn_prompt(clip, images, job.method, on_step=show.step)]
-        else:
-            prompts = pez.learn_prompts(clip, images, job.method, on_step=show.step)
-    table = Table(box=None, pad_edge=False)
-    for column in ("image", "prompt", "similarity"):
-        table.add_column(column, justify="right" if column == "similarity" else "left")
-    for name, prompt in zip(names, prompts, strict=True):
-        table.add_row(Text(name), Text(prompt.text), f"{prompt.similarity:.3f}")
-    console.print(table)
+    show = _Show(clip, names, job.method, console)
+    try:
+        with show:
+            if job.together:
+                prompts = [pez.learn_prompt(clip, images, job.method, on_step=show.step)]
+            else:
+                prompts = pez.learn_prompts(clip, images, job.method, on_step=show.step)
+    except KeyboardInterrupt:
+        best = show.best_prompts()
+        if best:
+            console.print(_table(best, "best so far"))
+        raise KeyboardInterrupt(f"after {show.taken} of {show.steps} steps" if best else "") from None
+    console.print(_table([(n, p.text, p.similarity) for n, p in zip(names, prompts, strict=True)], "prompt"))
     return 0
 
 
-def _read(job: InvertJob) -> tuple[list[str], list[Image.Image]]:
-    if not job.images:
-        if not job.demo:
-            raise InputError("no images given; expected image files, or --demo")
-        pictured = scenes.held_out_scenes(4)
-        return [scenes.caption(s) for s in pictured], [Image.fromarray(scenes.render(s)) for s in pictured]
-    images = []
-    for path in job.images:
+def _drawn() -> tuple[list[str], list[Image.Image]]:
+    from PIL import Image
+
+    from pez.demo import scenes
+
+    pictured = scenes.held_out_scenes(4)
+    return [scenes.caption(s) for s in pictured], [Image.fromarray(scenes.render(s)) for s in pictured]
+
+
+def _read(given: tuple[str, ...]) -> tuple[list[str], list[Image.Image]]:
+    """Names and images of what was given.
+
+    Raises:
+        InputError: one that cannot be read, or is no image.
+    """
+    from pez.images import decode_image
+
+    names, images = [], []
+    for address in (address for each in given for address in _expanded(each)):
+        shown = public_address(address) if "://" in address else address
         try:
-            images.append(decode_image(path.read_bytes()))
+            images.append(decode_image(_bytes_of(address)))
+        except InputError:
+            raise
         except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
+            raise InputError(f"cannot read {shown}: {error.strerror or _one_line(error)}") from error
         except ValueError as error:
-            raise InputError(f"{path}: {error}") from error
-    return [path.name for path in job.images], images
+            raise InputError(f"{shown}: {error}") from error
+        names.append(shown.rstrip("/").rsplit("/", 1)[-1])
+    return names, images
+
+
+def _expanded(given: str) -> list[str]:
+    """A pattern that no shell has expanded, and `~`."""
+    if "://" in given:
+        return [given]
+    path = os.path.expanduser(given)
+    if os.path.isdir(path):
+        raise InputError(
+            f"{given} is a folder; expected image files, like {given.rstrip('/')}/*.jpg, "
+            "or for many of them a tar: tar cf images.tar FOLDER, then jobs.caption --input images.tar"
+        )
+    if os.path.lexists(path) or not glob.has_magic(path):
+        return [path]
+    found = sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
+    if not found:
+        raise InputError(f"no file matches {given}; expected image files")
+    return found
+
+
+def _bytes_of(address: str) -> bytes:
+    """What lies at a path or a URL.
+
+    Raises:
+        InputError: it cannot be read, or is too large.
+    """
+    if "://" not in address:
+        if os.path.exists(address) and not os.path.isfile(address):
+            raise InputError(f"{address} is no file; expected an image file")
+        with open(address, "rb") as file:
+            data = file.read(_LARGEST + 1)
+    else:
+        from pipeline.shards import missing_driver
+        from pipeline.streams import ByteStream
+
+        try:
+            with contextlib.closing(ByteStream(address)) as stream:
+                parts: list[bytes] = []
+                while sum(map(len, parts)) <= _LARGEST and (part := stream.read(2**22)):
+                    parts.append(part)
+            data = b"".join(parts)
+        except ImportError as error:
+            raise InputError(missing_driver(address, error)) from error
+        except Exception as error:  # each filesystem has its own errors
+            raise InputError(f"cannot read {public_address(address)}: {redact(_one_line(error), address)}") from error
+    if len(data) > _LARGEST:
+        raise InputError(f"{public_address(address)} has more than {_LARGEST >> 20} MiB; expected an image file")
+    return data
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _table(rows: list[tuple[str, str, float]], title: str) -> FittedTable:
+    cells = [[name, prompt, f"{similarity:.3f}"] for name, prompt, similarity in rows]
+    return FittedTable([Column("image", "name"), Column(title), Column("similarity", "number")], cells)
 
 
 class _Show:
     """The best prompts so far: a live table in a terminal, else a line for each that improved, every tenth of the way."""
 
     def __init__(self, clip: pez.Clip, names: list[str], method: pez.PezSettings, console: Console) -> None:
+        from rich.live import Live
+
         self.clip, self.names, self.console = clip, names, console
         rounds = 0 if method.exact else method.swaps
         self.steps = method.steps * method.restarts + rounds
         self.taken = 0
-        self.best: dict[int, tuple[float, str]] = {}
+        self.best: dict[int, tuple[float, list[int], Task]] = {}
+        self.shown: dict[int, float] = {}
         self.live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
 
-    def __enter__(self) -> "_Show":
+    def __enter__(self) -> _Show:
         if self.live:
             self.live.__enter__()
         return self
@@ -112,24 +204,38 @@ class _Show:
 
     def step(self, step: Step) -> None:
         self.taken += 1
+        scores, ids = step.best_score.tolist(), step.best_ids.tolist()
+        for task, score, row in zip(step.tasks, scores, ids, strict=True):
+            if task is not None and score > self.best.get(task.handle, (-1.0,))[0]:
+                self.best[task.handle] = (score, row, task)
         every = 10 if self.live else max(1, self.steps // 10)
         if self.taken % every and self.taken not in (1, self.steps):
             return
-        scores, ids = step.best_score.tolist(), step.best_ids.tolist()
-        for task, score, row in zip(step.tasks, scores, ids, strict=True):
-            if task is not None and score > self.best.get(task.handle, (-1.0, ""))[0]:
-                self.best[task.handle] = (score, self.clip.text_of(row))
-                if not self.live:
-                    line = f"step {self.taken:5d}  {score:.3f}  {self.names[task.handle]}: {self.best[task.handle][1]}"
-                    self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        title = f"step {self.taken} of {self.steps}"
+        rows = [(self.names[i], self.clip.text_of(ids), score) for i, (score, ids, _) in sorted(self.best.items())]
         if self.live:
-            table = Table(box=None, pad_edge=False, title=f"step {self.taken}", title_justify="left")
-            for column in ("image", "best so far", "similarity"):
-                table.add_column(column)
-            for i, (score, text) in sorted(self.best.items()):
-                table.add_row(Text(self.names[i]), Text(text), f"{score:.3f}")
-            self.live.update(table)
+            self.live.update(_table(rows, f"best so far, {title}"))
+            return
+        for i, (name, text, score) in zip(sorted(self.best), rows, strict=True):
+            if score > self.shown.get(i, -1.0):
+                self.shown[i] = score
+                say(self.console, plain(f"{title}  {score:.3f}  {name}: {text}"))
+
+    def best_prompts(self) -> list[tuple[str, str, float]]:
+        """Name, text and the similarity of that text, of each image that has a prompt already."""
+        import torch
+
+        kept = [(self.names[i], self.clip.text_of(ids), task.target) for i, (_, ids, task) in sorted(self.best.items())]
+        if not kept:
+            return []
+        features = self.clip.text_features([text for _, text, _ in kept])
+        similarities = (features * torch.stack([target for *_, target in kept])).sum(-1).tolist()
+        return [(name, text, similarity) for (name, text, _), similarity in zip(kept, similarities, strict=True)]
+
+
+def main(prog: str | None = None) -> None:
+    command.run(InvertJob, __doc__, invert, prog)
 
 
 if __name__ == "__main__":
-    command.run(InvertJob, __doc__, invert)
+    main()

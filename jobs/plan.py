@@ -10,13 +10,11 @@ Exit status: 0 a plan, 2 bad usage or no measured throughput.
 import dataclasses
 import json
 
-from rich.console import Console
-
 from jobs import command
+from jobs.options import refuse_without
+from pipeline.errors import InputError
 from pipeline.plan import Plan, parts_that_balance, plan_job, shard_size_that_balances
-from pipeline.progress import duration
-from pipeline.shards import InputError
-from pipeline.table import PromptTable
+from pipeline.terminal import duration, open_console, plain, say
 
 _IDLE = 0.02
 _LONG = 1800.0  # seconds of work that may be lost at once
@@ -50,6 +48,30 @@ class PlanJob:
     price_per_gpu_hour: float = 2.5
     """in dollars"""
 
+    def check(self, given: frozenset[str]) -> None:
+        """Refuse what no plan can be made of."""
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                told = "more than 0" if value <= 0 and least > 0 else f"{least:,.10g} to {most:,.10g}"
+                raise InputError(f"{name} is {value}; expected {told}")
+        if self.parts > self.shard_size:
+            raise InputError(f"parts is {self.parts}; expected no more than the {self.shard_size} images of a shard")
+        refuse_without("report", given, {"actors_per_gpu"}, "without --report")
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "images": (1, 1e15),
+    "gpus": (1, 1e5),
+    "images_per_second": (1e-6, 1e9),
+    "steps": (1, 1e9),
+    "actors_per_gpu": (1, 1000),
+    "shard_size": (1, 1e12),
+    "parts": (1, 10_000),
+    "price_per_gpu_hour": (0, 1e9),
+}
+"""what each may be"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Throughput:
@@ -63,7 +85,9 @@ def plan(job: PlanJob) -> int:
     """Print the plan; returns the exit status."""
     found = _throughput(job)
     planned = plan_job(job.images, job.gpus, found.images_per_second, job.shard_size, job.price_per_gpu_hour, job.parts)
-    Console(soft_wrap=True, highlight=False).print("\n".join(_lines(job, found, planned)), markup=False)
+    console = open_console()
+    for line in _lines(job, found, planned):
+        say(console, plain(line))
     return 0
 
 
@@ -107,6 +131,8 @@ def _throughput(job: PlanJob) -> Throughput:
 
 
 def _of_reports(url: str, actors_per_gpu: int) -> Throughput:
+    from pipeline.table import PromptTable
+
     table = PromptTable.written(url)
     reports = [report for report in table.reports(1000) if report.ok]
     if not reports:
@@ -135,5 +161,9 @@ def _of_benchmark(path: str, steps: int | None) -> Throughput:
     return Throughput(1 / seconds / steps, source)
 
 
+def main(prog: str | None = None) -> None:
+    command.run(PlanJob, __doc__, plan, prog)
+
+
 if __name__ == "__main__":
-    command.run(PlanJob, __doc__, plan)
+    main()

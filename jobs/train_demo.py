@@ -13,12 +13,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-import open_clip
-import tyro
-from safetensors.torch import save_file
-
-from pez.demo.evaluation import evaluate_demo_clip
-from pez.demo.training import MODEL_CONFIG, PREPROCESS_CONFIG, TrainingSettings, train_demo_clip
+from jobs import command
+from jobs.options import refuse_without
+from pipeline.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,18 +29,39 @@ class TrainDemoJob:
     generator: bool = False
     """train the text-to-image model"""
     seed: int = 0
+    """of the weights and of the scenes"""
     steps: int | None = None
     """of the training; default = the settings' own"""
 
+    def check(self, given: frozenset[str]) -> None:
+        """Refuse what could only be ignored, and what can be told without loading anything."""
+        if self.evaluate:
+            refuse_without("", given, {"generator", "seed", "steps"}, "with --evaluate, which trains nothing")
+            if not (self.output / "open_clip_config.json").is_file():
+                raise InputError(f"no model in {self.output}; expected a folder with open_clip_config.json")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}; expected 0 to {2**32 - 1}")
+        if self.steps is not None and not 1 <= self.steps <= 1e9:
+            raise InputError(f"steps is {self.steps}; expected 1 to 1e+09")
+        if self.output.exists() and not self.output.is_dir():
+            raise InputError(f"{self.output} is a file; expected a folder")
 
-def main() -> None:
-    job = tyro.cli(TrainDemoJob, description=__doc__)
+
+def train(job: TrainDemoJob) -> int:
+    """Run the job; returns its exit status."""
     chosen = {"seed": job.seed, **({} if job.steps is None else {"steps": job.steps})}
     if job.generator:
         from pez.demo.generator_training import GeneratorSettings, train_generator  # needs diffusers
 
         train_generator(GeneratorSettings(**chosen), job.output, log=_tell)
-        return
+        return 0
+    with command.importing():
+        import open_clip
+        from safetensors.torch import save_file
+
+        from pez.demo.evaluation import evaluate_demo_clip
+        from pez.demo.training import MODEL_CONFIG, PREPROCESS_CONFIG, TrainingSettings, train_demo_clip
+
     if not job.evaluate:
         model = train_demo_clip(TrainingSettings(**chosen), log=_tell)
         job.output.mkdir(parents=True, exist_ok=True)
@@ -54,10 +72,15 @@ def main() -> None:
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{job.output}")
     for name, score in evaluate_demo_clip(model).items():
         print(f"{name:17s} {score:.3f}")
+    return 0
 
 
 def _tell(line: str) -> None:
     print(line, flush=True)
+
+
+def main(prog: str | None = None) -> None:
+    command.run(TrainDemoJob, __doc__, train, prog)
 
 
 if __name__ == "__main__":

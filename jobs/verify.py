@@ -7,85 +7,104 @@ The numbers are those of `jobs.caption --verify`. The images are read again from
 where the last one stopped. Exit status: 0 all shards are verified, 1 some failed, 2 bad usage.
 """
 
+from __future__ import annotations
+
 import dataclasses
-import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-import torch
-import tyro
-from rich.console import Console
-
 from jobs import command
-from pipeline import cluster
-from pipeline.hub import check_reachable
-from pipeline.inputs import expand_shards
-from pipeline.progress import JobProgress, plain, prompt_table
-from pipeline.settings import ClusterSettings, VerifySettings, cluster_address
-from pipeline.shards import InputError, Shard
-from pipeline.shared_disk import check_outside_package
-from pipeline.table import PromptTable
-from pipeline.verify import check_verification, resolved, score_model, verified_table, verify_serially
+from jobs.arguments import POSITIONAL
+from jobs.caption import connecting, show_first
+from jobs.options import RunOptions, VerifyOptions, expect_device, refuse_ignored
+from pipeline.errors import InputError
+from pipeline.shards import Shard
+from pipeline.terminal import Activity, count, open_console, plain, say
 
 
 @dataclasses.dataclass(frozen=True)
-class VerifyJob:
+class VerifyJob(VerifyOptions, RunOptions):
     """Options of the job."""
 
-    output: tyro.conf.Positional[str]
+    output: Annotated[str, POSITIONAL]
     """folder that jobs.caption wrote"""
     input: tuple[str, ...] = ()
     """fresh addresses of its tars, written as for jobs.caption, where a signature has run out"""
-    local: bool = False
-    """no Ray: shard after shard in this process"""
-    device: str | None = None
-    """cpu or cuda; default = cuda where there is one"""
-    verification: Annotated[VerifySettings, tyro.conf.arg(name="")] = VerifySettings()
-    cluster: Annotated[ClusterSettings, tyro.conf.arg(name="")] = ClusterSettings()
+
+    def check(self, given: frozenset[str]) -> None:
+        """Refuse what could only be ignored, and what can be told without loading anything."""
+        refuse_ignored(given)
+        expect_device(self.device, on_ray=not self.local)
 
 
 def verify(job: VerifyJob) -> int:
     """Run the job; returns its exit status."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    check_outside_package([job.output], "output")
-    table = PromptTable.written(job.output)
-    job = dataclasses.replace(job, verification=resolved(job.verification))
-    check_verification(job.verification, table.settings["model"], table.settings["pretrained"])
-    shards = table.shards()
-    if not shards:
-        raise InputError(f"no finished shard in {table.url}; run jobs.caption first")
-    if job.input:
-        shards = with_sources(shards, expand_shards(job.input))
-    plan, device = None, job.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if not job.local:
-        cluster.connect(job.cluster)
-        plan = cluster.plan_verifiers(job.cluster, cluster.plan_actors(job.cluster, job.device))[1]
-        device = plan.device
-    verified = verified_table(table, job.verification, device)
-    pending = verified.pending(shards)
-    if pending and (job.local or not cluster_address(job.cluster)):  # nodes elsewhere may have what is not here
-        check_reachable(*score_model(job.verification, table.settings["model"]))
-    if pending and plan is not None:
-        verified.claim()
-    with JobProgress(len(shards), None, console, verified=len(shards) - len(pending)) as progress:
-        if plan is None:
-            failed = verify_serially(pending, verified, job.verification, device, progress.report_verified)
-        elif pending:
-            with cluster.seen_by_actors(table, pending) as disk:
-                stage = cluster.verify_stage(job.verification, plan, verified, (), progress.report_verified, disk)
-                failed = cluster.run_on_ray(pending, [stage], job.cluster, progress.look, progress.note)
+    console = open_console()
+    with Activity(console, "loading PyTorch" if job.local else "loading PyTorch and Ray") as activity:
+        with command.importing():
+            if not job.local:
+                import pipeline.cluster  # noqa: F401
+            from pipeline.hub import check_reachable
+            from pipeline.inputs import expand_shards
+            from pipeline.progress import JobProgress
+            from pipeline.settings import cluster_address
+            from pipeline.shared_disk import check_outside_package
+            from pipeline.table import PromptTable
+            from pipeline.verify import check_verification, resolved, score_model, verified_table, verify_serially
+
+        check_outside_package([job.output], "output")
+        table = PromptTable.written(job.output)
+        job = dataclasses.replace(job, verification=resolved(job.verification))
+        check_verification(job.verification, table.settings["model"], table.settings["pretrained"] or "none")
+        shards = table.shards()
+        if not shards:
+            raise InputError(f"no finished shard in {table.url}; run jobs.caption first")
+        if job.input:
+            shards = with_sources(shards, expand_shards(job.input))
+        plan = None
+        if job.local:
+            device = job.local_device()
         else:
-            failed = {}
+            activity.now(connecting(job.cluster))
+            from pipeline import cluster
+
+            cluster.connect(job.cluster)
+            plan = cluster.plan_verifiers(job.cluster, cluster.plan_actors(job.cluster, job.device))[1]
+            device = plan.device
+        verified = verified_table(table, job.verification, device)
+        pending = verified.pending(shards)
+        if pending and (job.local or not cluster_address(job.cluster)):  # nodes elsewhere may have what is not here
+            check_reachable(*score_model(job.verification, table.settings["model"]))
+    progress = JobProgress(len(shards), None, console, verified=len(shards) - len(pending))
+    failed: dict[str, str] = {}
+    try:
+        if not pending:
+            say(console, f"nothing to do: all of {count(len(shards), 'shard')} verified")
+        else:
+            if plan is not None:
+                verified.claim()
+            with progress:
+                if plan is None:
+                    progress.doing(f"loading {job.verification.verify}")
+                    told = progress.report_verified
+                    failed = verify_serially(pending, verified, job.verification, device, told, progress.watch)
+                else:
+                    actors = count(plan.actors, "actor")
+                    progress.doing(f"starting {actors} for {job.verification.verify}")
+                    told = progress.report_verified
+                    with cluster.seen_by_actors(table, pending) as disk:
+                        stage = cluster.verify_stage(job.verification, plan, verified, (), told, disk)
+                        failed = cluster.run_on_ray(pending, [stage], job.cluster, progress.look, progress.note)
+    except KeyboardInterrupt:
+        told_so_far = f"{progress.verified} of {count(len(shards), 'shard')} verified"
+        raise KeyboardInterrupt(f"{told_so_far}; run the same command to go on") from None
     for url, reason in failed.items():
-        line = plain(f"failed: {url}: {reason}")
-        console.print(line, style="red", highlight=False, soft_wrap=True, markup=False)
-    shown = next((shard for shard in shards if shard.url not in failed), None)
-    if shown is not None:
-        console.print(prompt_table(table.read(shown)))
+        say(console, plain(f"failed: {url}: {reason}"), "red")
+    show_first(table, [shard for shard in shards if shard.url not in failed], console)
     if failed:
-        console.print(f"{len(failed)} of {len(shards)} shards failed; run the same command to try them again")
+        say(console, f"{len(failed)} of {count(len(shards), 'shard')} failed; run the same command to try them again")
         return 1
-    console.print(f"{len(shards)} verified Parquet files in {table.url}", highlight=False, soft_wrap=True, markup=False)
+    say(console, plain(f"{count(len(shards), 'verified Parquet file')} in {table.url}"))
     return 0
 
 
@@ -103,5 +122,9 @@ def with_sources(shards: Sequence[Shard], given: Sequence[Shard]) -> list[Shard]
     return [dataclasses.replace(shard, source=sources.get(shard.url, shard.source)) for shard in shards]
 
 
+def main(prog: str | None = None) -> None:
+    command.run(VerifyJob, __doc__, verify, prog)
+
+
 if __name__ == "__main__":
-    command.run(VerifyJob, __doc__, verify)
+    main()

@@ -1,7 +1,9 @@
 """The journey of one shard: tar, images, features, prompts, table."""
 
+import contextlib
 import dataclasses
 import math
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +15,7 @@ import pez
 from pez.clip import check_model
 from pez.demo import CLIPS
 from pez.learn import learn_tasks
-from pez.optimizer import Learned, Task
+from pez.optimizer import Learned, Step, Task
 from pez.settings import ALGORITHM
 from pipeline.ahead import ahead, batches
 from pipeline.parts import PartReport, PartSamples, PartsLeft, finished_part, merge_parts, part_of_whole, publish_part
@@ -26,12 +28,13 @@ from pipeline.samples import (
     read_samples,
     reading_options,
 )
-from pipeline.settings import CaptionSettings
+from pipeline.settings import CaptionSettings, ModelSettings
 from pipeline.shards import InputError, Shard
 from pipeline.shared_lanes import SharedLanes, WorkClock
 from pipeline.table import PromptTable, Row, ShardReport
 
 _IMAGES_AT_ONCE = 16  # the image tower's batch, see pez.clip
+_IN_TAR = 1536  # bytes of a tar that an image and its caption have beside the image: headers and padding
 _NOT_FINITE = "the similarity is not a finite number; the model or its precision does not bear this image"
 
 
@@ -42,6 +45,37 @@ class Progress:
     images: int = 0
     similarity: float = 0.0
     """sum over images"""
+    learning: int = 0
+    """prompts that are being learned"""
+    steps: int = 0
+    """that these have had, together"""
+    of: int = 0
+    """steps of a prompt"""
+    shards_done: float = 0.0
+    """of the shards in work; 0 where their size is not known"""
+
+
+@dataclasses.dataclass
+class _ShardInWork:
+    """Counts of one shard, and how many images it may have: as many as were read, or more by the bytes that are left."""
+
+    size: int | None
+    """bytes of the tar; None = not known"""
+    parts: int
+    images: int = 0
+    similarity: float = 0.0
+    read: int = 0
+    bytes_read: int = 0
+    whole: bool = False
+    """it was read to its end"""
+
+    @property
+    def expected(self) -> float | None:
+        if self.whole:
+            return self.read
+        if not self.size or not self.bytes_read:
+            return None
+        return self.read * max(self.size / (self.bytes_read * self.parts), 1.0)
 
 
 def caption_shard(
@@ -133,16 +167,28 @@ class Captioner:
         self.settings, self.method, self.threads = settings, method, threads
         self.clip = load_model(settings, device)
         self.clip.vocabulary(method)  # a word that the model does not have ends the start, and not each shard
-        self.clip.vocabulary(method)  # words that this model does not know are an error of the start, not of each shard
         self.lanes = SharedLanes(self._tasks_of, self._learn, settings.lanes // _IMAGES_AT_ONCE) if shared else None
         self.clock = WorkClock()
-        self._in_work: dict[int, Progress] = {}
+        self._in_work: dict[int, _ShardInWork] = {}
+        self._taken: dict[int, int] = {}  # steps of each task that is being learned, by its identity
 
     @property
     def progress(self) -> Progress:
         """Of all shards in work."""
-        parts = list(self._in_work.values())
-        return Progress(sum(p.images for p in parts), sum(p.similarity for p in parts))
+        shards = list(self._in_work.values())
+        of = self.method.steps * self.method.restarts + (0 if self.method.exact else self.method.swaps)
+        taken = [min(steps, of) for steps in list(self._taken.values())] if shards else []
+        found = Progress(sum(s.images for s in shards), sum(s.similarity for s in shards), len(taken), sum(taken), of)
+        expected = [s.expected for s in shards]
+        if shards and None not in expected:
+            images = sum(images for images in expected if images)
+            found.shards_done = min((found.images + found.steps / of) / max(images, 1.0), 1.0) * len(shards)
+        return found
+
+    def _count(self, step: Step) -> None:
+        for task in step.tasks:
+            if task is not None:
+                self._taken[id(task)] = self._taken.get(id(task), 0) + 1
 
     def samples(self, shard: Shard, left_out: Counter[str]) -> Iterator[Sample]:
         """A shard's samples, and in `left_out` the members that belong to none; see read_samples."""
@@ -156,18 +202,25 @@ class Captioner:
             (index, row) for every sample, in the order in which they are done; in the end once more for each whose caption
             came late.
         """
-        progress = Progress()
+        progress = _ShardInWork(_size(shard), shard.parts if shard.part is not None else 1)
         rejected: list[tuple[int, Row]] = []
         late = _LateCaptions()
 
         def images() -> Iterator[Decoded]:
-            for decoded in ahead(samples, self._decode, self.threads, self.settings.lanes):
+            for decoded in ahead(counted(), self._decode, self.threads, self.settings.lanes):
                 if isinstance(decoded.sample, LateCaption):
                     late.texts[decoded.sample.index] = decoded.sample.caption or ""
                 elif decoded.pixels is None:
                     rejected.append((decoded.sample.index, _rejection(shard, decoded.sample)))
                 else:
+                    progress.read += 1
                     yield decoded
+            progress.whole = True
+
+        def counted() -> Iterator[Sample]:
+            for sample in samples:
+                progress.bytes_read += _IN_TAR + len(sample.image or b"")
+                yield sample
 
         some = batches(images(), _IMAGES_AT_ONCE)
         results = (
@@ -178,6 +231,8 @@ class Captioner:
         self._in_work[id(progress)] = progress
         try:
             for ended in results:
+                for learned, _ in ended:
+                    self._taken.pop(id(learned.task), None)
                 captions = [learned.task.handle.sample.caption for learned, _ in ended]
                 directions = torch.stack([learned.task.target for learned, _ in ended])
                 of_captions = self._caption_similarities(captions, directions)
@@ -198,6 +253,8 @@ class Captioner:
             yield from self._captioned_late(shard, late)
         finally:
             del self._in_work[id(progress)]
+            if not self._in_work:
+                self._taken.clear()  # also what a failure left
 
     def _captioned_late(self, shard: Shard, late: "_LateCaptions") -> Iterator[tuple[int, Row]]:
         """The rows again whose captions came when they were in work, or done."""
@@ -218,7 +275,7 @@ class Captioner:
         return [Task(d.sample.key, feature, handle=d) for d, feature in zip(batch, features, strict=True)]
 
     def _learn(self, tasks: Iterable[Task | None]) -> Iterator[list[tuple[Learned, pez.Prompt]]]:
-        return learn_tasks(self.clip, tasks, self.method, self.settings.lanes)
+        return learn_tasks(self.clip, tasks, self.method, self.settings.lanes, self._count)
 
     def _decode(self, sample: Sample) -> "Decoded":
         if sample.image is None:
@@ -286,7 +343,7 @@ class Decoded:
     height: int | None = None
 
 
-def check_settings(settings: CaptionSettings, method: pez.PezSettings) -> None:
+def check_settings(settings: ModelSettings, method: pez.PezSettings) -> None:
     """Find what is wrong with the settings before any work.
 
     Raises:
@@ -300,11 +357,12 @@ def check_clip(model: str, pretrained: str, tokens: int = 1) -> None:
     check_model(f"local-dir:{CLIPS[model]}" if model in CLIPS else model, pretrained, tokens)
 
 
-def load_model(settings: CaptionSettings, device: str | torch.device) -> pez.Clip:
+def load_model(settings: ModelSettings, device: str | torch.device) -> pez.Clip:
     """The CLIP that the settings name."""
+    compiled = isinstance(settings, CaptionSettings) and settings.compiled
     if settings.model in CLIPS:
-        return pez.load_demo_clip(device, settings.precision, settings.compiled, CLIPS[settings.model])
-    return pez.load_clip(settings.model, settings.pretrained, device, settings.precision, settings.compiled)
+        return pez.load_demo_clip(device, settings.precision, compiled, CLIPS[settings.model])
+    return pez.load_clip(settings.model, settings.pretrained, device, settings.precision, compiled)
 
 
 def describe(settings: CaptionSettings, method: pez.PezSettings, device: str) -> dict[str, object]:
@@ -317,6 +375,8 @@ def describe(settings: CaptionSettings, method: pez.PezSettings, device: str) ->
     values |= {"version": ALGORITHM, "device": torch.device(device).type}
     if values["device"] == "cpu" and settings.precision != "bf16":
         del values["lanes"]
+    if settings.model in CLIPS or ":" in settings.model:
+        values["pretrained"] = None  # such a name carries its weights, and what is said of others is not read
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -365,6 +425,15 @@ def run_serially(
 def retry_delay(failures: int) -> float:
     """Seconds before a shard that failed is tried again: 1, 2, 4 to 60, so that many attempts outlast a store's bad minutes."""
     return min(2.0 ** (failures - 1), 60.0)
+
+
+def _size(shard: Shard) -> int | None:
+    """Bytes of a local tar, as far as that is cheap to tell."""
+    if "://" in shard.source or shard.source.lower().endswith(("gz", "bz2", "xz", "zst")):
+        return None
+    with contextlib.suppress(OSError):
+        return os.stat(shard.source).st_size
+    return None
 
 
 def _rejection(shard: Shard, sample: Sample) -> Row:

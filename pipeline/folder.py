@@ -9,23 +9,20 @@ import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import fsspec
 
 from pipeline.addresses import is_local, public_address, redact
-from pipeline.shards import InputError, listing_options, missing_driver
-
-Bookkeeping = Literal["inside", "beside"]
+from pipeline.errors import InputError
+from pipeline.errors import OutputError as OutputError
+from pipeline.settings import Bookkeeping as Bookkeeping
+from pipeline.shards import listing_options, missing_driver
 
 READS_AT_ONCE = 32
 
 _ENDS = {".parquet": (b"PAR1", b"PAR1"), ".json": (b"{", b"}")}
 """how a whole file begins and ends"""
-
-
-class OutputError(RuntimeError):
-    """The output folder does not take a file; the message is one line."""
 
 
 class DamagedError(InputError):

@@ -1,20 +1,32 @@
 """A job's progress and result for people: a live line in a terminal, plain lines elsewhere."""
 
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Protocol
 
-import pyarrow as pa
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from pipeline.caption import Progress
 from pipeline.parts import PartReport
 from pipeline.table import ShardReport
+from pipeline.terminal import count, duration, plain, say
+from pipeline.terminal import prompt_table as prompt_table
 from pipeline.verified_table import VerifyReport
 from pipeline.verify import VerifyProgress
+
+_LOOK = 0.5  # seconds between two looks at what is done in this process
+
+
+class Watched(Protocol):
+    """A worker of this process."""
+
+    @property
+    def progress(self) -> Progress | VerifyProgress: ...
 
 
 class JobProgress:
@@ -40,34 +52,68 @@ class JobProgress:
         self.captions, self.verifies = done is not None, verified is not None
         self.started, self.told = clock(), clock()
         self.done = self.earlier = done or 0
-        self.images = self.failed = 0
+        self.images = 0
+        self.failed: Counter[str] = Counter()  # rows without a prompt, by status
         self.similarity = 0.0
+        self.reports: list[ShardReport] = []  # of the shards of this run
         self.busy: list[Progress] = []
         self.parts: dict[str, Progress] = {}  # of shards that are not whole yet
         self.verified = self.verified_earlier = verified or 0
-        self.first_verified = 0.0  # when
+        self.verifying_since: float | None = None
+        self.verified_before = self.verified  # that time, so that they tell nothing of the pace
         self.painted = VerifyProgress()
         self.blanked = 0
         self.busy_verifying: list[VerifyProgress] = []
+        self.activity = ""  # what is being done while nothing can be counted
+        self.active_since = clock()
+        self.learning_since: float | None = None
+        self.watched: Watched | None = None
         self.live: Live | None = None
+        self.lock = threading.RLock()
+        self.ended = threading.Event()
+        self.looking = threading.Thread(target=self._look_on, name="progress", daemon=True)
 
     def __enter__(self) -> "JobProgress":
         if self.console.is_terminal:
-            self.live = Live(Text(self.line()), console=self.console, refresh_per_second=4)
+            self.live = Live(console=self.console, refresh_per_second=4, get_renderable=lambda: Text(self.line()))
             self.live.__enter__()
+        self.looking.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.ended.set()
+        self.looking.join()
+        self.activity = ""
         if self.live is not None:
-            self.live.update(Text(self.line()))
             self.live.__exit__(kind, error, trace)
         elif kind is None:
-            self.console.print(self.line(), highlight=False)
+            say(self.console, self.line())
+
+    def doing(self, activity: str) -> None:
+        """Something begins of which nothing can be counted, like the loading of a model."""
+        self.activity, self.active_since = activity, self.clock()
+        if self.live is None:
+            say(self.console, plain(activity))
+
+    def watch(self, worker: Watched | None) -> None:
+        """Look now and then at what a worker of this process has done."""
+        self.watched, self.activity = worker, ""
+
+    def _look_on(self) -> None:
+        while not self.ended.wait(_LOOK):
+            worker = self.watched
+            if worker is not None:
+                self.look([worker.progress])
+            else:
+                self._tell()
 
     def report(self, report: ShardReport | PartReport) -> None:
         """A shard ended, or a part of one."""
+        self.activity = ""
+        if self.learning_since is None:
+            self.learning_since = self.started
         if isinstance(report, PartReport):
             part = self.parts.setdefault(report.shard, Progress())
             part.images += report.ok
@@ -78,16 +124,18 @@ class JobProgress:
         self.parts.pop(report.shard, None)
         self.done += 1
         self.images += report.ok
-        self.failed += report.rows - report.ok
+        self.failed.update(report.failed)
+        self.reports.append(report)
         self.similarity += (report.mean_similarity or 0.0) * report.ok
         self.busy = []
         self._tell()
 
     def report_verified(self, report: VerifyReport) -> None:
         """A shard's prompts were compared with its pictures."""
-        if self.verified == self.verified_earlier:
-            self.first_verified = self.clock()
+        self.activity = ""
         self.verified += 1
+        if self.verifying_since is None:  # it may have waited for the captions
+            self.verifying_since, self.verified_before = self.clock(), self.verified
         self.painted.images += report.rows
         self.painted.scored += report.scored
         self.painted.similarity += (report.mean_similarity or 0.0) * report.scored
@@ -99,41 +147,64 @@ class JobProgress:
         """What the actors have done of the shards in work."""
         self.busy = [p for p in busy if isinstance(p, Progress)]
         self.busy_verifying = [p for p in busy if isinstance(p, VerifyProgress)]
+        if busy:
+            self.activity = ""
+        if self.verifying_since is None and self.busy_verifying:
+            self.verifying_since = self.clock()
+        if self.learning_since is None and any(p.learning for p in self.busy):
+            self.learning_since = self.clock()
         self._tell()
 
     def note(self, line: str) -> None:
         """Something went wrong and was mended."""
-        self.console.print(f"note: {plain(line)}", highlight=False, soft_wrap=True, markup=False)
+        say(self.console, f"note: {plain(line)}")
 
     def line(self) -> str:
         """The counts, in one line."""
         seconds = max(self.clock() - self.started, 1e-9)
         parts = [*(self._captioned(seconds) if self.captions else ()), *(self._verified() if self.verifies else ())]
-        if (self.verified if self.verifies else self.done) == self.shards:
+        if self.activity:
+            parts.append(f"{plain(self.activity)}, {duration(self.clock() - self.active_since)}")
+        elif (self.verified if self.verifies else self.done) == self.shards:
             parts.append(duration(seconds))
-        elif (left := self._seconds_left(seconds)) is not None:
+        elif (left := self._seconds_left()) is not None:
             parts.append(f"{duration(left)} left")
         return "  ".join(parts)
 
-    def _seconds_left(self, seconds: float) -> float | None:
+    def _seconds_left(self) -> float | None:
         """Of the last stage, which ends the job."""
-        if not self.verifies:
-            ended = self.done - self.earlier
-            return seconds / ended * (self.shards - self.done) if ended else None
-        later = self.verified - self.verified_earlier - 1  # than the first, which may have waited for the captions
-        return (self.clock() - self.first_verified) / later * (self.shards - self.verified) if later > 0 else None
+        if self.verifies:
+            if self.verifying_since is None:
+                return None
+            begun = sum(p.images / p.of for p in self.busy_verifying if p.of)
+            done = self.verified - self.verified_before + begun
+            return (
+                (self.clock() - self.verifying_since) / done * (self.shards - self.verified - begun) if done else None
+            )
+        ended = self.done - self.earlier
+        begun = sum(p.shards_done for p in self.busy)
+        if self.learning_since is None or not ended + begun:
+            return None
+        return (self.clock() - self.learning_since) / (ended + begun) * (self.shards - self.done - begun)
 
     def _captioned(self, seconds: float) -> list[str]:
         unfinished = [*self.busy, *self.parts.values()]
         images = self.images + sum(p.images for p in unfinished)
         similarity = self.similarity + sum(p.similarity for p in unfinished)
-        parts = [f"{self.done}/{self.shards} shards", f"{images} images"]
+        parts = [f"{self.done}/{self.shards} shards", count(images, "image")]
         if self.done < self.shards or not self.verifies:  # the clock runs on while others verify
             parts.append(f"{images / seconds:.1f} images/s")
         if images:
             parts.append(f"mean similarity {similarity / images:.3f}")
         if self.failed:
-            parts.append(f"{self.failed} without a prompt")
+            by_status = ", ".join(f"{status} {number}" for status, number in self.failed.most_common())
+            parts.append(f"{self.failed.total()} without a prompt ({by_status})")
+        learning = sum(p.learning for p in self.busy)
+        if learning:
+            step = sum(p.steps for p in self.busy) // learning
+            parts.append(f"step {step} of {max(p.of for p in self.busy)}, {count(learning, 'prompt')} in work")
+        elif self.busy and not any(p.images for p in self.busy):
+            parts.append("reading images")
         return parts
 
     def _verified(self) -> list[str]:
@@ -144,56 +215,14 @@ class JobProgress:
             parts.append(f"mean regenerated similarity {sum(p.similarity for p in every) / scored:.3f}")
         if images > scored:
             parts.append(f"{images - scored} without a picture")
+        if busy := [p for p in self.busy_verifying if p.of]:
+            parts.append(f"{sum(p.images for p in busy)} of {sum(p.of for p in busy)} in work")
         if self.blanked:
-            parts.append(f"{self.blanked} pictures blanked by the safety checker")
+            parts.append(f"{count(self.blanked, 'picture')} blanked by the safety checker")
         return parts
 
     def _tell(self) -> None:
-        if self.live is not None:
-            self.live.update(Text(self.line()))
-        elif self.clock() - self.told >= self.every:
-            self.told = self.clock()
-            self.console.print(self.line(), highlight=False, soft_wrap=True)
-
-
-def prompt_table(rows: pa.Table, most: int = 10) -> Table:
-    """The first rows as a table of key, prompt and similarity."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("key", no_wrap=True)
-    table.add_column("prompt")
-    table.add_column("similarity", justify="right")
-    shown = rows.slice(0, most).to_pylist()
-    verified = any(row.get("regeneration") for row in shown)
-    if verified:
-        table.add_column("regenerated", justify="right")
-    captioned = any(row["caption"] for row in shown)
-    if captioned:
-        table.add_column("caption", style="dim", overflow="ellipsis", no_wrap=True, max_width=60)
-        table.add_column("its similarity", justify="right", style="dim")
-    for row in shown:
-        prompt = row["prompt"] if row["status"] == "ok" else f"({row['status']}: {row['error_message']})"
-        cells = [Text(plain(row["key"])), Text(plain(prompt)), _number(row["similarity"])]
-        if verified:
-            cells.append(_number(row["regenerated_similarity"]))
-        if captioned:
-            cells += [Text(plain((row["caption"] or "")[:200])), _number(row["caption_similarity"])]
-        table.add_row(*cells)
-    return table
-
-
-def plain(text: str) -> str:
-    """Text of strangers for a terminal: line breaks, escapes and other characters that do not print are spelled out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _number(value: float | None) -> Text:
-    return Text("" if value is None else f"{value:.3f}")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say it."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+        with self.lock:  # the thread that looks and the one that works may both have something to tell
+            if self.live is None and self.clock() - self.told >= self.every:
+                self.told = self.clock()
+                say(self.console, self.line())

@@ -2,14 +2,17 @@
 
 import dataclasses
 import os
+from typing import Literal
 
 from pez.settings import GeneratorPrecision, Precision, Scheduler
 from pipeline.member_names import KeySplit, MemberNames
 
+Bookkeeping = Literal["inside", "beside"]
+
 
 @dataclasses.dataclass(frozen=True)
-class CaptionSettings:
-    """What decides the rows, beside the images; a rerun on the same output must have the same."""
+class ModelSettings:
+    """The CLIP that prompts are learned with."""
 
     model: str = "ViT-H-14"
     """demo, demo-judge, an open_clip name, hf-hub:ORG/REPO or local-dir:FOLDER"""
@@ -17,6 +20,12 @@ class CaptionSettings:
     """tag or checkpoint file of an open_clip name; none = random weights"""
     precision: Precision = "fp32"
     """of the optimisation; similarities are always measured in fp32"""
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionSettings(ModelSettings):
+    """What decides the rows, beside the images; a rerun on the same output must have the same."""
+
     compiled: bool = False
     """compile the text tower; for long runs on a GPU"""
     lanes: int = 64
@@ -32,9 +41,10 @@ class CaptionSettings:
 
     def __post_init__(self) -> None:
         MemberNames(self.image_key, self.caption_key, self.key_split)
-        if self.lanes < 1 or self.lanes % 16:
+        if self.lanes < 1 or self.lanes % 16 or self.lanes > _MOST_LANES:
             raise ValueError(
-                f"lanes is {self.lanes}; expected a multiple of 16, so that prompts do not depend on neighbours"
+                f"lanes is {self.lanes}; expected a multiple of 16, so that prompts do not depend on neighbours, "
+                f"of at most {_MOST_LANES}"
             )
 
 
@@ -68,8 +78,10 @@ class PaintSettings:
 
     def __post_init__(self) -> None:
         for name in ("verify_images", "verify_steps", "verify_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {value}; expected 1 or more")
+            if value > 1000:
+                raise ValueError(f"{name} is {value}; expected 1000 or less")
         if not 0 <= self.guidance <= 1000:
             raise ValueError(f"guidance is {self.guidance}; expected 0 or more")
 
@@ -108,23 +120,28 @@ class ClusterSettings:
     """tasks that each shard is cut into: a lost actor loses less, and the last shards are shared"""
 
     def __post_init__(self) -> None:
-        for name in (
-            "actors",
-            "gpus_per_actor",
-            "cpus_per_actor",
-            "verify_actors",
-            "gpus_per_verifier",
-            "attempts",
-            "shard_timeout",
-            "shards_at_once",
-            "parts",
-        ):
+        for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
-            if value is not None and not value > (-1 if name.startswith("gpus_per_") else 0):
-                raise ValueError(f"{name} is {value}; expected more than 0")
+            if value is not None and not least <= value <= most:
+                raise ValueError(f"{name} is {value}; expected {least:g} to {most:g}")
 
 
 def cluster_address(settings: ClusterSettings) -> str | None:
     """The Ray cluster that is meant; None = a Ray of this machine only."""
     address = settings.address or os.environ.get("RAY_ADDRESS")
     return None if address in (None, "", "local") else address
+
+
+_MOST_LANES = 65_536
+_RANGES: dict[str, tuple[float, float]] = {
+    "actors": (1, 1e6),
+    "gpus_per_actor": (0, 1e3),
+    "cpus_per_actor": (0.01, 1e4),
+    "verify_actors": (1, 1e6),
+    "gpus_per_verifier": (0, 1e3),
+    "attempts": (1, 1e6),
+    "shard_timeout": (0.01, 1e9),
+    "shards_at_once": (1, 1000),
+    "parts": (1, 10_000),
+}
+"""of the cluster's settings: what each may be"""

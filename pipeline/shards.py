@@ -8,12 +8,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.addresses import SHARD_EXTENSIONS, redact
+from pipeline.errors import InputError as InputError
 
 _LONGEST_STEM = 180
-
-
-class InputError(ValueError):
-    """Something the user gave is not usable; the message is one line that says what was found and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,8 +28,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.folder import READS_AT_ONCE, Bookkeeping, DamagedError, OutputError, OutputFolder
-from pipeline.shards import InputError, Shard, hashed_stem
+from pipeline.errors import InputError
+from pipeline.errors import OutputError as OutputError
+from pipeline.folder import READS_AT_ONCE, Bookkeeping, DamagedError, OutputFolder
+from pipeline.shards import Shard, hashed_stem
 
 _DATASET_CARD = b"configs:\n- config_name: default\n  data_files: '*.parquet'\n"
 

@@ -41,6 +41,8 @@ class VerifyProgress:
     """rows with a similarity"""
     similarity: float = 0.0
     """sum over the rows with one"""
+    of: int = 0
+    """rows of the shard"""
 
 
 def verify_shard(shard: Shard, verifier: "Verifier", table: VerifiedTable) -> VerifyReport:
@@ -110,7 +112,7 @@ class Verifier:
         Yields:
             (key, result) for every key of the prompts.
         """
-        self.progress = VerifyProgress()
+        self.progress = VerifyProgress(of=len(prompts))
         originals = self._originals(shard, prompts, reading)
         count = self.settings.verify_images
         seeds = {key: [seed_for(self.settings.verify_seed, key, n) for n in range(count)] for key in prompts}
@@ -339,8 +341,12 @@ def verify_serially(
     settings: VerifySettings,
     device: str,
     on_report: Callable[[VerifyReport], None],
+    on_start: Callable[["Verifier"], None] = lambda _: None,
 ) -> dict[str, str]:
     """Verify shard after shard in this process; a model that does not load has claimed nothing.
+
+    Args:
+        on_start: called with the one that does it, whose progress may be looked at.
 
     Returns:
         reason by address, of the shards that failed.
@@ -350,6 +356,7 @@ def verify_serially(
     failed = {}
     verifier = Verifier(settings, table.prompts.settings["model"], device)
     table.claim()
+    on_start(verifier)
     for shard in shards:
         try:
             on_report(verify_shard(shard, verifier, table))

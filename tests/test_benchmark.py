@@ -9,16 +9,23 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import pez
-from jobs import benchmark
+from jobs import benchmark, command, speed
 from jobs.overhead import measure_overhead
 from pez import cost
 from pez.clip import ClipObjective
 from pez.swaps import swap_rounds
 
 
+def status_of(words: list[str]) -> int:
+    with pytest.raises(SystemExit) as ended:
+        command.end(lambda: benchmark.run(words, "pez benchmark"))
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
 def test_the_ratio_is_measured_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", "demo", "--lanes", "16", "32", "--seconds", "2"]
-    status = benchmark.main([*words, "--json", str(tmp_path / "b.json")])
+    status = status_of([*words, "--json", str(tmp_path / "b.json")])
     result = json.loads((tmp_path / "b.json").read_text())
     assert status == 0
     assert [s["name"].split()[0] for s in result["speeds"]] == ["baseline", "engine", "engine"]
@@ -31,20 +38,20 @@ def test_the_ratio_is_measured_and_written(tmp_path: Path, capsys: pytest.Captur
 def test_lane_counts_that_fail_leave_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    timed = benchmark.time_engine
+    timed = speed.time_engine
 
-    def small(clip: pez.Clip, engine: pez.Clip, target: torch.Tensor, *rest: Any) -> benchmark.Speed:
+    def small(clip: pez.Clip, engine: pez.Clip, target: torch.Tensor, *rest: Any) -> speed.Speed:
         if len(target) > 16:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB.")
         return timed(clip, engine, target, *rest)
 
-    monkeypatch.setattr(benchmark, "time_engine", small)
+    monkeypatch.setattr(speed, "time_engine", small)
     words = ["--model", "demo", "--seconds", "0", "--lanes"]
-    assert benchmark.main([*words, "32", "16"]) == 0
+    assert status_of([*words, "32", "16"]) == 0
     out = capsys.readouterr().out
     assert "engine, 32 lanes: OutOfMemoryError: CUDA out of memory. Tried to allocate 9 GiB." in out
     assert "16 lanes) over the baseline" in out
-    assert benchmark.main([*words, "32"]) == 2
+    assert status_of([*words, "32"]) == 2
     assert "ran with none of these lane counts" in capsys.readouterr().err
 
 
@@ -52,7 +59,7 @@ def test_an_engine_with_other_gradients_is_not_timed(demo_clip: pez.Clip) -> Non
     other = pez.demo.load_demo_clip(folder=pez.demo.JUDGE)
     target = torch.nn.functional.normalize(torch.randn(16, 64), dim=-1)
     with pytest.raises(ValueError, match="the engine's gradients are not the model's: cosine"):
-        benchmark.time_engine(demo_clip, other, target, pez.PezSettings(exact=True), 0.0)
+        speed.time_engine(demo_clip, other, target, pez.PezSettings(exact=True), 0.0)
 
 
 def test_the_curve_compares_three_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +78,7 @@ def test_the_curve_compares_three_methods(tmp_path: Path, capsys: pytest.Capture
         "--swaps",
         "16",
     ]
-    assert benchmark.main([*words, "--json", str(tmp_path / "c.json")]) == 0
+    assert status_of([*words, "--json", str(tmp_path / "c.json")]) == 0
     result = json.loads((tmp_path / "c.json").read_text())
     curve, gain = result["curve"], result["gain"]
     found = {(p["method"], p["steps"]): p for p in curve}
@@ -86,7 +93,7 @@ def test_the_curve_compares_three_methods(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_an_unknown_model_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert benchmark.main(["--model", "ViT-Z"]) == 2
+    assert status_of(["--model", "ViT-Z"]) == 2
     assert capsys.readouterr().err.startswith("error: no model 'ViT-Z'")
 
 

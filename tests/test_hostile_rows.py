@@ -224,7 +224,7 @@ def test_names_of_strangers_do_not_steer_a_terminal(
         statuses.append(ended.value.code)
     shown = "".join(capsys.readouterr())
     assert statuses == [0, 1, 2]
-    assert "1 Parquet files in" in shown
+    assert "1 Parquet file in" in shown
     assert r"[b]bad\x1b[2J\r.tar is not a tar" in shown
     assert r"[/]\x1b]0;title\x07" in shown
     assert "[/out] holds prompts of other settings" in shown

@@ -547,7 +547,7 @@ def test_names_of_strangers_do_not_steer_a_terminal(
     shown = "".join(capsys.readouterr())
     assert statuses == [1, 0]
     assert r"[b]a\x1b[2J.tar is not a tar" in shown
-    assert f"1 verified Parquet files in {table.url}" in shown
+    assert f"1 verified Parquet file in {table.url}" in shown
     assert not {c for c in shown.replace("\n", "") if not c.isprintable()}
 
 

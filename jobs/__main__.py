@@ -1,0 +1,5 @@
+"""`python -m jobs` is `pez`."""
+
+from jobs.main import main
+
+main()

@@ -1,0 +1,255 @@
+"""A command line from dataclasses: every field is an option, and what its docstring says is its help.
+
+The standard library's argparse reads it. A list option that is given again adds to what it had; errors are one line; values
+that no option can mean (an empty text, a number that is not finite) are refused.
+"""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import inspect
+import math
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
+
+from pipeline.errors import InputError
+
+Options = TypeVar("Options")
+
+_MOST = 2**63 - 1  # what a column of a table holds
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Mark of a field, as in `Annotated[bool, Group("cluster")]`: under which heading the help has it."""
+
+    title: str
+
+
+POSITIONAL = "positional"
+"""mark of a field that is given without its name"""
+
+_GROUPS = ("input and output", "model", "method", "verification", "cluster")
+
+
+def read(options: type[Options], description: str | None, prog: str, words: Sequence[str]) -> Options:
+    """Read the words of a command line.
+
+    Raises:
+        InputError: an option that there is not, or a value that it cannot have.
+        SystemExit: help was asked for, and is printed.
+    """
+    parser = Parser(prog=prog, description=description)
+    flags = list(flags_of(options))
+    parser.add(flags, documented=not {"-h", "--help"}.isdisjoint(words))
+    values = vars(parser.parse_intermixed_args(list(words)))
+    expect_usable(values)
+    chosen = _built(options, flags, values)
+    if check := getattr(chosen, "check", None):
+        check(frozenset(values))
+    return chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One option of a command."""
+
+    path: tuple[str, ...]
+    """names of the fields that lead to it; the last is its own"""
+    owner: type
+    """the dataclass that it is a field of"""
+    hint: Any
+    """type of its value; of each of its values, if it takes several"""
+    several: bool
+    positional: bool
+    default: Any
+    group: str
+
+    @property
+    def name(self) -> str:
+        return self.path[-1] if self.positional else option_of(self.path[-1])
+
+    @property
+    def required(self) -> bool:
+        return self.default is dataclasses.MISSING
+
+
+def flags_of(options: type, path: tuple[str, ...] = (), group: str = _GROUPS[0]) -> Iterator[Flag]:
+    """The options that a dataclass and the dataclasses in it make."""
+    hints = typing.get_type_hints(options, include_extras=True)
+    for field in dataclasses.fields(options):
+        hint, marks = hints[field.name], list[Any]()
+        if typing.get_origin(hint) is Annotated:
+            hint, *marks = typing.get_args(hint)
+        here = next((mark.title for mark in marks if isinstance(mark, Group)), group)
+        if dataclasses.is_dataclass(hint):
+            yield from flags_of(typing.cast(type, hint), (*path, field.name), here)
+            continue
+        several = typing.get_origin(hint) is tuple
+        hint = typing.get_args(hint)[0] if several else hint
+        if typing.get_origin(hint) in (types.UnionType, typing.Union):  # str | None
+            hint = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+        yield Flag((*path, field.name), options, hint, several, POSITIONAL in marks, field.default, here)
+
+
+def option_of(field: str) -> str:
+    """`--verify-images` for `verify_images`."""
+    return "--" + field.replace("_", "-")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are exceptions, and which takes no option for another that begins like it."""
+
+    def __init__(self, prog: str, description: str | None, default: str | None = argparse.SUPPRESS) -> None:
+        if description and prog.startswith("pez "):  # as the user calls it
+            description = description.replace("python -m jobs.", "pez ").replace("jobs.", "pez ")
+        super().__init__(
+            prog=prog,
+            description=description,
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+            argument_default=default,
+            usage=f"{prog} [options]",
+        )
+
+    def add(self, flags: Sequence[Flag], documented: bool) -> None:
+        """Add options.
+
+        Args:
+            documented: with their help, which is in the source of their dataclasses.
+        """
+        docs = {owner: field_docs(owner) for owner in {f.owner for f in flags}} if documented else {}
+        positional = [flag.name.upper() + "..." * flag.several for flag in flags if flag.positional]
+        self.usage = " ".join([self.prog, *positional, "[options]"])
+        titles = sorted({flag.group for flag in flags}, key=lambda t: _GROUPS.index(t) if t in _GROUPS else 99)
+        for title in titles:
+            group = self.add_argument_group(title)
+            for flag in flags:
+                if flag.group == title:
+                    _add(group, flag, docs.get(flag.owner, {}).get(flag.path[-1], ""))
+
+    def error(self, message: str) -> NoReturn:
+        known = [option for action in self._actions for option in action.option_strings]
+        advice = f"{self.prog} --help lists the options"
+        if message.startswith("unrecognized arguments: "):
+            found = next(iter(message.removeprefix("unrecognized arguments: ").split()), "")
+            close = difflib.get_close_matches(found.split("=")[0].replace("_", "-"), known, 1)
+            advice = f"do you mean {close[0]}?" if close else advice
+            message = message.replace("unrecognized arguments", "what this command does not know")
+        raise InputError(f"{message.replace('argument ', '', 1)}; {advice}")
+
+
+def _add(group: Any, flag: Flag, doc: str) -> None:
+    without = flag.required or flag.default is None or flag.default == () or flag.hint is bool
+    default = "" if without else f" (default: {flag.default})"
+    told = " ".join(doc.split()).replace("%", "%%") + (" (required)" if flag.required else default)
+    if flag.hint is bool:
+        group.add_argument(flag.name, action="store_true", help=told.strip())
+        return
+    options: dict[str, Any] = {"help": told.strip(), "metavar": _METAVARS.get(flag.hint, "TEXT")}
+    if typing.get_origin(flag.hint) is Literal:
+        options.update(choices=typing.get_args(flag.hint), metavar=None)
+    else:
+        options["type"] = _READERS.get(flag.hint, flag.hint)
+    if flag.several:
+        options.update(nargs="*", action="extend")
+    if flag.positional:
+        options["metavar"] = flag.name.upper()
+    elif flag.required:
+        options["required"] = True
+    group.add_argument(flag.name, **options)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is no whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is no number") from None
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; expected the name of a file")  # Path takes it for the folder
+    return Path(text)
+
+
+_READERS = {int: _whole, float: _number, Path: _path}
+_METAVARS = {int: "N", float: "NUMBER", Path: "FILE"}
+
+
+def _built(
+    options: type[Options], flags: Sequence[Flag], values: dict[str, Any], path: tuple[str, ...] = ()
+) -> Options:
+    """The dataclass with the values that were given, and in it those that belong there."""
+    inner = {
+        flag.path[len(path)] for flag in flags if flag.path[: len(path)] == path and len(flag.path) > len(path) + 1
+    }
+    own = {flag.path[-1]: flag for flag in flags if flag.path[:-1] == path}
+    chosen: dict[str, Any] = {}
+    for name, flag in own.items():
+        if name in values:
+            chosen[name] = tuple(values[name]) if flag.several else values[name]
+    hints = typing.get_type_hints(options)
+    chosen.update({name: _built(hints[name], flags, values, (*path, name)) for name in inner})
+    return options(**chosen)
+
+
+def field_docs(owner: type) -> dict[str, str]:
+    """The docstrings under the fields of a dataclass and of those that it is made of."""
+    found: dict[str, str] = {}
+    for each in reversed(owner.__mro__):
+        if dataclasses.is_dataclass(each):
+            try:
+                [body] = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+            except OSError:  # an installation without sources has a shorter help
+                continue
+            assert isinstance(body, ast.ClassDef)
+            for field, doc in zip(body.body, body.body[1:], strict=False):
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                    text = doc.value if isinstance(doc, ast.Expr) else None
+                    found[field.target.id] = str(text.value) if isinstance(text, ast.Constant) else ""
+    return found
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs == "*":
+            return f"{action.metavar} ..."
+        return super()._format_args(action, default_metavar)
+
+
+def expect_usable(values: dict[str, Any]) -> None:
+    """Refuse values that no option can mean.
+
+    Args:
+        values: what was given, by the name of the field.
+
+    Raises:
+        InputError: an empty text, a number that is not finite, or one that no table holds.
+    """
+    for name, value in values.items():
+        for each in value if isinstance(value, list | tuple) else (value,):
+            option = option_of(name)
+            if isinstance(each, str | PurePath) and not str(each).strip():
+                raise InputError(f"{option} is empty; expected something, or leave the option out")
+            if isinstance(each, float) and not math.isfinite(each):
+                raise InputError(f"{option} is {each}; expected a finite number")
+            if isinstance(each, float) and abs(each) > 1e15:
+                raise InputError(f"{option} is {each:g}; expected a number of at most 15 digits")
+            if isinstance(each, int) and abs(each) > _MOST:
+                raise InputError(f"{option} is a number of {len(str(abs(each)))} digits; expected at most 18")

@@ -1,0 +1,158 @@
+"""Options that several commands have, each written once, and what they refuse together."""
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import pez
+from jobs.arguments import Group, flags_of, option_of
+from pez.demo import CLIPS
+from pipeline.errors import InputError
+from pipeline.settings import CaptionSettings, ClusterSettings, ModelSettings, VerifySettings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeviceOption:
+    """Where models live."""
+
+    device: Annotated[str | None, Group("model")] = None
+    """cpu or cuda; default = cuda where there is one"""
+
+    def local_device(self) -> str:
+        """The device of this process.
+
+        Raises:
+            InputError: there is no such device.
+        """
+        return usable_device(self.device)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnOptions(DeviceOption):
+    """How prompts are learned."""
+
+    caption: Annotated[CaptionSettings, Group("model")] = CaptionSettings()
+    method: Annotated[pez.PezSettings, Group("method")] = pez.PezSettings()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """How they are verified."""
+
+    verification: Annotated[VerifySettings, Group("verification")] = VerifySettings()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions(DeviceOption):
+    """Where the work is done."""
+
+    local: Annotated[bool, Group("cluster")] = False
+    """no Ray: shard after shard in this process"""
+    cluster: Annotated[ClusterSettings, Group("cluster")] = ClusterSettings()
+
+
+def usable_device(device: str | None) -> str:
+    """A device of this machine; None = a GPU where there is one.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    expect_device(device)
+    if device != "cpu":
+        number = int(device.partition(":")[2] or 0)
+        if not torch.cuda.is_available():
+            raise InputError(f"--device is {device}, and PyTorch finds no GPU on this machine; expected cpu")
+        if number >= (there := torch.cuda.device_count()):
+            raise InputError(f"--device is {device}, and the last GPU of this machine is cuda:{there - 1}")
+    return device
+
+
+def expect_device(device: str | None, on_ray: bool = False) -> None:
+    """Refuse what names no kind of device; that it is there is another question."""
+    if on_ray and device not in (None, "cpu", "cuda"):
+        raise InputError(f"--device is {device!r}; expected cpu or cuda: Ray gives each actor a GPU of its own")
+    kind, colon, number = (device or "cpu").partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and number.isascii() and number.isdecimal())):
+        raise InputError(f"--device is {device!r}; expected cpu, cuda, or cuda:1 for a certain GPU")
+
+
+def of_demo(settings: CaptionSettings) -> CaptionSettings:
+    """The settings with a shipped model."""
+    return settings if settings.model in CLIPS else dataclasses.replace(settings, model="demo")
+
+
+def refuse_beside_demo(settings: ModelSettings, given: frozenset[str], sources: Iterable[str] = ()) -> None:
+    """What --demo would have to ignore.
+
+    Args:
+        given: names of the options that were given.
+        sources: names of options that name pictures.
+    """
+    for name in given.intersection(sources):
+        raise InputError(f"--demo and {option_of(name)} are given; expected one source of pictures")
+    if "model" in given and settings.model not in CLIPS:
+        raise InputError(f"--demo takes a shipped model, and --model is {settings.model}; leave one of them out")
+
+
+def refuse_without(needed: str, given: frozenset[str], options: Iterable[str], why: str) -> None:
+    """Options that would be ignored, as another is not given."""
+    ignored = sorted(option_of(name) for name in given.intersection(options))
+    if needed not in given and ignored:
+        raise InputError(f"{', '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no meaning {why}")
+
+
+def refuse_ignored(given: frozenset[str]) -> None:
+    """Options that would be ignored beside, or without, others."""
+    of_verification = {flag.path[-1] for flag in flags_of(VerifySettings)} - {"verify"}
+    refuse_without("verify", given, of_verification, "without --verify MODEL")
+    refuse_without("score_model", given, {"score_pretrained"}, "without --score-model NAME")
+    if "exact" in given:
+        refuse_without("", given, {"swaps", "candidates"}, "with --exact, which makes no swaps")
+    if "local" in given:
+        of_ray = {flag.path[-1] for flag in flags_of(ClusterSettings)} - {"attempts", "parts"}
+        refuse_without("", given, of_ray, "with --local, which uses no Ray")
+
+
+def expect_writable(path: Path | None, option: str) -> None:
+    """Refuse a file that could not be written after all the work.
+
+    Raises:
+        InputError: its folder is missing or takes no files, or it is a folder itself.
+    """
+    if path is None:
+        return
+    folder = path.parent
+    if path.is_dir():
+        raise InputError(f"{option} is {path}, a folder; expected the name of a file")
+    if not folder.is_dir():
+        raise InputError(f"{option} is {path}, and there is no folder {folder}; make it first")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise InputError(f"{option} is {path}, which cannot be written; expected a file that can")
+
+
+def expect_output(url: str) -> None:
+    """Refuse an output folder that is none, before any work.
+
+    Raises:
+        InputError: the root of the file system or of a store, a file, or a folder below a file.
+    """
+    scheme, _, rest = url.partition("://") if "://" in url else ("file", "", url)
+    if scheme not in ("file", "local"):
+        if not (urlsplit(url).netloc or rest.strip("/")):
+            raise InputError(f"--output is {url}; expected a bucket and a folder in it")
+        return
+    path = Path(os.path.abspath(os.path.expanduser(rest)))
+    if path == Path(path.anchor):
+        raise InputError(f"--output is {url}, the root of the file system; expected a folder of its own")
+    for folder in (path, *path.parents):
+        if os.path.lexists(folder):
+            if not folder.is_dir():
+                raise InputError(f"--output is {url}, and {folder} is a file; expected a folder")
+            return
