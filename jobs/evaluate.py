@@ -5,6 +5,7 @@
 
 For each kind of prompt: its similarity under the guide and under the score model, and the similarity of the pictures that the
 generator makes of it with the originals, under the score model; means with 95% intervals. `similarity` is that of the text.
+Of several pictures of a prompt (`--verify-images`) their mean counts.
 Source: Wen et al. 2023, arXiv:2302.03668, Table 1.
 """
 
@@ -13,15 +14,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 from jobs import command
+from jobs.arguments import Group
 from jobs.caption import tell_of_the_demo
 from jobs.options import (
     LearnOptions,
-    VerifyOptions,
     expect_device,
     expect_writable,
     of_demo,
@@ -29,8 +31,8 @@ from jobs.options import (
     refuse_ignored,
 )
 from pipeline.errors import InputError
-from pipeline.settings import CaptionSettings
-from pipeline.terminal import Activity, count, open_console
+from pipeline.settings import CaptionSettings, PaintSettings
+from pipeline.terminal import Activity, count, open_console, plain, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,10 +41,11 @@ if TYPE_CHECKING:
     import pez
     from pez.clip import Clip
     from pez.demo import scenes
+    from pez.regeneration import Generator
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateJob(LearnOptions, VerifyOptions):
+class EvaluateJob(LearnOptions):
     """Options of the job."""
 
     input: tuple[str, ...] = ()
@@ -55,6 +58,7 @@ class EvaluateJob(LearnOptions, VerifyOptions):
     """write the figures"""
     picture: Path | None = None
     """write a grid of originals and of what was made of captions and prompts, as PNG"""
+    verification: Annotated[PaintSettings, Group("verification")] = PaintSettings()
 
     def check(self, given: frozenset[str]) -> None:
         """Refuse what could only be ignored, and what can be told without loading anything."""
@@ -68,6 +72,8 @@ class EvaluateJob(LearnOptions, VerifyOptions):
         expect_device(self.device)
         expect_writable(self.json, "--json")
         expect_writable(self.picture, "--picture")
+        if self.json is not None and self.picture is not None and self.json.absolute() == self.picture.absolute():
+            raise InputError(f"--json and --picture are both {self.json}; expected two files")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +92,15 @@ class Originals:
 class Mean:
     """A mean and half of its 95% interval."""
 
-    mean: float
-    interval: float
+    mean: float | None
+    """None of no value"""
+    interval: float | None
+    """None of fewer than two"""
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.interval:.3f}"
+        if self.mean is None:
+            return "none"
+        return f"{self.mean:.3f}" if self.interval is None else f"{self.mean:.3f} ± {self.interval:.3f}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +114,8 @@ class Outcome:
     """the same under the score model"""
     regenerated: Mean
     """similarity of pictures made and originals under the score model"""
+    blanked: int
+    """pictures that the safety checker blanked"""
     named: dict[str, float]
     """drawn scenes: share of pictures made that show the original's attribute, as the score model sees it"""
 
@@ -115,47 +127,87 @@ def evaluate(job: EvaluateJob) -> int:
         with command.importing():
             import pez
             from pipeline.caption import check_settings, load_model
-            from pipeline.verify import check_verification, score_model
+            from pipeline.verify import check_verification, generator_of, resolved, score_model
 
         if job.demo:
             verification = dataclasses.replace(job.verification, verify=job.verification.verify or "demo")
             job = dataclasses.replace(job, caption=of_demo(job.caption), verification=verification)
+        job = dataclasses.replace(job, verification=resolved(job.verification))
         check_settings(job.caption, job.method)
-        check_verification(job.verification, job.caption.model, job.caption.pretrained)
         device = job.local_device()
+        check_verification(job.verification, job.caption.model, job.caption.pretrained, device)
         activity.now("reading images")
         originals = drawn(job.images) if job.demo else read(job)
         if not job.demo:
             tell_of_the_demo(job.caption.model, console)
+        if len(originals.keys) < job.images:
+            say(
+                console,
+                f"note: the input has {count(len(originals.keys), 'picture')}, fewer than --images {job.images}",
+            )
+        # All that may fail to load comes before the work.
         activity.now(f"loading {job.caption.model}")
         guide = load_model(job.caption, device)
+        guide.vocabulary(job.method)
         name, pretrained = score_model(job.verification, job.caption.model)
         activity.now(f"loading {name}")
         judge = load_model(CaptionSettings(model=name, pretrained=pretrained), device)
+        activity.now(f"loading {job.verification.verify}")
+        generator = generator_of(job.verification, device)
         learning = f"learning {count(len(originals.keys), 'prompt')}"
-        steps = activity.counted(learning, _steps_of(job.method, len(originals.keys), guide.device.type))
-        learned = [
-            p.text for p in pez.learn_prompts(guide, originals.pictures, job.method, originals.keys, lambda _: steps())
-        ]
-        kinds = {"random": random_prompts(guide, job.method, originals.keys), "learned": learned}
+        steps = activity.counted(learning, _steps_of(job, len(originals.keys)))
+        prompts = pez.learn_prompts(
+            guide, originals.pictures, job.method, originals.keys, lambda _: steps(), job.caption.lanes
+        )
+        kinds = {"random": random_prompts(guide, job.method, originals.keys), "learned": [p.text for p in prompts]}
         if originals.captions is not None:
             kinds["caption"] = originals.captions
-        outcomes, made = regenerate(job, guide, judge, originals, kinds, device, activity)
-    if job.json is not None:
-        values = {"images": len(originals.keys), "guide": guide.name, "judge": judge.name}
-        values |= {"outcomes": [dataclasses.asdict(outcome) for outcome in outcomes]}
-        job.json.write_text(json.dumps(values, indent=2) + "\n")
-    if job.picture is not None:
-        rows: list[Sequence[Image.Image | None]] = [originals.pictures]
-        rows += (made[kind] for kind in ("caption", "learned", "random") if kind in made)
-        grid(rows, count=12).save(job.picture, "PNG")
+        outcomes, made = regenerate(job.verification, guide, judge, generator, originals, kinds, activity)
+    unwritten = [
+        line
+        for line in (_write_figures(job, originals, guide, judge, outcomes), _write_picture(job, originals, made))
+        if line
+    ]
     console.print(outcome_table(outcomes))
-    return 0
+    if blanked := sum(outcome.blanked for outcome in outcomes):
+        say(console, f"{count(blanked, 'picture')} blanked by the safety checker, and in no figure")
+    for line in unwritten:
+        say(console, plain(line), "red")
+    return 1 if unwritten else 0
 
 
-def _steps_of(method: pez.PezSettings, images: int, device: str) -> int:
+def _write_figures(
+    job: EvaluateJob, originals: Originals, guide: Clip, judge: Clip, outcomes: Sequence[Outcome]
+) -> str | None:
+    """Returns why they could not be written."""
+    if job.json is None:
+        return None
+    values: dict[str, Any] = {"images": len(originals.keys), "guide": guide.name, "judge": judge.name}
+    values |= {"generator": job.verification.verify, "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes]}
+    try:
+        job.json.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        return f"failed: cannot write {job.json}: {error.strerror}"
+    return None
+
+
+def _write_picture(job: EvaluateJob, originals: Originals, made: dict[str, list[Image.Image | None]]) -> str | None:
+    """Returns why it could not be written."""
+    if job.picture is None:
+        return None
+    rows: list[Sequence[Image.Image | None]] = [originals.pictures]
+    # Of several pictures of a prompt the first.
+    rows += (made[kind][:: job.verification.verify_images] for kind in ("caption", "learned", "random") if kind in made)
+    try:
+        grid(rows, count=12).save(job.picture, "PNG")
+    except OSError as error:
+        return f"failed: cannot write {job.picture}: {error.strerror}"
+    return None
+
+
+def _steps_of(job: EvaluateJob, images: int) -> int:
     """Steps until all prompts are learned, so many side by side."""
-    rounds = -(-images // (64 if device == "cpu" else 1024))
+    method, rounds = job.method, -(-images // job.caption.lanes)
     return rounds * (method.steps * method.restarts + (0 if method.exact else method.swaps))
 
 
@@ -211,52 +263,58 @@ def random_prompts(guide: Clip, method: pez.PezSettings, keys: Sequence[str]) ->
 
 
 def regenerate(
-    job: EvaluateJob,
+    settings: PaintSettings,
     guide: Clip,
     judge: Clip,
+    generator: Generator,
     originals: Originals,
     kinds: dict[str, list[str]],
-    device: str,
     activity: Activity,
 ) -> tuple[list[Outcome], dict[str, list[Image.Image | None]]]:
-    """Score each kind of prompt, and the pictures that the generator makes of it."""
+    """Score each kind of prompt, and the pictures that the generator makes of it.
+
+    Returns:
+        what became of each kind, and its pictures: `verify_images` of each prompt, one after the other.
+    """
     from pez.demo import scenes
     from pez.demo.evaluation import named
-    from pez.regeneration import load_generator, picture_similarities, seed_for
+    from pez.regeneration import picture_similarities, seed_for
 
-    settings = job.verification
-    assert settings.verify is not None, "checked"
-    activity.now(f"loading {settings.verify}")
-    generator = load_generator(
-        settings.verify,
-        device,
-        settings.verify_precision or ("fp32" if device == "cpu" else "fp16"),
-        settings.verify_scheduler,
-        settings.verify_steps,
-        settings.guidance,
-        settings.verify_batch,
-    )
+    times = settings.verify_images
     of_guide, of_judge = guide.image_features(originals.pictures), judge.image_features(originals.pictures)
-    seeds = [seed_for(settings.verify_seed, key, 0) for key in originals.keys]
+    seeds = [seed_for(settings.verify_seed, key, n) for key in originals.keys for n in range(times)]
     outcomes, made = [], {}
     for kind, prompts in kinds.items():
-        made[kind] = _painted(generator.images, prompts, seeds, settings.verify_batch, kind, activity)
-        similarities = [s for s in picture_similarities(judge, of_judge, made[kind]) if s is not None]
+        repeated = [prompt for prompt in prompts for _ in range(times)]
+        made[kind] = _painted(generator.images, repeated, seeds, settings.verify_batch, kind, activity)
+        similarities = picture_similarities(judge, of_judge.repeat_interleave(times, 0), made[kind])
         seen = {}
         if originals.told is not None:
-            there = [(picture, told) for picture, told in zip(made[kind], originals.told, strict=True) if picture]
-            features = judge.image_features([picture for picture, _ in there])
-            seen = {name: named(judge.model, features, [told for _, told in there], name) for name in scenes.VALUES}
+            told = [scene for scene in originals.told for _ in range(times)]
+            there = [(picture, scene) for picture, scene in zip(made[kind], told, strict=True) if picture]
+            if there:
+                features = judge.image_features([picture for picture, _ in there])
+                seen = {
+                    name: named(judge.model, features, [scene for _, scene in there], name) for name in scenes.VALUES
+                }
         outcomes.append(
             Outcome(
                 kind,
                 mean_of((guide.text_features(prompts) * of_guide).sum(-1).tolist()),
                 mean_of((judge.text_features(prompts) * of_judge).sum(-1).tolist()),
-                mean_of(similarities),
+                mean_of(_by_prompt(similarities, times)),
+                sum(picture is None for picture in made[kind]),
                 seen,
             )
         )
     return outcomes, made
+
+
+def _by_prompt(similarities: Sequence[float | None], times: int) -> list[float]:
+    """The mean of each prompt's pictures, of those that are there."""
+    groups = [similarities[i : i + times] for i in range(0, len(similarities), times)]
+    there = [[value for value in group if value is not None] for group in groups]
+    return [sum(values) / len(values) for values in there if values]
 
 
 def _painted(
@@ -277,12 +335,12 @@ def _painted(
 
 
 def mean_of(values: Sequence[float]) -> Mean:
-    """Mean and interval; not a number where there is no value."""
-    import torch
-
-    found = torch.tensor(values, dtype=torch.float64)
-    half = 1.96 * float(found.std()) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return Mean(float(found.mean()), half)
+    """Mean and interval of what there is."""
+    if not values:
+        return Mean(None, None)
+    return Mean(
+        statistics.fmean(values), 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    )
 
 
 def outcome_table(outcomes: Sequence[Outcome]) -> Table:
@@ -292,12 +350,16 @@ def outcome_table(outcomes: Sequence[Outcome]) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in ("prompts", "similarity", "under the score model", "regenerated"):
         table.add_column(column, justify="left" if column == "prompts" else "right")
-    attributes = list(outcomes[0].named)
+    attributes = list(dict.fromkeys(name for o in outcomes for name in o.named))
     for name in attributes:
         table.add_column(name.replace("_", " "), justify="right")
     for o in outcomes:
         table.add_row(
-            o.prompts, str(o.guide), str(o.judge), str(o.regenerated), *(f"{o.named[n]:.0%}" for n in attributes)
+            o.prompts,
+            str(o.guide),
+            str(o.judge),
+            str(o.regenerated),
+            *(f"{o.named[n]:.0%}" if n in o.named else "" for n in attributes),
         )
     return table
 

@@ -25,6 +25,7 @@ def learn_prompts(
     settings: PezSettings | None = None,
     keys: Sequence[str] | None = None,
     on_step: OnStep | None = None,
+    lanes: int | None = None,
 ) -> list[Prompt]:
     """Learn one prompt for each image.
 
@@ -33,6 +34,7 @@ def learn_prompts(
         keys: with the seed, fix each image's random start; default = a hash of its pixels, so that a prompt depends on
             its image alone and not on its neighbours.
         on_step: called with every step of the optimiser.
+        lanes: prompts learned side by side, a multiple of 16; default = what suits the device.
 
     Returns:
         prompts in the order of the images.
@@ -49,7 +51,7 @@ def learn_prompts(
         raise ValueError(f"{len(keys)} keys for {len(pixels)} images; expected one each")
     with own_modes():
         targets = [Target(feature[None]) for feature in clip.pixel_features(pixels)]
-    return learn_for_targets(clip, targets, keys, settings, on_step)
+    return learn_for_targets(clip, targets, keys, settings, on_step, lanes)
 
 
 def learn_prompt(
@@ -110,13 +112,19 @@ def _weights_for(pixels: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 def learn_for_targets(
-    clip: Clip, targets: Sequence[Target], keys: Sequence[str], settings: PezSettings, on_step: OnStep | None = None
+    clip: Clip,
+    targets: Sequence[Target],
+    keys: Sequence[str],
+    settings: PezSettings,
+    on_step: OnStep | None = None,
+    lanes: int | None = None,
 ) -> list[Prompt]:
     """Learn one prompt for each target, in their order."""
     # Drawn inside of learn_tasks, and so in its modes.
     tasks = (Task(k, t.direction(), handle=i) for i, (k, t) in enumerate(zip(keys, targets, strict=True)))
     prompts: dict[int, Prompt] = {}
-    lanes = _LANES_ON_CPU if clip.device.type == "cpu" else min(_LANES_ON_GPU, sixteens(len(targets)))
+    if lanes is None:
+        lanes = _LANES_ON_CPU if clip.device.type == "cpu" else min(_LANES_ON_GPU, sixteens(len(targets)))
     for learned in learn_tasks(clip, tasks, settings, lanes, on_step):
         prompts.update((result.task.handle, prompt) for result, prompt in learned)
     return [prompts[i] for i in range(len(targets))]
