@@ -18,9 +18,9 @@ from pipeline import pool
 from pipeline.cluster import Stage, run_on_ray
 from pipeline.demo_shards import demo_shards
 from pipeline.ray_errors import memory_shortage
+from pipeline.rows import ShardReport
 from pipeline.settings import ClusterSettings
 from pipeline.shards import Shard
-from pipeline.table import ShardReport
 
 FEW_STEPS = ("--model", "demo", "--tokens", "4", "--steps", "3", "--swaps", "0")
 
