@@ -1,32 +1,41 @@
 """Signatures and passwords open files and stand nowhere else: not in a table, a report, a record or a line of output."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 from conftest import MakeTar, encoded
 from PIL import Image
 from weak_server import WeakServer
 
-ROOT = Path(__file__).parent.parent
+from jobs import main
+from pipeline.streams import ByteStream
+
 SECRET = "T0pS3cr3t"
 DEMO = ("--model", "demo", "--steps", "3", "--swaps", "1", "--local", "--attempts", "1")
 
 
-def run(*words: str) -> tuple[int, str]:
-    """Exit status, and all that a person sees."""
-    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout + done.stderr
-
-
 def test_no_secret_of_an_address_is_stored_or_shown(
-    make_tar: MakeTar, images: list[Image.Image], tmp_path: Path
+    make_tar: MakeTar,
+    images: list[Image.Image],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(ByteStream, "waits", (0.01,))
     tars = {}
     for name in ("0.tar", "1.tar"):
         members = [(f"{name}-{i}.png", encoded(images[i])) for i in range(2)]
         tars[name] = Path(make_tar(f"in/{name}", members)).read_bytes()
+
+    def run(*words: str) -> tuple[int, str]:
+        """Exit status, and all that a person sees."""
+        monkeypatch.setattr(sys, "argv", ["pez", *words])
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, "".join(capfd.readouterr())
 
     def signed(number: int) -> dict[str, str]:
         return {name: f"{name}?X-Amz-Credential=AKIA{SECRET}&X-Amz-Signature={SECRET}{number}" for name in tars}
@@ -38,18 +47,18 @@ def test_no_secret_of_an_address_is_stored_or_shown(
         with_password = server.url.replace("://", f"://user:{SECRET}@")
         first = [f"{with_password}/{path}" for path in signed(1).values()]
         broken = [f"{server.url}/{name}?sig={SECRET}" for name in ("damaged.tar", "gone.tar")]
-        status, seen = run("jobs.caption", "--input", *first, *broken, "--output", str(out), *DEMO)
+        status, seen = run("caption", "--input", *first, *broken, "--output", str(out), *DEMO)
         assert status == 1, seen
         again = [f"{server.url}/{path}" for path in signed(2).values()]
-        status, seen_again = run("jobs.caption", "--input", *again, "--output", str(out), *DEMO)
+        status, seen_again = run("caption", "--input", *again, "--output", str(out), *DEMO)
         assert status == 0, seen_again
-        verification = ("jobs.verify", str(out), "--verify", "demo", "--verify-steps", "1", "--local")
+        verification = ("verify", str(out), "--verify", "demo", "--verify-steps", "1", "--local")
         status, unsigned = run(*verification)
         assert status == 1, unsigned
         assert "--input" in unsigned, "it says how to give fresh signatures"
         status, verified = run(*verification, "--input", *again)
         assert status == 0, verified
-        _, no_such = run("jobs.caption", "--input", f"foo://user:{SECRET}@host/a.tar", "--output", str(out), *DEMO)
+        _, no_such = run("caption", "--input", f"foo://user:{SECRET}@host/a.tar", "--output", str(out), *DEMO)
     shards = [row["shard"] for row in pq.read_table(out).to_pylist()]
     assert sorted(shards) == [f"{server.url}/0.tar"] * 2 + [f"{server.url}/1.tar"] * 2
     for text in (seen, seen_again, unsigned, verified, no_such):
