@@ -226,7 +226,7 @@ def regenerate(
 
     settings = job.verification
     assert settings.verify is not None, "checked"
-    activity.now(f"loading {settings.verify}")
+    activity.now(f"loading the generator {settings.verify}")
     generator = load_generator(
         settings.verify,
         device,
