@@ -244,9 +244,7 @@ def test_the_line_tells_what_is_loaded_the_step_and_the_time_left() -> None:
     clock.now = 140.0
     half = Progress(learning=64, steps=64 * 262, of=524, shards_done=0.5)
     progress.look([half])
-    assert (
-        "0/4 shards  0 images  0.0 images/s  step 262 of 524  11 min 40 s left" in progress.line()
-    )
+    assert "0/4 shards  0 images  0.0 images/s  step 262 of 524  11 min 40 s left" in progress.line()
     progress.report(ShardReport("a", "a", 10, 7, {"bad_image": 2, "no_image": 1}, 9.0, 1.0, 0.9, [], "f"))
     assert "1/4 shards  7 images" in progress.line()
     assert "3 without a prompt (bad_image 2, no_image 1)" in progress.line()
