@@ -202,7 +202,7 @@ class JobProgress:
         learning = sum(p.learning for p in self.busy)
         if learning:
             step = sum(p.steps for p in self.busy) // learning
-            parts.append(f"step {step} of {max(p.of for p in self.busy)}, {count(learning, 'prompt')} in work")
+            parts.append(f"step {step} of {max(p.of for p in self.busy)}")
         elif self.busy and not any(p.images for p in self.busy):
             parts.append("reading images")
         return parts
