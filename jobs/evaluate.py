@@ -127,6 +127,7 @@ def evaluate(job: EvaluateJob) -> int:
         with command.importing():
             import pez
             from pipeline.caption import check_settings, load_model
+            from pipeline.hub import check_reachable
             from pipeline.verify import check_verification, generator_of, resolved, score_model
 
         if job.demo:
@@ -136,6 +137,9 @@ def evaluate(job: EvaluateJob) -> int:
         check_settings(job.caption, job.method)
         device = job.local_device()
         check_verification(job.verification, job.caption.model, job.caption.pretrained, device)
+        name, pretrained = score_model(job.verification, job.caption.model)
+        check_reachable(job.caption.model, job.caption.pretrained)
+        check_reachable(name, pretrained)
         activity.now("reading images")
         originals = drawn(job.images) if job.demo else read(job)
         if not job.demo:
@@ -149,7 +153,6 @@ def evaluate(job: EvaluateJob) -> int:
         activity.now(f"loading {job.caption.model}")
         guide = load_model(job.caption, device)
         guide.vocabulary(job.method)
-        name, pretrained = score_model(job.verification, job.caption.model)
         activity.now(f"loading {name}")
         judge = load_model(CaptionSettings(model=name, pretrained=pretrained), device)
         activity.now(f"loading {job.verification.verify}")
