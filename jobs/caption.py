@@ -40,9 +40,10 @@ if TYPE_CHECKING:
 
     from pipeline.cluster import ActorPlan
     from pipeline.progress import JobProgress
+    from pipeline.rows import ShardReport
     from pipeline.settings import ClusterSettings
     from pipeline.shards import Shard
-    from pipeline.table import PromptTable, ShardReport
+    from pipeline.table import PromptTable
     from pipeline.verified_table import VerifiedTable
 
 _READS_AT_ONCE = 32

@@ -163,7 +163,7 @@ def _colours(image: Image.Image) -> Image.Image:
         return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")  # type: ignore[return-value]
     if image.mode == "La":  # which converts to nothing else
         image = image.convert("LA")
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+    if image.has_transparency_data or "a" in image.getbands():  # also a palette that has it
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")

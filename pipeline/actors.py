@@ -10,11 +10,12 @@ import pez
 from pipeline.caption import Captioner, Progress, caption_shard
 from pipeline.parts import PartReport
 from pipeline.resources import ActorPlan
+from pipeline.rows import ShardReport
 from pipeline.settings import CaptionSettings, VerifySettings
 from pipeline.shards import Shard
 from pipeline.shared_disk import SharedDisk
 from pipeline.stage import Stage
-from pipeline.table import PromptTable, ShardReport
+from pipeline.table import PromptTable
 from pipeline.verified_table import VerifiedTable, VerifyReport
 from pipeline.verify import Verifier, VerifyProgress, verify_shard
 

@@ -18,7 +18,9 @@ from pez.learn import learn_tasks
 from pez.optimizer import Learned, Step, Task
 from pez.settings import ALGORITHM
 from pipeline.ahead import ahead, batches
+from pipeline.errors import InputError
 from pipeline.parts import PartReport, PartSamples, PartsLeft, finished_part, merge_parts, part_of_whole, publish_part
+from pipeline.rows import Row, ShardReport
 from pipeline.samples import (
     ImageError,
     LateCaption,
@@ -29,9 +31,9 @@ from pipeline.samples import (
     reading_options,
 )
 from pipeline.settings import CaptionSettings, ModelSettings
-from pipeline.shards import InputError, Shard
+from pipeline.shards import Shard
 from pipeline.shared_lanes import SharedLanes, WorkClock
-from pipeline.table import PromptTable, Row, ShardReport
+from pipeline.table import PromptTable
 
 _IMAGES_AT_ONCE = 16  # the image tower's batch, see pez.clip
 _IN_TAR = 1536  # bytes of a tar that an image and its caption have beside the image: headers and padding

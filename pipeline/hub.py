@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 
 from pez.demo import CLIPS
-from pipeline.shards import InputError
+from pipeline.errors import InputError
 
 _PATIENCE = 10.0  # seconds for the hub to answer
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")

@@ -16,7 +16,8 @@ import braceexpand
 import fsspec
 
 from pipeline.addresses import SHARD_EXTENSIONS, is_local, public_address, redact
-from pipeline.shards import InputError, Shard, listing_options, missing_driver, name_shards
+from pipeline.errors import InputError
+from pipeline.shards import Shard, listing_options, missing_driver, name_shards
 
 _BELOW_OUTPUT = "below the output of a job"
 _WITH_HOST = ("ftp", "sftp", "ssh", "smb", "webhdfs", "hdfs")

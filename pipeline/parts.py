@@ -12,9 +12,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from pipeline.rows import Row, ShardReport
 from pipeline.samples import LateCaption, Sample, ShardError
 from pipeline.shards import Shard
-from pipeline.table import PromptTable, Row, ShardReport
+from pipeline.table import PromptTable
 
 
 @dataclasses.dataclass(frozen=True)

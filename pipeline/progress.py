@@ -13,7 +13,7 @@ from rich.text import Text
 
 from pipeline.caption import Progress
 from pipeline.parts import PartReport
-from pipeline.table import ShardReport
+from pipeline.rows import ShardReport
 from pipeline.terminal import count, duration, plain, say
 from pipeline.terminal import prompt_table as prompt_table
 from pipeline.verified_table import VerifyReport

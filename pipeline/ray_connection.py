@@ -23,9 +23,9 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
+from pipeline.errors import InputError
 from pipeline.resources import Resources
 from pipeline.settings import ClusterSettings, cluster_address
-from pipeline.shards import InputError
 
 _PATIENCE = 5.0  # seconds for an address to answer
 _ROOT = str(Path(__file__).resolve().parent.parent)

@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from pipeline.errors import InputError
 from pipeline.settings import ClusterSettings
-from pipeline.shards import InputError
 
 
 @dataclasses.dataclass(frozen=True)

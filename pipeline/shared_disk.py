@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.addresses import is_local, local_path
-from pipeline.shards import InputError, Shard
+from pipeline.errors import InputError
+from pipeline.shards import Shard
 from pipeline.table import PromptTable
 
 _FOLDERS = 16  # of inputs, of which one file each is looked at

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline.shards import InputError, Shard
+from pipeline.errors import InputError
+from pipeline.shards import Shard
 
 
 @dataclasses.dataclass(frozen=True)

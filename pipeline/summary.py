@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from pipeline.table import ShardReport
+from pipeline.rows import ShardReport
 
 _EXTENSIONS = 6
 """that are named"""

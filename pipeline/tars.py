@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from pipeline.addresses import redact
+from pipeline.errors import InputError
 from pipeline.first_bytes import HEAD, what_it_is
-from pipeline.shards import InputError
 from pipeline.streams import ByteStream
 
 _MAX_HEADER_BYTES = 2 * 2**20

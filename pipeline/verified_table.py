@@ -17,9 +17,11 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.folder import DamagedError, OutputError
-from pipeline.shards import InputError, Shard
-from pipeline.table import VERIFIED, PromptTable, differences, fingerprint
+from pipeline.errors import InputError, OutputError
+from pipeline.folder import DamagedError
+from pipeline.rows import VERIFIED
+from pipeline.shards import Shard
+from pipeline.table import PromptTable, differences, fingerprint
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import ray
 
+from pipeline.rows import Row, ShardReport, report_of
 from pipeline.shards import Shard
-from pipeline.table import Row, ShardReport, report_of
 
 
 @ray.remote

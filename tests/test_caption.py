@@ -15,10 +15,12 @@ from conftest import MakeTar, encoded
 import pez
 from pez.demo import GUIDE
 from pipeline.caption import Captioner, caption_shard, describe, run_serially
+from pipeline.errors import InputError
+from pipeline.rows import SCHEMA, Row
 from pipeline.samples import ShardError
 from pipeline.settings import CaptionSettings
-from pipeline.shards import InputError, Shard, name_shards
-from pipeline.table import SCHEMA, PromptTable, Row
+from pipeline.shards import Shard, name_shards
+from pipeline.table import PromptTable
 
 SETTINGS = CaptionSettings(model="demo", lanes=16)
 METHOD = pez.PezSettings(tokens=6, steps=20)

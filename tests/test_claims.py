@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.shards import InputError, Shard
-from pipeline.table import OutputError, PromptTable, Row, _this_process
+from pipeline.errors import InputError, OutputError
+from pipeline.rows import Row
+from pipeline.shards import Shard
+from pipeline.table import PromptTable, _this_process
 
 
 def table(folder: Path, steps: int = 1) -> PromptTable:

@@ -22,9 +22,10 @@ from pipeline.cluster import (
     run_on_ray,
 )
 from pipeline.pool import Pool
+from pipeline.rows import ShardReport
 from pipeline.settings import CaptionSettings, ClusterSettings
 from pipeline.shards import Shard, name_shards
-from pipeline.table import PromptTable, ShardReport
+from pipeline.table import PromptTable
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

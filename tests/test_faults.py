@@ -25,10 +25,11 @@ from pipeline.caption import Captioner, caption_shard, describe, run_serially
 from pipeline.cluster import Stage, run_on_ray
 from pipeline.demo_shards import write_scenes
 from pipeline.inputs import expand_shards
+from pipeline.rows import Row, ShardReport
 from pipeline.samples import Sample
 from pipeline.settings import CaptionSettings, ClusterSettings
 from pipeline.shards import Shard
-from pipeline.table import PromptTable, Row, ShardReport
+from pipeline.table import PromptTable
 
 SHARDS = 8
 SETTINGS, METHOD = CaptionSettings(model="demo"), pez.PezSettings(tokens=6, steps=20, swaps=2)

@@ -24,11 +24,12 @@ from jobs import caption, command
 from pipeline.caption import Captioner, caption_shard, describe, run_serially
 from pipeline.parts import split_shard
 from pipeline.progress import JobProgress, prompt_table
+from pipeline.rows import ShardReport
 from pipeline.samples import ShardError
 from pipeline.settings import CaptionSettings
 from pipeline.shards import Shard
 from pipeline.streams import ByteStream
-from pipeline.table import PromptTable, ShardReport
+from pipeline.table import PromptTable
 
 SETTINGS = CaptionSettings(model="demo", lanes=16)
 METHOD = pez.PezSettings(tokens=3, steps=2, swaps=1, candidates=4)

@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.ahead import ahead
+from pipeline.errors import InputError
 from pipeline.inputs import expand_shards
 from pipeline.samples import MAX_IMAGE_BYTES, Sample, ShardError, read_samples
-from pipeline.shards import InputError, Shard
+from pipeline.shards import Shard
 
 PICTURE = Image.new("RGB", (8, 6), (200, 30, 30))
 PNG, JPEG = encoded(PICTURE), encoded(PICTURE, "JPEG")

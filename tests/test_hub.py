@@ -11,9 +11,9 @@ import pytest
 from huggingface_hub import constants
 
 from jobs.caption import CaptionJob, caption
+from pipeline.errors import InputError
 from pipeline.hub import check_reachable
 from pipeline.settings import CaptionSettings
-from pipeline.shards import InputError
 
 MODEL, TAG = "ViT-B-32", "laion2b_s34b_b79k"
 REPOSITORY = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"

@@ -184,6 +184,12 @@ def test_a_picture_of_any_mode_becomes_rgb_and_is_left_as_it_is(mode: str) -> No
     assert image.tobytes() == before[2], "a picture of its own"
 
 
+def test_a_palette_with_transparency_is_the_picture_that_it_is_saved_as() -> None:
+    colours = np.random.default_rng(0).integers(0, 255, (20, 30, 4), np.uint8)
+    image = Image.fromarray(colours, "RGBA").convert("P")
+    assert np.array_equal(np.asarray(to_rgb(image)), np.asarray(decode_image(encoded(image))))
+
+
 @pytest.mark.parametrize(
     ("values", "mode"),
     [

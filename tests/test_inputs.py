@@ -9,9 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import InputError
 from pipeline.inputs import expand_shards
-from pipeline.shards import InputError, Shard
-from pipeline.table import PromptTable, Row
+from pipeline.rows import Row
+from pipeline.shards import Shard
+from pipeline.table import PromptTable
 
 
 def touch(folder: Path, *names: str) -> Path:

@@ -18,9 +18,9 @@ from pipeline import pool
 from pipeline.cluster import Stage, run_on_ray
 from pipeline.demo_shards import demo_shards
 from pipeline.ray_errors import memory_shortage
+from pipeline.rows import ShardReport
 from pipeline.settings import ClusterSettings
 from pipeline.shards import Shard
-from pipeline.table import ShardReport
 
 FEW_STEPS = ("--model", "demo", "--tokens", "4", "--steps", "3", "--swaps", "0")
 
@@ -101,16 +101,21 @@ def test_memory_that_stays_short_ends_the_job_with_a_reason_for_each_shard(
 
 @pytest.mark.slow
 def test_memory_of_the_machine_that_is_short_for_two_seconds_costs_no_shard(tmp_path: Path) -> None:
-    memory = psutil.virtual_memory()
-    threshold = (memory.total - memory.available) / memory.total + 0.15
-    assert threshold < 0.8, "this test needs a machine with free memory"
+    threshold = used() + 0.3  # far above what the job itself needs
+    assert threshold < 0.85, "this test needs a machine with free memory"
     words = ["--input", *demo_shards(), "--output", tmp_path / "out", "--model", "demo", "--shards-at-once", 1]
     environment = {"RAY_memory_usage_threshold": f"{threshold:.3f}"}
     with RunningJob(*words, log=tmp_path / "log", env=environment) as job:
         job.wait_until(lambda: list(tmp_path.glob("out/_reports/*.json")))
-        taken = b"x" * int(0.2 * memory.total)
+        taken = b"x" * int((threshold + 0.05 - used()) * psutil.virtual_memory().total)
         time.sleep(2)
         del taken
         assert job.wait() == 0, job.log.read_text()
     assert "memory ran short" in job.log.read_text()
     assert len(list(tmp_path.glob("out/*.parquet"))) == 4
+
+
+def used() -> float:
+    """Part of the machine's memory that is in use."""
+    memory = psutil.virtual_memory()
+    return (memory.total - memory.available) / memory.total

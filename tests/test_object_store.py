@@ -17,8 +17,8 @@ from object_store import ENVIRONMENT, Fault, ObjectStore, Request, object_store
 import pez
 from jobs import command
 from jobs.caption import CaptionJob, caption
+from pipeline.errors import InputError
 from pipeline.settings import CaptionSettings, ClusterSettings
-from pipeline.shards import InputError
 from pipeline.table import PromptTable
 
 STEMS = [f"{i:03d}" for i in range(3)]

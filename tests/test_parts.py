@@ -18,10 +18,11 @@ import pez
 from pipeline.caption import Captioner, caption_shard, describe, run_serially
 from pipeline.cluster import ActorPlan, Stage, actor_starter, run_on_ray
 from pipeline.parts import PartReport, merge_parts, split_shard, sweep_parts
+from pipeline.rows import ShardReport
 from pipeline.samples import ShardError
 from pipeline.settings import CaptionSettings, ClusterSettings
 from pipeline.shards import Shard
-from pipeline.table import PromptTable, ShardReport
+from pipeline.table import PromptTable
 
 SETTINGS = CaptionSettings(model="demo", lanes=16)
 METHOD = pez.PezSettings(tokens=4, steps=5, swaps=2)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from jobs import command
 from jobs import plan as job
 from pipeline.plan import parts_that_balance, plan_job, shard_size_that_balances
+from pipeline.rows import Row
 from pipeline.shards import Shard
-from pipeline.table import PromptTable, Row
+from pipeline.table import PromptTable
 
 
 def test_a_plan_by_hand() -> None:

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from running import ROOT
 
+from pipeline.errors import InputError
 from pipeline.ray_connection import check_address
-from pipeline.shards import InputError
 
 
 @pytest.fixture

@@ -11,9 +11,11 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.errors import InputError
 from pipeline.folder import Bookkeeping
-from pipeline.shards import InputError, Shard
-from pipeline.table import PromptTable, Row
+from pipeline.rows import Row
+from pipeline.shards import Shard
+from pipeline.table import PromptTable
 
 
 def datasets_rows(folder: str, cache: str, **options: str) -> int:

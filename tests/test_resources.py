@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import InputError
 from pipeline.resources import ActorPlan, Resources, caption_plan, verify_plan
 from pipeline.settings import ClusterSettings
-from pipeline.shards import InputError
 
 HERE = Resources(gpus=0, cpus=2, fixed=True)
 

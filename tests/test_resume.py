@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.rows import Row
 from pipeline.shards import Shard, hashed_stem
-from pipeline.table import PromptTable, Row
+from pipeline.table import PromptTable
 
 
 class Counted(PromptTable):

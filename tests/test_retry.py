@@ -11,10 +11,11 @@ from conftest import MakeTar, encoded
 import pez
 from jobs import caption, command
 from pipeline.caption import Captioner, caption_shard, describe
+from pipeline.rows import Row
 from pipeline.samples import Sample, ShardError
 from pipeline.settings import CaptionSettings
 from pipeline.shards import Shard, name_shards
-from pipeline.table import PromptTable, Row
+from pipeline.table import PromptTable
 
 SETTINGS = CaptionSettings(model="demo", lanes=16)
 METHOD = pez.PezSettings(tokens=4, steps=5, swaps=2)

@@ -4,8 +4,8 @@ from pathlib import Path
 import fsspec  # noqa: F401 - its registry
 import pytest
 
+from pipeline.errors import InputError
 from pipeline.inputs import expand_shards
-from pipeline.shards import InputError
 from pipeline.table import PromptTable
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import shared_disk
-from pipeline.shards import InputError, Shard
+from pipeline.errors import InputError
+from pipeline.shards import Shard
 from pipeline.shared_disk import SharedDisk, check_outside_package
 from pipeline.table import PromptTable
 

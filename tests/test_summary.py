@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from pipeline.rows import Row, ShardReport, report_of
 from pipeline.shards import Shard
 from pipeline.summary import nothing_captioned, without_picture
-from pipeline.table import Row, ShardReport, report_of
 
 
 def report(stem: str, *found: str, ok: int = 0, bad: int = 0) -> ShardReport:

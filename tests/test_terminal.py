@@ -23,8 +23,8 @@ from pipeline.caption import Captioner, Progress
 from pipeline.demo_shards import demo_shards
 from pipeline.errors import InputError
 from pipeline.progress import JobProgress
+from pipeline.rows import ShardReport
 from pipeline.settings import CaptionSettings
-from pipeline.table import ShardReport
 from pipeline.terminal import Output, count, prompt_table
 from pipeline.verify import VerifyProgress
 

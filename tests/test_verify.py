@@ -29,12 +29,13 @@ import pez
 from jobs import caption, command, verify
 from pez.demo import JUDGE
 from pipeline.caption import describe
-from pipeline.folder import OutputError
+from pipeline.errors import InputError, OutputError
 from pipeline.progress import JobProgress, prompt_table
+from pipeline.rows import SCHEMA, VERIFIED, Row
 from pipeline.samples import ShardError
 from pipeline.settings import CaptionSettings, VerifySettings
-from pipeline.shards import InputError, Shard, name_shards
-from pipeline.table import SCHEMA, VERIFIED, PromptTable, Row
+from pipeline.shards import Shard, name_shards
+from pipeline.table import PromptTable
 from pipeline.verified_table import VerifiedTable
 from pipeline.verify import Verifier, check_verification, resolved, score_model, verified_table, verify_shard
 

@@ -6,11 +6,12 @@ from typing import Any
 import ray
 
 from pipeline.caption import Captioner, Progress
+from pipeline.rows import Row, ShardReport
 from pipeline.samples import Sample, decode_image
 from pipeline.settings import CaptionSettings
 from pipeline.shards import Shard
 from pipeline.shared_lanes import WorkClock
-from pipeline.table import PromptTable, Row, ShardReport
+from pipeline.table import PromptTable
 
 
 @ray.remote
