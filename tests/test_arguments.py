@@ -57,6 +57,7 @@ def test_there_are_list_options_to_try() -> None:
         (InvertJob, "--blocklist"),
         (EvaluateJob, "--input"),
         (EvaluateJob, "--allowlist"),
+        (VerifyJob, "--input"),
     }
 
 
@@ -64,10 +65,11 @@ def test_there_are_list_options_to_try() -> None:
 def test_a_list_option_that_is_given_again_adds_up(job: type, flag: arguments.Flag) -> None:
     words = [word for word in JOBS[job] if word != "--demo"]
     more = ["--input", "x"] if job is EvaluateJob and flag.name != "--input" else []
+    seed = "--verify-seed" if job is VerifyJob else "--seed"
     spellings = [
         [flag.name, "a", "b", "c"],
         [flag.name, "a", flag.name, "b", flag.name, "c"],
-        [flag.name, "a", "b", "--seed", "3", flag.name, "c"],
+        [flag.name, "a", "b", seed, "3", flag.name, "c"],
         [f"{flag.name}=a", flag.name, "b", f"{flag.name}=c"],
     ]
     for spelling in spellings:

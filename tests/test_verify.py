@@ -436,7 +436,7 @@ def test_a_guide_that_scores_its_own_prompts_is_warned_of() -> None:
     ("job", "words", "message"),
     [
         ("caption", ["--demo", "--verify", "{tmp}/gone"], "no folder or file '{tmp}/gone'; expected demo, a hub id"),
-        ("caption", ["--demo", "--verify", ""], "the generator's name is ''; expected demo, ORG/MODEL, a folder"),
+        ("caption", ["--demo", "--verify", ""], "--verify is empty"),
         ("caption", ["--demo", "--verify", "{tmp}/model.ckpt"], "model.ckpt is a pickle, which may run code"),
         ("caption", ["--demo", "--verify", "demo", "--verify-variant", "fp16"], "'demo' has no variant 'fp16'"),
         ("caption", ["--demo", "--verify", "{tmp}"], "no pipeline in {tmp}; expected a diffusers folder"),
