@@ -155,7 +155,7 @@ def evaluate(job: EvaluateJob) -> int:
         guide.vocabulary(job.method)
         activity.now(f"loading {name}")
         judge = load_model(CaptionSettings(model=name, pretrained=pretrained), device)
-        activity.now(f"loading {job.verification.verify}")
+        activity.now(f"loading the generator {job.verification.verify}")
         generator = generator_of(job.verification, device)
         learning = f"learning {count(len(originals.keys), 'prompt')}"
         steps = activity.counted(learning, _steps_of(job, len(originals.keys)))
