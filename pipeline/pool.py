@@ -300,7 +300,7 @@ class Pool:
             self._give_up(work, reason, work.attempts + work.losses)
 
     def _give_up(self, work: Work, reason: str, tries: int = 0) -> None:
-        told = f" ({tries} tries)" if tries else ""
+        told = f" ({tries} {'try' if tries == 1 else 'tries'})" if tries else ""
         self.failed[work.shard.url] = f"{self.stage.name}{work.shard.which}: {reason}{told}"
 
     def _give_back_unjudged(self, works: list[Work], reason: str) -> None:

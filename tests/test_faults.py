@@ -184,7 +184,8 @@ def test_two_jobs_at_once_end_with_the_same_files(tars: Path, whole: dict[str, b
     ):
         assert [one.wait(), two.wait()] == [0, 0], "".join(log.read_text() for log in logs)
     assert parquets(out) == whole
-    assert files(out) == sorted([*whole, *(f"{i}.json" for i in range(SHARDS)), "_inputs", "_run.json", "_SUCCESS"])
+    own = [".huggingface.yaml", "_inputs", "_run.json", "_SUCCESS"]
+    assert files(out) == sorted([*whole, *(f"{i}.json" for i in range(SHARDS)), *own])
 
 
 def limited(most: int, *more: object) -> subprocess.CompletedProcess[str]:
@@ -207,7 +208,7 @@ def test_a_full_disk_leaves_nothing_half_written(tars: Path, whole: dict[str, by
     assert done.returncode == 1, done.stderr
     assert f"failed: {tars}/0.tar: cannot write {out}/0.parquet: File too large\n" in done.stdout
     assert done.stderr == ""
-    assert files(out) == ["_inputs", "_run.json"]
+    assert files(out) == [".huggingface.yaml", "_inputs", "_run.json"]
     assert rerun(tars, out) == 0  # there is room again
     assert parquets(out) == whole
 
@@ -217,7 +218,7 @@ def test_a_disk_that_is_full_already_is_found_out_before_any_work(tars: Path, ou
     done = limited(100, *words(tars, out, "--local"))
     assert done.returncode == 2
     assert done.stderr == f"error: cannot write {out}/_run.json: File too large\n"
-    assert files(out) == ["_run.json"]
+    assert files(out) == [".huggingface.yaml", "_run.json"]
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,6 @@ def test_a_failed_part_is_named_and_a_shard_leaves_the_stage_once(tmp_path: Path
     failed = run_on_ray(parts, stages, ClusterSettings(attempts=1))
     assert list(failed) == ["mem://bad-0"]
     assert failed["mem://bad-0"].startswith("captions, part ")
-    assert failed["mem://bad-0"].endswith("-of-3: this shard is bad (1 tries)")
+    assert failed["mem://bad-0"].endswith("-of-3: this shard is bad (1 try)")
     assert sorted(ended[0]) == ["fine-0"] * 4 + ["fine-1"] * 4  # three parts and the merge
     assert sorted(ended[1]) == ["fine-0", "fine-1"]
