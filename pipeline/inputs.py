@@ -9,7 +9,7 @@ import glob
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import braceexpand
@@ -105,7 +105,7 @@ def _one(address: str, typed: str, outputs: _Outputs, left_out: Counter[str]) ->
     if is_local(address):
         path = _local(address)
         if not os.path.exists(path) and glob.has_magic(path):
-            names = (name for name in glob.iglob(path, recursive=True) if os.path.isfile(name))
+            names = (name for name in _matches(path) if os.path.isfile(name))
             return _chosen(names, path, shown, outputs, left_out)
         if os.path.isdir(path):
             entries = (entry.path for entry in os.scandir(path) if entry.is_file())
@@ -124,6 +124,32 @@ def _one(address: str, typed: str, outputs: _Outputs, left_out: Counter[str]) ->
     if folder := outputs.of(address):
         raise InputError(f"{shown!r} lies in {folder}, the output of a job; expected input outside of it")
     return [_local(address) if is_local(address) else address]
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """What a local glob matches. `**` enters linked folders as others, each folder once, however many links lead in circles."""
+    before, stars, after = f"{pattern}/".partition("/**/")
+    if not stars:
+        yield from glob.iglob(pattern)
+        return
+    for base in glob.iglob(before or "/"):
+        for folder in _folders(base, set()):
+            yield from _matches(os.path.join(glob.escape(folder), after.rstrip("/") or "*"))
+
+
+def _folders(folder: str, seen: set[str]) -> Iterator[str]:
+    """A folder and those below it, but for hidden ones."""
+    real = os.path.realpath(folder)
+    if real in seen or not os.path.isdir(folder):
+        return
+    seen.add(real)
+    yield folder
+    try:
+        below = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] not in "._")
+    except OSError:  # as globs do, where a folder cannot be read
+        return
+    for one in below:
+        yield from _folders(one, seen)
 
 
 def _chosen(names: Iterable[str], pattern: str, shown: str, outputs: _Outputs, left_out: Counter[str]) -> list[str]:

@@ -53,6 +53,18 @@ def test_globs_enter_linked_folders_as_a_shell_does(tmp_path: Path) -> None:
         assert names(tmp_path / pattern) == ["0.tar", "1.tar"]
 
 
+def test_links_that_lead_in_circles_end(tmp_path: Path) -> None:
+    touch(tmp_path, "real/0.tar", "real/deep/1.tar", "real/deep/_old/2.tar")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "x").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "loop").symlink_to(tmp_path)
+    (tmp_path / "real" / "deep" / "self").symlink_to(tmp_path / "real" / "deep")
+    for pattern in ("**/*.tar", "linked/**/*.tar", "**", "**/**/*.tar", "real/**/deep/*.tar"):
+        found = names(tmp_path / pattern)
+        assert sorted(found) == (["1.tar"] if "deep" in pattern else ["0.tar", "1.tar"]), pattern
+    assert names(tmp_path / "**/_old/*.tar") == ["2.tar"]
+
+
 def test_a_glob_of_tars_and_sidecars_takes_the_tars(tmp_path: Path) -> None:
     touch(tmp_path, "00000.tar", "00000.parquet", "00000_stats.json", "shard-1", "shard-2")
     left_out: Counter[str] = Counter()
