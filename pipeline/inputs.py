@@ -8,8 +8,9 @@ import codecs
 import glob
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import braceexpand
@@ -105,7 +106,7 @@ def _one(address: str, typed: str, outputs: _Outputs, left_out: Counter[str]) ->
     if is_local(address):
         path = _local(address)
         if not os.path.exists(path) and glob.has_magic(path):
-            names = (name for name in glob.iglob(path, recursive=True) if os.path.isfile(name))
+            names = (name for name in _matches(path) if os.path.isfile(name))
             return _chosen(names, path, shown, outputs, left_out)
         if os.path.isdir(path):
             entries = (entry.path for entry in os.scandir(path) if entry.is_file())
@@ -124,6 +125,33 @@ def _one(address: str, typed: str, outputs: _Outputs, left_out: Counter[str]) ->
     if folder := outputs.of(address):
         raise InputError(f"{shown!r} lies in {folder}, the output of a job; expected input outside of it")
     return [_local(address) if is_local(address) else address]
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """What a local glob matches. `**` also enters linked folders, but none that it is in already: links may lead back."""
+    found = re.search(r"/\*\*(?=/|$)", pattern)
+    if found is None:
+        yield from glob.iglob(pattern)
+        return
+    before, after = pattern[: found.start()] or "/", pattern[found.end() :]
+    for base in glob.iglob(before):
+        for folder in _folders(base):
+            yield from _matches(glob.escape(folder.rstrip("/")) + (after or "/*"))
+
+
+def _folders(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+    """A folder and those below it that are not hidden."""
+    try:
+        stat = os.stat(folder)
+        this = (stat.st_dev, stat.st_ino)
+        if this in above:
+            return
+        below = [entry.path for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:  # no folder, or one that may not be read
+        return
+    yield folder
+    for one in below:
+        yield from _folders(one, above | {this})
 
 
 def _chosen(names: Iterable[str], pattern: str, shown: str, outputs: _Outputs, left_out: Counter[str]) -> list[str]:
