@@ -316,12 +316,12 @@ class PromptTable(OutputFolder):
             InputError: what is there cannot be opened, like a folder of this name.
         """
         try:
-            with self.reading(name), self.fs.open(self.at(name), "rb") as file:
-                with contextlib.suppress(pa.ArrowInvalid):
-                    return pq.read_schema(file).metadata or {}
-        except FileNotFoundError:
-            pass
-        return None
+            with self.reading(name):
+                file = self.fs.open(self.at(name), "rb")
+            with file:
+                return pq.read_schema(file).metadata or {}
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return None
 
     def succeed(self, shards: Sequence[Shard] = ()) -> None:
         """Mark the whole job as done and sweep what crashed writers left.
