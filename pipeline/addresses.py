@@ -23,26 +23,25 @@ _HF_REVISION = re.compile(r"^((?:(?:datasets|spaces|buckets)/)?[^/@]+(?:/[^/@]+)
 _SIGNED = re.compile(
     r"""(?xi) ^(
         x-(amz|goog|oss|cos|obs|bce|tos|ms)-.* | q-(sign|ak|key|header|url|signature).* |
-        (aws|google|oss|cos|obs)?_?access_?(key)?_?id | signature.* | sig | sign | key-pair-id | hash-algorithm |
-        expires? | expiry | expiration | security-token | authorization | auth | auth[-_]?key | hdn(ea|ts|tl) | __gda__ |
-        (.*[-_])?token(_.*)? | .*secret.* | pass(word|wd)? | pwd | credentials? | (sub|subscription-)?api[-_]?key | jwt |
-        (.*[-_])?hmac | bcdn_.*
+        (aws|google|oss|cos|obs)?_?access_?(key)?_?id | .*signature.* | sig | sign | key-pair-id | hash-algorithm |
+        expires? | expiry | expiration | authorization | (.*[-_]|temp)?auth | auth[-_]?key | hdn(ea|ts|tl) | __gda__ |
+        .*token(_.*)? | .*secret.* | pass(word|wd|phrase)? | pwd | credentials? | (sub|subscription-)?api[-_]?key | jwt |
+        (.*[-_])?hmac | bcdn_.* | temp_url_(sig|expires|prefix|ip_range) | rlkey | resourcekey | bearer | ticket | delegation
     )$"""
 )
 _BESIDE_A_SIGNATURE = {
     *("sv", "ss", "srt", "sp", "st", "se", "spr", "sip", "sr", "si", "sdd", "ses"),
     *("skoid", "sktid", "skt", "ske", "sks", "skv", "saoid", "suoid", "scid"),
-    *("e", "exp", "t", "ts", "policy", "verify", "h", "s", "hash", "md5", "ip"),
+    *("e", "exp", "t", "ts", "policy", "verify", "h", "s", "hash", "md5", "ip", "wstime"),
 }
 """parameters that belong to a signature where there is one (the first two lines are Azure's), and else may name a file"""
-_SIGNATURE = re.compile(r"(?i)^(sig|sign|signature|key-pair-id|md5|expires?|.*token.*|hdn(ea|ts|tl))$")
-_MASKED = re.compile(r"(?i)^(key|code|hash|md5|policy|verify|session(_?id)?|user(name)?|.*[-_]key)$")
+_SIGNATURE = re.compile(r"(?i)^(sig|sign|signature|key-pair-id|md5|expires?|.*token.*|wssecret|hdn(ea|ts|tl))$")
+_MASKED = re.compile(r"(?i)^(key|code|hash|md5|policy|verify|session(_?id)?|user(name)?|login|.*[-_]key)$")
 """what may be a secret or the name of the file: a short hash stands for it, so that two files stay two"""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
-_SECRET_IN_TEXT = re.compile(
-    r"(?i)([?&;](?:x-(?:amz|goog|oss|ms)-[\w-]+|signature|sig|[\w-]*token|password)=)[^&\s'\"<>)]+"
-)
+_PARAMETER = re.compile(r"([?&;])([\w%.-]+)=([^&;\s'\"<>)]+)")
+_SESSION = re.compile(r"(?i);jsessionid=[^/;]*")
 
 
 def public_address(address: str) -> str:
@@ -99,7 +98,11 @@ def redact(text: str, source: str = "") -> str:
     if source and not is_local(source):
         text = text.replace(source, public_address(source))
     text = _URL.sub(lambda found: _redacted(found[0]), text)
-    return _SECRET_IN_TEXT.sub(r"\1...", text)
+    return _PARAMETER.sub(_without_value, text)
+
+
+def _without_value(found: re.Match[str]) -> str:
+    return f"{found[1]}{found[2]}=..." if _SIGNED.match(unquote(found[2])) else found[0]
 
 
 def _redacted(url: str) -> str:
@@ -111,7 +114,7 @@ def _public_url(parts: SplitResult, protocol: str) -> str:
     host = (parts.hostname or "").lower()
     host = f"[{host}]" if ":" in host else host
     port = f":{parts.port}" if parts.port not in (None, _PORTS[protocol]) else ""
-    path = quote(_unquoted_unreserved(parts.path), safe="/%:@!$&'()*+,;=~-._")
+    path = quote(_unquoted_unreserved(_SESSION.sub("", parts.path)), safe="/%:@!$&'()*+,;=~-._")
     if "/." in path:
         path = posixpath.normpath(path) + ("/" if path.endswith(("/", "/.", "/..")) else "")
     query = _public_query(parts.query)
@@ -129,7 +132,7 @@ def _unquoted_unreserved(path: str) -> str:
 
 
 def _public_query(query: str) -> str:
-    pairs = [pair for pair in query.split("&") if pair]
+    pairs = [pair for pair in re.split("[&;]", query) if pair]
     names = [unquote(pair.partition("=")[0]) for pair in pairs]
     signed = any(_SIGNATURE.match(name) for name in names) or {"st", "e"} <= set(names)  # the latter are nginx's
     kept = []

@@ -377,6 +377,7 @@ def describe(settings: CaptionSettings, method: pez.PezSettings, device: str) ->
     values |= {"version": ALGORITHM, "device": torch.device(device).type}
     if values["device"] == "cpu" and settings.precision != "bf16":
         del values["lanes"]
+    del values["allow_unfinished_tars"]  # which shards have rows, but not what is in them
     if settings.model in CLIPS or ":" in settings.model:
         values["pretrained"] = None  # such a name carries its weights, and what is said of others is not read
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

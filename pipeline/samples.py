@@ -158,7 +158,9 @@ class _Reader:
 
     def _emit(self, key: str) -> Iterator[Sample]:
         group = self.groups[key]
-        if not group.emitted and not self._is_beside_an_image(key, group):
+        if not group.has_image and not group.has_caption and self.names.is_of_webdataset(f"{key}.", ""):
+            self.left_out["about the shard, like __index__.json"] += 1  # its ending might have been a caption's
+        elif not group.emitted and not self._is_beside_an_image(key, group):
             yield group.sample(key, self.names.expected)
             self.waiting_bytes -= group.caption_bytes
             group.emitted, group.image, group.caption, group.others = True, None, None, []

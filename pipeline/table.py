@@ -68,12 +68,32 @@ class PromptTable(OutputFolder):
                 raise
             return False
         if earlier is None:
+            self._expect_unclaimed()
             return False
+        if "fingerprint" not in earlier:
+            raise InputError(self._of_others("_run.json"))
         if earlier.get("fingerprint") == self.fingerprint:
             return True
         if self._has_rows() or _is_at_work(earlier.get("claimed_by")):
             self._refuse(earlier)
         return False
+
+    def _expect_unclaimed(self) -> None:
+        """Raises InputError where there is no `_run.json`, and yet rows of other settings or another program's output."""
+        reports = self.reports()
+        if any(report.fingerprint != self.fingerprint for report in reports):
+            raise InputError(
+                f"{self.url} holds prompts of other settings, and _run.json, which says of which, is missing; "
+                "choose another --output"
+            )
+        if not reports and self._exists(self.at("_SUCCESS")):
+            raise InputError(self._of_others("_SUCCESS"))
+
+    def _of_others(self, name: str) -> str:
+        return (
+            f"{self.url}/{name} is there already and was not written by a job of this project; "
+            "it is left alone: choose another --output"
+        )
 
     def _has_rows(self) -> bool:
         """True where a run has finished a shard, or a part of one."""
@@ -135,7 +155,7 @@ class PromptTable(OutputFolder):
         try:
             # Written again where it is there already: a folder that has become read-only is found out now.
             self.put("_run.json", (json.dumps(run, indent=2) + "\n").encode(), first=not earlier and not abandoned)
-            if self.at("_run.json") == f"{self.path}/_run.json":
+            if self.at("_run.json") == f"{self.path}/_run.json" and not self._exists(self.at(".huggingface.yaml")):
                 self.put(".huggingface.yaml", _DATASET_CARD)
         except FileExistsError:
             earlier = True
@@ -214,10 +234,7 @@ class PromptTable(OutputFolder):
             if stem in there and stem not in owners:
                 metadata = self.read_metadata(f"{stem}.parquet")
                 if metadata is None or b"pez" not in metadata:
-                    raise InputError(
-                        f"{self.url}/{stem}.parquet is there already and was not written by a job of this project; "
-                        "it is left alone: choose another --output"
-                    )
+                    raise InputError(self._of_others(f"{stem}.parquet"))
 
     def record(self, shards: Sequence[Shard]) -> None:
         """Write down which address has which stem, where no run has; before any work, so that `divide` can rely on it."""
@@ -293,9 +310,15 @@ class PromptTable(OutputFolder):
             return [Row(**values) for values in pq.read_table(file, columns=CAPTIONED.names).to_pylist()]
 
     def read_metadata(self, name: str) -> dict[bytes, bytes] | None:
-        """The schema's metadata of a Parquet, or None where there is none that can be read."""
+        """The schema's metadata of a Parquet, or None where there is no Parquet.
+
+        Raises:
+            InputError: what is there cannot be opened, like a folder of this name.
+        """
         try:
-            with self.fs.open(self.at(name), "rb") as file:
+            with self.reading(name):
+                file = self.fs.open(self.at(name), "rb")
+            with file:
                 return pq.read_schema(file).metadata or {}
         except (FileNotFoundError, pa.ArrowInvalid):
             return None

@@ -59,7 +59,7 @@ def verify_shard(shard: Shard, verifier: "Verifier", table: VerifiedTable) -> Ve
     rows = table.prompts.read(shard)
     columns = (rows[name].to_pylist() for name in ("key", "prompt", "status"))
     prompts = {key: prompt for key, prompt, status in zip(*columns, strict=True) if status == "ok"}
-    reading = reading_options(table.prompts.settings)
+    reading = {**reading_options(table.prompts.settings), "allow_unfinished_tars": True}  # it was read to its end
     try:
         with table.pictures(shard) as keep:  # published only on a clean exit
             found = dict(verifier.verify(shard, prompts, reading, keep))

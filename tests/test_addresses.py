@@ -27,6 +27,13 @@ SECRET = "SeCrEt0123456789"
         (f"https://cdn.net/k.tar?st={SECRET}&e=1700000000", "https://cdn.net/k.tar"),
         (f"https://zone.b-cdn.net/k.tar?token={SECRET}&expires=1", "https://zone.b-cdn.net/k.tar"),
         (f"https://host/k.tar?access_token={SECRET}&x=1", "https://host/k.tar?x=1"),
+        (f"https://swift.example/v1/a/c/k.tar?temp_url_sig={SECRET}&temp_url_expires=1", "https://swift.example/v1/a/c/k.tar"),
+        (f"https://www.dropbox.com/scl/fi/x/k.tar?rlkey={SECRET}&dl=1", "https://www.dropbox.com/scl/fi/x/k.tar?dl=1"),
+        (f"https://o.sharepoint.com/download.aspx?UniqueId=7&tempauth={SECRET}", "https://o.sharepoint.com/download.aspx?UniqueId=7"),
+        (f"https://cdn.net/k.tar?wsSecret={SECRET}&wsTime=1", "https://cdn.net/k.tar"),
+        (f"https://host/k.tar?accessToken={SECRET}&x-signature={SECRET}", "https://host/k.tar"),
+        (f"https://host/k.tar;jsessionid={SECRET}?a=1;token={SECRET}", "https://host/k.tar?a=1"),
+        (f"webhdfs://host/k.tar?delegation={SECRET}", "webhdfs://host/k.tar"),
         (f"simplecache::https://u:{SECRET}@host/k.tar?sig={SECRET}", "simplecache::https://host/k.tar"),
         (f"s3://KEY:{SECRET}@bucket/k.tar", "s3://bucket/k.tar"),
         ("s3a://bucket/a//b.tar", "s3://bucket/a//b.tar"),
@@ -42,6 +49,12 @@ def test_what_is_shown_of_an_address(typed: str, shown: str) -> None:
     assert public_address(typed) == shown
     assert public_address(shown) == shown
     assert SECRET not in redact(f"403, message='Forbidden', url='{typed}'; (see {typed}).", typed)
+
+
+def test_what_is_shown_of_an_address_without_its_protocol() -> None:
+    shown = redact(f"GET /k.tar?x=1&wsSecret={SECRET}&temp_url_sig={SECRET} failed")
+    assert shown == "GET /k.tar?x=1&wsSecret=...&temp_url_sig=... failed"
+    assert SECRET not in redact(f"GET /k.tar?X%2DAmz%2DSignature={SECRET}")
 
 
 def test_an_api_key_that_may_name_the_file_keeps_two_files_apart() -> None:

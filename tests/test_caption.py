@@ -162,6 +162,13 @@ def test_other_settings_are_refused_and_named(table: PromptTable, change: Callab
         other.claim()
 
 
+def test_a_job_that_met_an_unfinished_tar_is_resumed_with_leave_to_take_it(table: PromptTable) -> None:
+    table.claim()
+    table.publish(Shard("a.tar", "a"), [Row("key", "a.tar", "ok")], 1.0)
+    allowing = dataclasses.replace(SETTINGS, allow_unfinished_tars=True)
+    assert PromptTable(table.url, describe(allowing, METHOD, "cpu")).claim()
+
+
 def test_a_stem_of_another_address_is_left_to_it(
     scene_tars: list[str], captioner: Captioner, table: PromptTable
 ) -> None:

@@ -103,6 +103,39 @@ def test_a_parquet_of_another_program_is_left_alone(tmp_path: Path) -> None:
     assert table(tmp_path).divide([Shard("/in/00001.tar", "00001")])[1]
 
 
+def test_a_folder_that_has_the_name_of_a_table_is_named(tmp_path: Path) -> None:
+    (tmp_path / "00000.parquet").mkdir()  # as Spark writes tables
+    with pytest.raises(InputError, match=r"cannot read .*/00000.parquet: Is a directory"):
+        table(tmp_path).divide([Shard("/in/00000.tar", "00000")])
+
+
+@pytest.mark.parametrize(("name", "content"), [("_run.json", '{"mine": 1}'), ("_SUCCESS", "")])
+def test_bookkeeping_of_another_program_is_left_alone(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=f"/{name} is there already and was not written by a job of this project"):
+        table(tmp_path).claim()
+    assert (tmp_path / name).read_text() == content
+
+
+def test_a_dataset_card_that_someone_wrote_is_kept(tmp_path: Path) -> None:
+    (tmp_path / ".huggingface.yaml").write_text("mine")
+    table(tmp_path).claim()
+    assert (tmp_path / ".huggingface.yaml").read_text() == "mine"
+
+
+def test_rows_without_their_settings_are_not_mixed_with_others(tmp_path: Path) -> None:
+    ours = table(tmp_path, steps=1)
+    ours.claim()
+    shard = publish(ours)
+    ours.succeed([shard])
+    (tmp_path / "_run.json").unlink()
+    with pytest.raises(InputError, match="holds prompts of other settings, and _run.json, .*, is missing"):
+        table(tmp_path, steps=2).claim()
+    assert (tmp_path / "_SUCCESS").exists()
+    ours.claim()  # the same settings heal it
+    assert ours.divide([shard]) == ([shard], [])
+
+
 @pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"shard": "/in/a.tar"}'])
 def test_a_report_that_cannot_be_read_is_a_shard_to_do_again(tmp_path: Path, broken: bytes) -> None:
     ours = table(tmp_path)

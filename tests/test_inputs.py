@@ -65,6 +65,15 @@ def test_links_that_lead_in_circles_end(tmp_path: Path) -> None:
     assert names(tmp_path / "**/_old/*.tar") == ["2.tar"]
 
 
+def test_links_that_lead_back_end_no_glob_in_a_loop(tmp_path: Path) -> None:
+    touch(tmp_path, "a/0.tar", "a/b/1.tar", "[c]/2.tar", ".d/3.tar")
+    for number in range(6):  # of which each doubles the paths
+        (tmp_path / "a" / f"loop{number}").symlink_to(tmp_path)
+    assert names(tmp_path / "**/*.tar") == ["2.tar", "0.tar", "1.tar"]
+    assert names(tmp_path / "a/**") == ["0.tar", "1.tar", "2.tar"]
+    assert names(tmp_path / "**/b/**/*.tar") == ["1.tar"]
+
+
 def test_a_glob_of_tars_and_sidecars_takes_the_tars(tmp_path: Path) -> None:
     touch(tmp_path, "00000.tar", "00000.parquet", "00000_stats.json", "shard-1", "shard-2")
     left_out: Counter[str] = Counter()

@@ -193,6 +193,20 @@ def test_members_beside_an_image_make_no_key_of_their_own(make_tar: MakeTar) -> 
     assert left_out == {"hidden, without an ending, or not a file": 1, "about the shard, like __index__.json": 1}
 
 
+def test_a_file_about_the_shard_is_no_key_where_captions_are_in_json(make_tar: MakeTar) -> None:
+    members = [
+        ("__index__.json", b'{"n": 1}'),
+        ("a/__meta__.json", b"{}"),
+        ("1.jpg", JPEG),
+        ("1.json", b'{"caption": "c"}'),
+    ]
+    members += [("__x__.json", b'{"caption": "of a picture"}'), ("__x__.jpg", JPEG)]
+    assert read(make_tar("a.tar", members), caption_key="json:caption") == [
+        ("1", "ok", "c"),
+        ("__x__", "ok", "of a picture"),
+    ]
+
+
 def test_keys_can_be_split_at_the_first_dot_as_webdataset_does(make_tar: MakeTar) -> None:
     members = [
         ("d.x/1.input.jpg", JPEG),
