@@ -57,6 +57,8 @@ def public_address(address: str) -> str:
     protocol = _PROTOCOLS.get(protocol.lower(), protocol.lower())
     if protocol == "hf":
         return "hf://" + _HF_REVISION.sub(r"\1", rest)
+    if protocol == "memory":
+        return "memory://" + rest.lstrip("/")
     if protocol not in _PORTS:  # of an object store: any character may be part of a key
         bucket, slash, key = rest.partition("/")
         user, _, host = bucket.rpartition("@")

@@ -42,6 +42,7 @@ SECRET = "SeCrEt0123456789"
         ("abfs://container@account.dfs.core.windows.net/k.tar", "abfs://container@account.dfs.core.windows.net/k.tar"),
         ("hf://datasets/o/r@main/k.tar", "hf://datasets/o/r/k.tar"),
         ("hf://datasets/o/r@v2/k.tar", "hf://datasets/o/r@v2/k.tar"),
+        ("memory:///folder/k.tar", "memory://folder/k.tar"),
         ("http://[::1]:8080/k.tar", "http://[::1]:8080/k.tar"),
     ],
 )  # fmt: skip
