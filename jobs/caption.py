@@ -214,8 +214,10 @@ def _serially(job: CaptionJob, work: _Work, device: str, progress: JobProgress) 
     shards = [*work.unverified, *(shard for shard in work.pending if shard.url not in failed)]
     if shards:
         progress.doing(f"loading {job.verification.verify}")
-    told = progress.report_verified
-    return failed | verify_serially(shards, work.verified, job.verification, device, told, progress.watch)
+    told, attempts = progress.report_verified, job.cluster.attempts
+    return failed | verify_serially(
+        shards, work.verified, job.verification, device, told, progress.watch, attempts, progress.note
+    )
 
 
 def _on_ray(job: CaptionJob, work: _Work, plans: tuple[ActorPlan, ActorPlan], progress: JobProgress) -> dict[str, str]:

@@ -87,7 +87,16 @@ def verify(job: VerifyJob) -> int:
                 if plan is None:
                     progress.doing(f"loading {job.verification.verify}")
                     told = progress.report_verified
-                    failed = verify_serially(pending, verified, job.verification, device, told, progress.watch)
+                    failed = verify_serially(
+                        pending,
+                        verified,
+                        job.verification,
+                        device,
+                        told,
+                        progress.watch,
+                        job.cluster.attempts,
+                        progress.note,
+                    )
                 else:
                     actors = count(plan.actors, "actor")
                     progress.doing(f"starting {actors} for {job.verification.verify}")

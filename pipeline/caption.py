@@ -4,8 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
-import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -18,7 +17,6 @@ from pez.learn import learn_tasks
 from pez.optimizer import Learned, Step, Task
 from pez.settings import ALGORITHM
 from pipeline.ahead import ahead, batches
-from pipeline.errors import InputError
 from pipeline.parts import PartReport, PartSamples, PartsLeft, finished_part, merge_parts, part_of_whole, publish_part
 from pipeline.rows import Row, ShardReport
 from pipeline.samples import (
@@ -30,6 +28,7 @@ from pipeline.samples import (
     read_samples,
     reading_options,
 )
+from pipeline.serial import in_turn
 from pipeline.settings import CaptionSettings, ModelSettings
 from pipeline.shards import Shard
 from pipeline.shared_lanes import SharedLanes, WorkClock
@@ -403,31 +402,13 @@ def run_serially(
     Returns:
         reason by address, of the shards that failed.
     """
-    failed = {}
-    queue = deque((shard, 1, 0.0) for shard in shards)
     parts = PartsLeft()
-    while queue:
-        shard, attempt, not_before = queue.popleft()
-        time.sleep(max(not_before - time.monotonic(), 0))
-        try:
-            on_report(caption_shard(shard, captioner, table, retry_failed))
-            if shard.part is not None and (whole := parts.whole_after(shard)):
-                queue.appendleft((whole, 1, 0.0))
-        except Exception as error:  # whatever befell this shard, the others are done
-            # Our own errors are one line, in which names stay as they are.
-            told = str(error) if isinstance(error, InputError) else " ".join(str(error).split())[:500]
-            reason = told or type(error).__name__
-            if attempt < attempts and not getattr(error, "permanent", False):
-                queue.append((shard, attempt + 1, time.monotonic() + retry_delay(attempt)))
-                on_note(f"{shard.stem}{shard.which}: {reason}; it is tried again")
-            else:
-                failed[shard.url] = reason
-    return failed
 
+    def work(shard: Shard) -> Shard | None:
+        on_report(caption_shard(shard, captioner, table, retry_failed))
+        return parts.whole_after(shard) if shard.part is not None else None
 
-def retry_delay(failures: int) -> float:
-    """Seconds before a shard that failed is tried again: 1, 2, 4 to 60, so that many attempts outlast a store's bad minutes."""
-    return min(2.0 ** (failures - 1), 60.0)
+    return in_turn(shards, work, attempts, on_note)
 
 
 def _size(shard: Shard) -> int | None:

@@ -14,9 +14,9 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from pipeline.caption import retry_delay
 from pipeline.parts import PartsLeft
 from pipeline.ray_errors import memory_shortage, node_lost, not_done, one_line, start_failure
+from pipeline.serial import retry_delay
 from pipeline.settings import ClusterSettings
 from pipeline.shards import Shard
 from pipeline.stage import ActorStartError, Stage

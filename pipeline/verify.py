@@ -21,6 +21,7 @@ from pez.settings import GeneratorPrecision
 from pipeline.ahead import ahead, batches
 from pipeline.caption import check_clip, load_model
 from pipeline.samples import Sample, ShardError, decode_image, read_samples, reading_options
+from pipeline.serial import in_turn
 from pipeline.settings import CaptionSettings, PaintSettings, VerifySettings
 from pipeline.shards import Shard
 from pipeline.table import PromptTable
@@ -342,27 +343,24 @@ def verify_serially(
     device: str,
     on_report: Callable[[VerifyReport], None],
     on_start: Callable[["Verifier"], None] = lambda _: None,
+    attempts: int = 1,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> dict[str, str]:
     """Verify shard after shard in this process; a model that does not load has claimed nothing.
 
     Args:
         on_start: called with the one that does it, whose progress may be looked at.
+        attempts, on_note: see in_turn.
 
     Returns:
         reason by address, of the shards that failed.
     """
     if not shards:
         return {}
-    failed = {}
     verifier = Verifier(settings, table.prompts.settings["model"], device)
     table.claim()
     on_start(verifier)
-    for shard in shards:
-        try:
-            on_report(verify_shard(shard, verifier, table))
-        except Exception as error:  # whatever befell this shard, the others are done
-            failed[shard.url] = _one_line(error)
-    return failed
+    return in_turn(shards, lambda shard: on_report(verify_shard(shard, verifier, table)), attempts, on_note)
 
 
 def _precision(settings: PaintSettings, device: str | torch.device) -> GeneratorPrecision:

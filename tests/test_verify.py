@@ -36,8 +36,16 @@ from pipeline.samples import ShardError
 from pipeline.settings import CaptionSettings, VerifySettings
 from pipeline.shards import Shard, name_shards
 from pipeline.table import PromptTable
-from pipeline.verified_table import VerifiedTable
-from pipeline.verify import Verifier, check_verification, resolved, score_model, verified_table, verify_shard
+from pipeline.verified_table import VerifiedTable, VerifyReport
+from pipeline.verify import (
+    Verifier,
+    check_verification,
+    resolved,
+    score_model,
+    verified_table,
+    verify_serially,
+    verify_shard,
+)
 
 SETTINGS = VerifySettings(verify="demo", verify_steps=1, verify_images=2)
 CAPTIONED = describe(CaptionSettings(model="demo", lanes=16), pez.PezSettings(tokens=6, steps=20), "cpu")
@@ -343,6 +351,29 @@ def test_an_input_that_the_output_does_not_have_is_refused(
     monkeypatch.setattr(sys, "argv", ["job", table.url, "--verify", "demo", "--local", "--input", scene_tars[0]])
     assert run("verify") == 2
     assert f"which this output does not have; expected its tars, like {shard.url}" in capsys.readouterr().err
+
+
+def test_a_shard_that_cannot_be_read_in_passing_is_verified_later(
+    shard: Shard, table: PromptTable, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.verify.Verifier", lambda *_: verifier)
+    monkeypatch.setattr("pipeline.serial.retry_delay", lambda _: 0.0)
+    away = Path(shard.url).rename(f"{shard.url}.away")
+    notes: list[str] = []
+
+    def come_back(line: str) -> None:
+        notes.append(line)
+        away.rename(shard.url)
+
+    reports: list[VerifyReport] = []
+    failed = verify_serially([shard], verified(table), SETTINGS, "cpu", reports.append, attempts=2, on_note=come_back)
+    assert failed == {}
+    assert [report.scored for report in reports] == [3]
+    assert len(notes) == 1
+    assert notes[0].endswith("; it is tried again")
+    away = Path(shard.url).rename(f"{shard.url}.away")
+    (Path(table.url) / "_verified" / "a.json").unlink()
+    assert shard.url in verify_serially([shard], verified(table), SETTINGS, "cpu", reports.append)
 
 
 def test_one_bad_prompt_does_not_stop_the_others(
