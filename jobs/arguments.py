@@ -9,12 +9,14 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import itertools
 import math
 import textwrap
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pipeline.errors import InputError
@@ -48,10 +50,15 @@ def read(options: type[Options], description: str | None, prog: str, words: Sequ
     flags = list(flags_of(options))
     parser.add(flags, documented=not {"-h", "--help"}.isdisjoint(words))
     values = vars(parser.parse_intermixed_args(list(words)))
-    expect_usable(values)
-    chosen = _built(options, flags, values)
-    if check := getattr(chosen, "check", None):
-        check(frozenset(values))
+    expect_usable(values, {flag.path[-1]: flag.name.upper() for flag in flags if flag.positional})
+    try:
+        chosen = _built(options, flags, values)
+        if check := getattr(chosen, "check", None):
+            check(frozenset(values))
+    except ValueError as error:  # in Python its first word may be a field's name
+        field, space, rest = str(error).partition(" ")
+        named = {flag.path[-1]: flag.name for flag in flags}
+        raise InputError(f"{named.get(field, field)}{space}{rest}") from error
     return chosen
 
 
@@ -133,6 +140,15 @@ class Parser(argparse.ArgumentParser):
                 if flag.group == title:
                     _add(group, flag, docs.get(flag.owner, {}).get(flag.path[-1], ""))
 
+    def parse_known_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it, but a misspelled option is told of before one that is missing."""
+        known = {option for action in self._actions for option in action.option_strings}
+        given = itertools.takewhile(lambda word: word != "--", args or ())
+        unknown = [word for word in given if word[:2] == "--" and word.split("=")[0] not in known]
+        if unknown and "--help" not in args and "-h" not in args:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return super().parse_known_intermixed_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         known = [option for action in self._actions for option in action.option_strings]
         advice = f"{self.prog} --help lists the options"
@@ -140,7 +156,9 @@ class Parser(argparse.ArgumentParser):
             found = next(iter(message.removeprefix("unrecognized arguments: ").split()), "")
             close = difflib.get_close_matches(found.split("=")[0].replace("_", "-"), known, 1)
             advice = f"do you mean {close[0]}?" if close else advice
-            message = message.replace("unrecognized arguments", "what this command does not know")
+            message = message.replace(
+                "unrecognized arguments", "unknown " + ("option" if found[:1] == "-" else "argument")
+            )
         raise InputError(f"{message.replace('argument ', '', 1)}; {advice}")
 
 
@@ -169,14 +187,14 @@ def _whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:100]!r} is no whole number") from None
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a whole number") from None
 
 
 def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:100]!r} is no number") from None
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a number") from None
 
 
 def _path(text: str) -> Path:
@@ -233,18 +251,19 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         return super()._format_args(action, default_metavar)
 
 
-def expect_usable(values: dict[str, Any]) -> None:
+def expect_usable(values: dict[str, Any], options: Mapping[str, str] = MappingProxyType({})) -> None:
     """Refuse values that no option can mean.
 
     Args:
         values: what was given, by the name of the field.
+        options: what the command line calls fields, where that is not an option of their name.
 
     Raises:
         InputError: an empty text, a number that is not finite, or one that no table holds.
     """
     for name, value in values.items():
         for each in value if isinstance(value, list | tuple) else (value,):
-            option = option_of(name)
+            option = options.get(name, option_of(name))
             if isinstance(each, str | PurePath) and not str(each).strip():
                 raise InputError(f"{option} is empty; expected something, or leave the option out")
             if isinstance(each, float) and not math.isfinite(each):

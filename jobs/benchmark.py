@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import pez
 from jobs import command
-from jobs.arguments import Parser, expect_usable
+from jobs.arguments import Parser, expect_usable, option_of
 from jobs.options import expect_writable, usable_device
 from pipeline.errors import InputError
 
@@ -69,7 +69,7 @@ def check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         for each in value if isinstance(value, list) else (value,):
             if each is not None and not least <= each <= most:
-                raise InputError(f"{name} is {each}; expected {least:g} to {most:g}")
+                raise InputError(f"{option_of(name)} is {each}; expected {least:g} to {most:g}")
     if options.lanes is not None and not options.lanes:
         raise InputError("--lanes is empty; expected one number or more")
     if options.curve and options.overhead:
@@ -151,6 +151,7 @@ def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[s
         warnings.simplefilter("ignore")  # random weights are meant here
         clip = _load(options, device, "fp32")
     settings = pez.PezSettings(tokens=options.tokens, vocabulary=options.vocabulary, exact=True)
+    clip.encoder(options.tokens)  # that they fit the model
     target = F.normalize(torch.randn(max(lanes), clip.text_features(["a"]).shape[1], device=device), dim=-1)
     print(f"{machine(device)}\n{clip.name}, {options.tokens} tokens\n")
     print(f"{'':38s}{'ms/image-step':>14s}{'ratio':>8s}{'GFLOP':>8s}{'of peak':>9s}{'peak MB':>9s}{'images/h':>10s}")

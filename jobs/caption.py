@@ -25,6 +25,7 @@ from jobs.options import (
     RunOptions,
     VerifyOptions,
     expect_device,
+    expect_device_here,
     expect_output,
     of_demo,
     refuse_beside_demo,
@@ -77,6 +78,8 @@ class CaptionJob(LearnOptions, VerifyOptions, RunOptions):
 
 def caption(job: CaptionJob) -> int:
     """Run the job; returns its exit status."""
+    if not job.input and not job.demo:
+        raise InputError("no input given; expected --input with the address of a tar, or --demo")
     console = open_console()
     with Activity(console, "loading PyTorch" if job.local else "loading PyTorch and Ray") as activity:
         with command.importing():
@@ -107,6 +110,7 @@ def caption(job: CaptionJob) -> int:
         check_outside_package([shard.url for shard in shards], "input")
         plans = None
         if not job.local:
+            expect_device_here(job.device, job.cluster)
             activity.now(connecting(job.cluster))
             plans = _plans(job)
             device, verify_device = (plan.device for plan in plans)
@@ -129,7 +133,7 @@ def caption(job: CaptionJob) -> int:
     failed: dict[str, str] = {}
     try:
         if not work.pending and not work.unverified:
-            say(console, f"nothing to do: {_all_done(len(shards), verifies)}")
+            say(console, f"nothing to do: {all_are(len(shards), 'done and verified' if verifies else 'done')}")
         else:
             with progress:
                 failed = _on_ray(job, work, plans, progress) if plans else _serially(job, work, device, progress)
@@ -213,7 +217,7 @@ def _serially(job: CaptionJob, work: _Work, device: str, progress: JobProgress) 
         return failed
     shards = [*work.unverified, *(shard for shard in work.pending if shard.url not in failed)]
     if shards:
-        progress.doing(f"loading {job.verification.verify}")
+        progress.doing(f"loading the generator {job.verification.verify}")
     told, attempts = progress.report_verified, job.cluster.attempts
     return failed | verify_serially(
         shards, work.verified, job.verification, device, told, progress.watch, attempts, progress.note
@@ -245,9 +249,9 @@ def connecting(settings: ClusterSettings) -> str:
     return f"joining the Ray cluster at {address}" if address else "starting Ray on this machine"
 
 
-def _all_done(shards: int, verified: bool) -> str:
-    of = "the one shard is" if shards == 1 else f"all {shards} shards are"
-    return f"{of} done" + " and verified" * verified
+def all_are(shards: int, what: str) -> str:
+    """`all 4 shards are done`."""
+    return f"the one shard is {what}" if shards == 1 else f"all {shards:,} shards are {what}"
 
 
 def _conclude(

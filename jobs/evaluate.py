@@ -25,6 +25,7 @@ from jobs.caption import tell_of_the_demo
 from jobs.options import (
     LearnOptions,
     expect_device,
+    expect_generator,
     expect_writable,
     of_demo,
     refuse_beside_demo,
@@ -122,6 +123,8 @@ class Outcome:
 
 def evaluate(job: EvaluateJob) -> int:
     """Run the job; returns its exit status."""
+    if not job.demo:
+        expect_generator(job.verification)
     console = open_console()
     with Activity(console, "loading PyTorch") as activity:
         with command.importing():

@@ -164,7 +164,10 @@ def _bytes_of(address: str) -> bytes:
         except ImportError as error:
             raise InputError(missing_driver(address, error)) from error
         except Exception as error:  # each filesystem has its own errors
-            raise InputError(f"cannot read {public_address(address)}: {redact(_one_line(error), address)}") from error
+            reason = _one_line(error)
+            if reason == address:  # all that a client of HTTP says of a port where nobody listens
+                reason = "nothing is there, or nobody answers"
+            raise InputError(f"cannot read {public_address(address)}: {redact(reason, address)}") from error
     if len(data) > _LARGEST:
         raise InputError(f"{public_address(address)} has more than {_LARGEST >> 20} MiB; expected an image file")
     return data

@@ -11,7 +11,14 @@ import pez
 from jobs.arguments import Group, flags_of, option_of
 from pez.demo import CLIPS
 from pipeline.errors import InputError
-from pipeline.settings import CaptionSettings, ClusterSettings, ModelSettings, VerifySettings
+from pipeline.settings import (
+    CaptionSettings,
+    ClusterSettings,
+    ModelSettings,
+    PaintSettings,
+    VerifySettings,
+    cluster_address,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +88,22 @@ def expect_device(device: str | None, on_ray: bool = False) -> None:
     kind, colon, number = (device or "cpu").partition(":")
     if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and number.isascii() and number.isdecimal())):
         raise InputError(f"--device is {device!r}; expected cpu, cuda, or cuda:1 for a certain GPU")
+
+
+def expect_device_here(device: str | None, cluster: ClusterSettings) -> None:
+    """Refuse a GPU that this machine lacks, where Ray would be started on it: no other machine can join that one.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if device not in (None, "cpu") and cluster_address(cluster) is None and cluster.gpus_per_actor != 0:
+        usable_device(device)
+
+
+def expect_generator(settings: PaintSettings) -> None:
+    """Refuse a command that verifies with nothing."""
+    if settings.verify is None:
+        raise InputError("no generator is named; expected --verify demo, ORG/MODEL, a folder or a .safetensors file")
 
 
 def of_demo(settings: CaptionSettings) -> CaptionSettings:

@@ -14,7 +14,7 @@ from jobs import command
 from jobs.options import refuse_without
 from pipeline.errors import InputError
 from pipeline.plan import Plan, parts_that_balance, plan_job, shard_size_that_balances
-from pipeline.terminal import duration, open_console, plain, say
+from pipeline.terminal import count, duration, open_console, plain, say
 
 _IDLE = 0.02
 _LONG = 1800.0  # seconds of work that may be lost at once
@@ -92,12 +92,13 @@ def plan(job: PlanJob) -> int:
 
 
 def _lines(job: PlanJob, found: Throughput, planned: Plan) -> list[str]:
-    tasks = "shards" if job.parts == 1 else f"shards in {job.parts} parts"
+    tasks = "" if job.parts == 1 else f" in {job.parts} parts"
     lines = [
-        f"{job.images:,} images on {job.gpus} GPUs at {found.images_per_second:.4g} images/s a GPU ({found.source})",
+        f"{count(job.images, 'image')} on {count(job.gpus, 'GPU')} at {found.images_per_second:.4g} images/s a GPU "
+        f"({found.source})",
         f"{planned.hours:.2f} hours, {planned.gpu_hours:,.1f} GPU-hours, "
         f"${planned.cost:,.2f} at ${job.price_per_gpu_hour:.2f} a GPU-hour",
-        f"{planned.shards:,} {tasks} of {job.shard_size:,} images: {duration(planned.task_seconds)} a task, "
+        f"{count(planned.shards, 'shard')}{tasks} of {job.shard_size:,} images: {duration(planned.task_seconds)} a task, "
         f"{planned.tasks / job.gpus:.1f} tasks a GPU; GPUs are idle for {planned.idle:.1%}, waiting for the last tasks",
         f"each GPU that goes (a spot machine taken back) loses {duration(planned.lost_seconds)} of work on average, "
         f"{duration(planned.task_seconds)} at most",
@@ -140,7 +141,7 @@ def _of_reports(url: str, actors_per_gpu: int) -> Throughput:
     ok, seconds = sum(r.ok for r in reports), sum(r.seconds for r in reports)
     settings = table.settings
     about = ", ".join(f"{settings[name]} {name}" for name in ("tokens", "steps") if name in settings)
-    source = f"measured: {ok:,} images of {len(reports):,} shards in {url}, {settings.get('model')}, {about}"
+    source = f"measured: {ok:,} images of {count(len(reports), 'shard')} in {url}, {settings.get('model')}, {about}"
     if settings.get("device") != "cuda":
         source += f"; on a {settings.get('device')}, not on a GPU"
     return Throughput(ok / max(seconds, 1e-9) * actors_per_gpu, source)

@@ -15,8 +15,8 @@ from typing import Annotated
 
 from jobs import command
 from jobs.arguments import POSITIONAL
-from jobs.caption import connecting, show_first
-from jobs.options import RunOptions, VerifyOptions, expect_device, refuse_ignored
+from jobs.caption import all_are, connecting, show_first
+from jobs.options import RunOptions, VerifyOptions, expect_device, expect_device_here, expect_generator, refuse_ignored
 from pipeline.errors import InputError
 from pipeline.shards import Shard
 from pipeline.terminal import Activity, count, open_console, plain, say
@@ -39,6 +39,7 @@ class VerifyJob(VerifyOptions, RunOptions):
 
 def verify(job: VerifyJob) -> int:
     """Run the job; returns its exit status."""
+    expect_generator(job.verification)
     console = open_console()
     with Activity(console, "loading PyTorch" if job.local else "loading PyTorch and Ray") as activity:
         with command.importing():
@@ -65,6 +66,7 @@ def verify(job: VerifyJob) -> int:
         if job.local:
             device = job.local_device()
         else:
+            expect_device_here(job.device, job.cluster)
             activity.now(connecting(job.cluster))
             from pipeline import cluster
 
@@ -79,13 +81,13 @@ def verify(job: VerifyJob) -> int:
     failed: dict[str, str] = {}
     try:
         if not pending:
-            say(console, f"nothing to do: all of {count(len(shards), 'shard')} verified")
+            say(console, f"nothing to do: {all_are(len(shards), 'verified')}")
         else:
             if plan is not None:
                 verified.claim()
             with progress:
                 if plan is None:
-                    progress.doing(f"loading {job.verification.verify}")
+                    progress.doing(f"loading the generator {job.verification.verify}")
                     told = progress.report_verified
                     failed = verify_serially(
                         pending,

@@ -7,7 +7,10 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms import Compose, ToTensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from pez import lists
 from pez.demo import CLIPS, load_demo_clip
@@ -90,7 +93,7 @@ class Clip:
             model = _without_inference_tensors(model)
             self.model: Any = model.to(device=device, dtype=self.full).eval().requires_grad_(False)
         self.tower = text_tower(self.model)
-        self.preprocess, self.tokenizer, self.name = preprocess, tokenizer, name
+        self.preprocess, self.tokenizer, self.name = _in_float32(preprocess), tokenizer, name
         self.device, self.precision, self.recommended, self.compiled = device, precision, recommended, compiled
         self.context_length = int(self.tower.context_length)
         self.frame = frame_of(tokenizer, self.context_length)
@@ -188,6 +191,17 @@ def _fit(mask: Tensor, like: Tensor) -> Tensor:
     fitted = torch.zeros_like(like)
     fitted[: min(len(mask), len(like))] = mask[: len(like)]
     return fitted
+
+
+def _in_float32(preprocess: Any) -> Any:
+    """A preprocessing whose pixels are float32 whatever a program has as torch's default dtype, which torchvision takes."""
+    if not isinstance(preprocess, Compose):
+        return preprocess
+    return Compose([_to_float32 if isinstance(each, ToTensor) else each for each in preprocess.transforms])
+
+
+def _to_float32(image: Image.Image) -> Tensor:
+    return pil_to_tensor(image).to(torch.float32).div(255)
 
 
 def _without_inference_tensors(model: Any) -> Any:

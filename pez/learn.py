@@ -99,7 +99,7 @@ def _pixels_of(clip: Clip, images: Pictures) -> Tensor:
 
 def _weights_for(pixels: Tensor, weights: Sequence[float]) -> Tensor:
     try:
-        found = torch.tensor([float(weight) for weight in weights])
+        found = torch.tensor([float(weight) for weight in weights], dtype=torch.float32)
     except (TypeError, ValueError) as error:
         raise ValueError(f"weights are {weights!r}; expected a number for each image") from error
     if len(found) != len(pixels):

@@ -69,6 +69,7 @@ def check_model(name: str, pretrained: str | None, tokens: int) -> None:
         ValueError: no such model or checkpoint, or prompts too long for its context; one line.
     """
     schema, _, rest = name.partition(":")
+    _expect_rest(name)
     if name in ("demo", "demo-judge") or schema == "hf-hub":
         return  # the demo is always there; the hub answers when the model is loaded
     if schema == "local-dir":
@@ -88,6 +89,7 @@ def find(name: str, pretrained: str | None) -> Source:
         ValueError: no such model or checkpoint; one line.
     """
     schema, _, rest = name.partition(":")
+    _expect_rest(name)
     if schema in ("local-dir", "hf-hub"):
         if schema == "local-dir":
             _expect_folder(Path(rest))
@@ -233,10 +235,15 @@ def _expect_finite(name: str, model: Any) -> None:
             )
 
 
+def _expect_rest(name: str) -> None:
+    if name in ("hf-hub:", "local-dir:"):
+        raise ValueError(f"{name!r} names no model; expected hf-hub:ORG/REPO or local-dir:FOLDER")
+
+
 def _expect_folder(folder: Path) -> None:
     for file in (folder, folder / "open_clip_config.json"):
         if not file.exists():
-            raise ValueError(f"no {file}; expected an open_clip folder with open_clip_config.json and weights")
+            raise ValueError(f"there is no {file}; expected an open_clip folder with open_clip_config.json and weights")
     if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
         raise ValueError(f"no weights in {folder}; expected a .safetensors, .bin or .pth file")
 

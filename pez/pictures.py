@@ -1,5 +1,6 @@
 """What callers give as images, to upright RGB: files, PIL images, arrays, one or many."""
 
+import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,9 +13,9 @@ from PIL import Image
 
 from pez.images import decode_image, to_rgb
 
-Picture = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | torch.Tensor
-"""One image: a file, its bytes, a PIL image of any mode, or an array or tensor (height, width), (height, width, 1, 3 or 4) or
-with the channels first; of bool, whole numbers of 0 to 255, 16 bits, or floats of 0 to 1"""
+Picture = str | os.PathLike[str] | bytes | io.IOBase | Image.Image | NDArray[Any] | torch.Tensor
+"""One image: a path, an open file, its bytes, a PIL image of any mode, or an array or tensor (height, width),
+(height, width, 1, 3 or 4) or with the channels first; of bool, whole numbers of 0 to 255, 16 bits, or floats of 0 to 1"""
 Pictures = Picture | Iterable[Picture]
 
 _CHANNELS = (1, 3, 4)
@@ -31,24 +32,26 @@ def rgb_images(images: Pictures) -> Iterator[Image.Image]:
         try:
             yield _rgb(image)
         except (ValueError, OSError) as error:
-            told = f" ({image})" if isinstance(image, str | os.PathLike) else ""
+            told = f" ({str(image)!r})" if isinstance(image, str | os.PathLike) else ""
             reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
             raise ValueError(f"images[{i}]{told}: {reason}") from error
 
 
 def _each(images: Pictures) -> Iterable[Any]:
-    if isinstance(images, str | os.PathLike | bytes | bytearray | Image.Image):
+    if isinstance(images, str | os.PathLike | bytes | bytearray | io.IOBase | Image.Image):
         return [images]
     if isinstance(images, np.ndarray | torch.Tensor):
         return images if images.ndim == 4 else [images]
     if isinstance(images, Iterable) and not isinstance(images, Mapping):
         return images
-    raise ValueError(f"images is a {type(images).__name__}; {_EXPECTED}, or several of them")
+    raise ValueError(f"images is of type {type(images).__name__}; {_EXPECTED}, or several of them")
 
 
 def _rgb(image: Any) -> Image.Image:
     if isinstance(image, str | os.PathLike):
         path = Path(image)
+        if not str(image):
+            raise ValueError("an empty path; expected an image file")
         if path.is_dir():
             raise ValueError("a folder; expected an image file")
         return decode_image(path.read_bytes())
@@ -56,12 +59,16 @@ def _rgb(image: Any) -> Image.Image:
         return decode_image(bytes(image))
     if isinstance(image, Image.Image):
         return to_rgb(image)
+    if isinstance(image, io.IOBase):
+        return decode_image(image.read())
     if isinstance(image, torch.Tensor):
+        if image.layout != torch.strided or image.is_meta:
+            raise ValueError(f"a {'meta' if image.is_meta else 'sparse'} tensor; expected one that holds its numbers")
         image = image.detach().cpu()
         image = (image.float() if image.is_floating_point() else image).numpy()
     if isinstance(image, np.ndarray):
         return to_rgb(Image.fromarray(_bytes_of(_channels_last(image))))
-    raise ValueError(f"a {type(image).__name__}; {_EXPECTED}")
+    raise ValueError(f"type {type(image).__name__}; {_EXPECTED}")
 
 
 def _channels_last(array: NDArray[Any]) -> NDArray[Any]:

@@ -93,7 +93,7 @@ def _check(settings: ClusterSettings, device: str | None, have: Resources) -> No
         raise InputError(f"cpus_per_actor is {settings.cpus_per_actor:g}, and this machine has {have.cpus:g} CPUs")
 
 
-_ELSEWHERE = "give less, or the --address of a cluster"
+_ELSEWHERE = "ask for less, or give the --address of a cluster"
 
 
 def _count(gpus: float) -> str:

@@ -253,7 +253,10 @@ def harden_output() -> None:
     """Let nothing that is printed end the process: characters are spelled out, and what cannot be written is dropped."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None or isinstance(stream, Output):
+        if isinstance(stream, Output):
+            continue
+        if stream is None:  # closed by who started us, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
             continue
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

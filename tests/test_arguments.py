@@ -15,10 +15,12 @@ from jobs import arguments, command, main
 from jobs.caption import CaptionJob
 from jobs.evaluate import EvaluateJob
 from jobs.invert import InvertJob
+from jobs.options import expect_device_here
 from jobs.plan import PlanJob
 from jobs.train_demo import TrainDemoJob
 from jobs.verify import VerifyJob
 from pipeline.errors import InputError
+from pipeline.settings import ClusterSettings
 
 JOBS = {
     CaptionJob: ["--output", "out"],
@@ -98,6 +100,55 @@ def test_a_number_that_makes_no_sense_is_one_line_before_any_work(job: type, fla
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("job", "words", "message"),
+    [
+        (CaptionJob, ["--demo", "--outptu", "x"], "unknown option: --outptu; do you mean --output?"),
+        (CaptionJob, ["--hlep"], "unknown option: --hlep; do you mean --help?"),
+        (VerifyJob, ["--verfy=demo"], "unknown option: --verfy=demo; do you mean --verify?"),
+        (VerifyJob, ["", "--verify", "demo"], "OUTPUT is empty"),
+    ],
+)
+def test_a_misspelled_option_is_told_before_one_that_is_missing(job: type, words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        arguments.read(job, "", "pez x", words)
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "message"),
+    [
+        ("caption", ["--output", "x"], "no input given; expected --input with the address of a tar, or --demo"),
+        ("verify", ["x"], "no generator is named; expected --verify demo"),
+        ("evaluate", ["--input", "x.tar"], "no generator is named; expected --verify demo"),
+    ],
+)
+def test_a_command_that_lacks_its_input_or_model_says_so_before_it_loads_anything(
+    module: str, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pez", *words])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"jobs.{module}").main(f"pez {module}")
+    told = capsys.readouterr()
+    assert (ended.value.code, told.out) == (2, "")
+    assert told.err.startswith(f"error: {message}")
+
+
+def test_help_is_shown_beside_a_misspelled_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        arguments.read(CaptionJob, "", "pez x", ["--outptu", "x", "--help"])
+    assert "--output" in capsys.readouterr().out
+
+
+def test_a_gpu_that_this_machine_lacks_is_told_before_ray_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match="--device is cuda, and PyTorch finds no GPU on this machine; expected cpu"):
+        expect_device_here("cuda", ClusterSettings())
+    expect_device_here("cuda", ClusterSettings(address="head:6379"))  # its nodes may have one
+    for device in (None, "cpu"):
+        expect_device_here(device, ClusterSettings())
+
+
 def needed(flag: arguments.Flag) -> list[str]:
     """What an option has no meaning without."""
     if flag.path[-1] == "actors_per_gpu":
@@ -116,13 +167,13 @@ def test_an_empty_text_is_one_line_before_any_work(job: type, flag: arguments.Fl
 @pytest.mark.parametrize(
     ("job", "words", "message"),
     [
-        (CaptionJob, ["--stepz", "3"], "--stepz 3; do you mean --steps?"),
-        (CaptionJob, ["--retry_failed"], "do you mean --retry-failed?"),
-        (CaptionJob, ["a.tar"], "what this command does not know: a.tar; pez x --help lists the options"),
+        (CaptionJob, ["--stepz", "3"], "unknown option: --stepz; do you mean --steps?"),
+        (CaptionJob, ["--retry_failed"], "unknown option: --retry_failed; do you mean --retry-failed?"),
+        (CaptionJob, ["a.tar"], "unknown argument: a.tar; pez x --help lists the options"),
         (CaptionJob, ["--demo=False"], "--demo: ignored explicit argument 'False'"),
-        (CaptionJob, ["--steps", "many"], "--steps: 'many' is no whole number"),
-        (CaptionJob, ["--steps", "5.5"], "--steps: '5.5' is no whole number"),
-        (CaptionJob, ["--guidance", "high"], "--guidance: 'high' is no number"),
+        (CaptionJob, ["--steps", "many"], "--steps: 'many' is not a whole number"),
+        (CaptionJob, ["--steps", "5.5"], "--steps: '5.5' is not a whole number"),
+        (CaptionJob, ["--guidance", "high"], "--guidance: 'high' is not a number"),
         (CaptionJob, ["--steps"], "--steps: expected one argument"),
         (CaptionJob, ["--precision", "fp8"], "--precision: invalid choice: 'fp8'"),
         (CaptionJob, ["--verify-precision", "fp8"], "--verify-precision: invalid choice: 'fp8'"),
@@ -131,7 +182,7 @@ def test_an_empty_text_is_one_line_before_any_work(job: type, flag: arguments.Fl
         (CaptionJob, ["--demo", "--model", "ViT-H-14"], "--demo takes a shipped model, and --model is ViT-H-14"),
         (EvaluateJob, ["--demo", "--input", "x.tar"], "--demo and --input are given"),
         (EvaluateJob, ["--demo", "--model", "ViT-B-32"], "--demo takes a shipped model"),
-        (EvaluateJob, ["--images", "0"], "images is 0; expected 1 to"),
+        (EvaluateJob, ["--images", "0"], "--images is 0; expected 1 to"),
         (InvertJob, ["--demo", "--model", "ViT-B-32"], "--demo takes a shipped model"),
         (CaptionJob, ["--verify-images", "4"], "--verify-images has no meaning without --verify"),
         (
@@ -146,9 +197,9 @@ def test_an_empty_text_is_one_line_before_any_work(job: type, flag: arguments.Fl
         (CaptionJob, ["--local", "--device", "tpu"], "--device is 'tpu'; expected cpu, cuda, or cuda:1"),
         (CaptionJob, ["--local", "--device", "cuda:-1"], "--device is 'cuda:-1'; expected cpu, cuda, or cuda:1"),
         (CaptionJob, ["--device", "cuda:1"], "--device is 'cuda:1'; expected cpu or cuda: Ray gives each actor a GPU"),
-        (CaptionJob, ["--gpus-per-actor", "-0.5"], "gpus_per_actor is -0.5; expected 0 to 1000"),
-        (PlanJob, ["--gpus", "0"], "gpus is 0; expected more than 0"),
-        (PlanJob, ["--images", "0"], "images is 0; expected more than 0"),
+        (CaptionJob, ["--gpus-per-actor", "-0.5"], "--gpus-per-actor is -0.5; expected 0 to 1000"),
+        (PlanJob, ["--gpus", "0"], "--gpus is 0; expected more than 0"),
+        (PlanJob, ["--images", "0"], "--images is 0; expected more than 0"),
         (PlanJob, ["--parts", "20000", "--shard-size", "5"], "parts is 20000; expected 1 to 10,000"),
         (PlanJob, ["--parts", "6", "--shard-size", "5"], "parts is 6; expected no more than the 5 images of a shard"),
         (PlanJob, ["--actors-per-gpu", "2"], "--actors-per-gpu has no meaning without --report"),
@@ -199,15 +250,15 @@ def test_a_file_that_could_not_be_written_in_the_end_is_found_out_first(option: 
         (["--curve", "--plot", "{tmp}/gone/c.png"], "there is no folder {tmp}/gone"),
         (["--plot", "c.png"], "--plot has no meaning without --curve"),
         (["--images", "9"], "--images has no meaning without --curve"),
-        (["--lanes", "16", "--lanes", "0"], "lanes is 0; expected 1 to"),
+        (["--lanes", "16", "--lanes", "0"], "--lanes is 0; expected 1 to"),
         (["--tokens", "-1"], "tokens is -1; expected 1 to"),
-        (["--steps", "0"], "steps is 0; expected 1 to"),
-        (["--threads", "0"], "threads is 0; expected 1 to"),
+        (["--steps", "0"], "--steps is 0; expected 1 to"),
+        (["--threads", "0"], "--threads is 0; expected 1 to"),
         (["--seconds", "nan"], "--seconds is nan; expected a finite number"),
         (["--model", ""], "--model is empty"),
         (["--device", "tpu"], "--device is 'tpu'"),
         (["--curve", "--overhead"], "--curve and --overhead are given; expected one of them"),
-        (["--curve", "--images", "1"], "images is 1; expected 2 to"),
+        (["--curve", "--images", "1"], "--images is 1; expected 2 to"),
     ],
 )
 def test_a_benchmark_that_cannot_be_run_is_one_line(

@@ -55,6 +55,11 @@ def test_lane_counts_that_fail_leave_the_others(
     assert "ran with none of these lane counts" in capsys.readouterr().err
 
 
+def test_more_tokens_than_a_model_has_room_for_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["--model", "demo", "--tokens", "31", "--lanes", "16"]) == 2
+    assert "its context of 32 has room for 1 to 30" in capsys.readouterr().err
+
+
 def test_an_engine_with_other_gradients_is_not_timed(demo_clip: pez.Clip) -> None:
     other = pez.demo.load_demo_clip(folder=pez.demo.JUDGE)
     target = torch.nn.functional.normalize(torch.randn(16, 64), dim=-1)

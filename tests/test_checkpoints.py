@@ -164,6 +164,13 @@ def test_a_file_or_tag_that_is_not_there_is_refused(small: str, file: Path, pret
             refuses(small, pretrained.format(file=file))
 
 
+@pytest.mark.parametrize("name", ["hf-hub:", "local-dir:"])
+def test_a_kind_of_model_without_its_name_is_refused(name: str) -> None:
+    for refuses in (lambda: pez.load_clip(name), lambda: check_model(name, None, 8)):
+        with pytest.raises(ValueError, match=f"'{name}' names no model; expected hf-hub:ORG/REPO"):
+            refuses()
+
+
 def test_every_quickgelu_tag_of_open_clip_has_a_name_that_says_so() -> None:
     for name, tag in open_clip.list_pretrained():
         config = open_clip.get_pretrained_cfg(name, tag)

@@ -112,7 +112,7 @@ def test_figures_that_cannot_be_written_in_the_end_are_shown_all_the_same(
         (["--demo", "--picture", "{tmp}"], "a folder; expected the name of a file"),
         (["--demo", "--json", "{tmp}/a", "--picture", "{tmp}/a"], "expected two files"),
         (["--demo", "--keep-images"], "--keep-images"),
-        (["--demo", "--verify-images", 0], "verify_images is 0"),
+        (["--demo", "--verify-images", 0], "--verify-images is 0"),
         (["--demo", "--verify-precision", "fp16", "--device", "cpu"], "which a CPU cannot compute"),
         (["--demo", "--verify", "{tmp}"], "no pipeline in {tmp}"),
         (["--demo", "--verify-variant", "fp16"], "has no variant 'fp16'"),

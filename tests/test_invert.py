@@ -65,6 +65,7 @@ def test_a_signed_url_is_read_and_its_secret_is_not_shown(images: list) -> None:
         ("{tmp}/empty.png", "{tmp}/empty.png: "),
         ("/dev/zero", "/dev/zero is no file; expected an image file"),
         ("nonsense://x/y.png", "nonsense://x/y.png"),
+        ("http://127.0.0.1:9/a.png", "cannot read http://127.0.0.1:9/a.png: nothing is there, or nobody answers"),
     ],
 )
 def test_what_is_no_image_is_one_line(given: str, message: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Python takes images as people have them, sees them as the jobs do, and is not changed by what is around it."""
 
 import dataclasses
+import io
 import logging
 import math
 import threading
@@ -43,6 +44,8 @@ def forms(scene: Image.Image, folder: Path) -> dict[str, Any]:
         "16 bits": array.astype(np.uint16) * 257,
         "a batch": array[None],
         "ComfyUI's IMAGE": (torch.from_numpy(array.copy()) / 255)[None],
+        "an open file": io.BytesIO(path.read_bytes()),
+        "open files": [path.open("rb")],
         "a list": [scene],
         "a tuple of paths": (path,),
         "a generator": (image for image in [scene]),
@@ -55,6 +58,22 @@ def test_every_form_of_an_image_has_the_same_prompt(demo_clip: pez.Clip, scene: 
         assert pez.learn_prompts(demo_clip, form, SETTINGS) == [expected], name
     for form in forms(scene, tmp_path).values():
         assert pez.learn_prompt(demo_clip, form, SETTINGS).text == pez.learn_prompt(demo_clip, scene, SETTINGS).text
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_default_dtype_of_a_program_changes_no_prompt(
+    demo_clip: pez.Clip, scene: Image.Image, dtype: torch.dtype
+) -> None:
+    def learned() -> list[pez.Prompt]:
+        both = [scene, scene.rotate(90)]
+        return [*pez.learn_prompts(demo_clip, both, SETTINGS), pez.learn_prompt(demo_clip, both, SETTINGS, [1.0, -0.3])]
+
+    expected = learned()
+    torch.set_default_dtype(dtype)
+    try:
+        assert learned() == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def odd(kind: str) -> Image.Image:
@@ -104,10 +123,13 @@ def test_bools_and_grey_are_pictures() -> None:
         (np.zeros(5), "an array of shape (5,)"),
         (np.zeros((0, 9, 3)), "an array of shape (0, 9, 3)"),
         (np.array([["a"]]), "expected bool, whole numbers or floats"),
-        ([[1, 2], [3, 4]], "a list; expected a file, a PIL image or an array"),
-        (None, "a NoneType; expected a file"),
+        ([[1, 2], [3, 4]], "type list; expected a file, a PIL image or an array"),
+        (torch.zeros(8, 9, 3).to_sparse(), "a sparse tensor; expected one that holds its numbers"),
+        (torch.zeros(8, 9, 3, device="meta"), "a meta tensor; expected one that holds its numbers"),
+        ("", "(''): an empty path; expected an image file"),
+        (None, "type NoneType; expected a file"),
         (b"no picture", "cannot decode the image"),
-        ("nowhere.png", "(nowhere.png): No such file"),
+        ("nowhere.png", "('nowhere.png'): No such file"),
         (".", "a folder; expected an image file"),
     ],
 )
@@ -122,7 +144,7 @@ def test_what_is_no_image_is_named_by_its_index(
 
 
 def test_images_that_are_no_images_at_all_are_refused(demo_clip: pez.Clip) -> None:
-    with pytest.raises(ValueError, match="images is a int; expected a file, a PIL image or an array"):
+    with pytest.raises(ValueError, match="images is of type int; expected a file, a PIL image or an array"):
         pez.learn_prompts(demo_clip, 3, SETTINGS)  # type: ignore[arg-type]
     assert pez.learn_prompts(demo_clip, [], SETTINGS) == []
     assert pez.learn_prompts(demo_clip, iter(()), SETTINGS) == []

@@ -78,6 +78,9 @@ def test_a_plan_tells_hours_cost_balance_and_loss(
         "each GPU that goes (a spot machine taken back) loses 8 min 20 s of work on average, 16 min 40 s at most",
         "better: --parts 4 (4.38 hours, $560.00, a GPU that goes loses 2 min 05 s), or shards of 2,000 images",
     ]
+    lines = run(["--images-per-second", 10, "--images", 5000, "--gpus", 1], monkeypatch, capsys)[1].splitlines()
+    assert lines[0] == "5,000 images on 1 GPU at 10 images/s a GPU (as given)"
+    assert lines[2].startswith("1 shard of 10,000 images: ")
 
 
 def test_a_throughput_of_reports(
@@ -127,7 +130,7 @@ def test_a_throughput_of_the_benchmark(
         (["--report", "{tmp}/empty"], "no captioned image in {tmp}/empty; expected the output of a run"),
         (["--benchmark", "{tmp}/gone.json"], "cannot read {tmp}/gone.json: No such file"),
         (["--benchmark", "{tmp}/other.json"], "{tmp}/other.json is not of a speed benchmark; expected a file of"),
-        (["--images-per-second", "0"], "images_per_second is 0.0; expected more than 0"),
+        (["--images-per-second", "0"], "--images-per-second is 0.0; expected more than 0"),
         (["--images-per-second", "9", "--report", "x"], "--report and --images-per-second are given; expected one"),
         (["--images-per-second", "9", "--steps", "5"], "--steps scales a benchmark; with other sources measure"),
     ],

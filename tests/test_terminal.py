@@ -164,6 +164,15 @@ def test_a_full_disk_behind_the_output_does_not_decide_over_the_job() -> None:
         full.buffer.raw.close()  # type: ignore[attr-defined]
 
 
+def test_a_command_whose_output_is_closed_ends_as_it_would_with_one() -> None:
+    def status(*words: str) -> int:
+        closed = [*("sh", "-c", 'exec "$@" >&- 2>&-', "sh"), sys.executable, "-m", "jobs.plan", *words]
+        return subprocess.run(closed, timeout=120).returncode
+
+    assert status("--images", "1000", "--gpus", "2", "--images-per-second", "5") == 0
+    assert status("--images", "0", "--gpus", "2", "--images-per-second", "5") == 2
+
+
 def test_the_help_goes_into_a_closed_pipe_in_silence() -> None:
     reading, writing = os.pipe()
     os.close(reading)
