@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -174,7 +174,8 @@ def evaluate(job: EvaluateJob) -> int:
         for line in (_write_figures(job, originals, guide, judge, outcomes), _write_picture(job, originals, made))
         if line
     ]
-    console.print(outcome_table(outcomes))
+    for table in outcome_tables(outcomes):
+        console.print(table)
     if blanked := sum(outcome.blanked for outcome in outcomes):
         say(console, f"{count(blanked, 'picture')} blanked by the safety checker, and in no figure")
     for line in unwritten:
@@ -349,24 +350,27 @@ def mean_of(values: Sequence[float]) -> Mean:
     )
 
 
-def outcome_table(outcomes: Sequence[Outcome]) -> Table:
-    """For people."""
+def outcome_tables(outcomes: Sequence[Outcome]) -> Iterator[Table]:
+    """For people: the similarities, and of drawn scenes what the pictures show; two tables, since one is too wide to read."""
+    yield _table(
+        ("prompts", "similarity", "under the score model", "regenerated"),
+        [(o.prompts, str(o.guide), str(o.judge), str(o.regenerated)) for o in outcomes],
+    )
+    if attributes := list(dict.fromkeys(name for o in outcomes for name in o.named)):
+        shares = [(o.prompts, *(f"{o.named[n]:.0%}" if n in o.named else "" for n in attributes)) for o in outcomes]
+        yield _table(("shown in", *(name.replace("_", " ") for name in attributes)), shares)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """With headings that may wrap, and numbers that may not."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for column in ("prompts", "similarity", "under the score model", "regenerated"):
-        table.add_column(column, justify="left" if column == "prompts" else "right")
-    attributes = list(dict.fromkeys(name for o in outcomes for name in o.named))
-    for name in attributes:
-        table.add_column(name.replace("_", " "), justify="right")
-    for o in outcomes:
-        table.add_row(
-            o.prompts,
-            str(o.guide),
-            str(o.judge),
-            str(o.regenerated),
-            *(f"{o.named[n]:.0%}" if n in o.named else "" for n in attributes),
-        )
+    for i, column in enumerate(columns):
+        width = max(len(row[i]) for row in rows)
+        table.add_column(column, justify="right" if i else "left", min_width=width)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

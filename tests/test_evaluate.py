@@ -40,7 +40,10 @@ def figures(file: Path) -> dict[str, Any]:
     return {outcome["prompts"]: outcome for outcome in values["outcomes"]}
 
 
-def test_several_pictures_of_a_prompt_count_as_their_mean(run: Run, tmp_path: Path) -> None:
+def test_several_pictures_of_a_prompt_count_as_their_mean(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")  # where every figure can be read all the same
     status, told, _ = run("--demo", *QUICK, "--verify-images", 3, "--json", tmp_path / "figures.json")
     assert status == 0
     judge = load_model(CaptionSettings(model="demo-judge", pretrained="none"), "cpu")
