@@ -78,7 +78,7 @@ def test_with_the_bookkeeping_beside_it_every_reader_reads_it(tmp_path: Path, re
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("bookkeeping", ["inside", "beside"])
+@pytest.mark.parametrize("bookkeeping", ["inside", pytest.param("beside", marks=pytest.mark.slow)])
 def test_ray_data_reads_the_folder(tmp_path: Path, bookkeeping: Bookkeeping) -> None:
     assert ray_rows(write(tmp_path / "out", bookkeeping)) == 12
 

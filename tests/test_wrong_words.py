@@ -40,6 +40,7 @@ def test_an_unknown_word_in_the_allowlist_is_one_line_and_status_2(
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_an_unknown_word_in_the_allowlist_ends_a_job_on_ray(scene_tars: list[str], tmp_path: Path) -> None:
     plan = ActorPlan(1, 0.0, 1.0, 1, "cpu")
     starter = actor_starter(SETTINGS, UNKNOWN, plan, str(tmp_path / "out"), describe(SETTINGS, UNKNOWN, "cpu"))
