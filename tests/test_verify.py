@@ -440,7 +440,7 @@ def test_a_guide_that_scores_its_own_prompts_is_warned_of() -> None:
         ("caption", ["--demo", "--verify", "{tmp}/model.ckpt"], "model.ckpt is a pickle, which may run code"),
         ("caption", ["--demo", "--verify", "demo", "--verify-variant", "fp16"], "'demo' has no variant 'fp16'"),
         ("caption", ["--demo", "--verify", "{tmp}"], "no pipeline in {tmp}; expected a diffusers folder"),
-        ("caption", ["--demo", "--verify", "demo", "--verify-steps", "0"], "verify_steps is 0; expected 1 or more"),
+        ("caption", ["--demo", "--verify", "demo", "--verify-steps", "0"], "--verify-steps is 0; expected 1 or more"),
         ("caption", ["--demo", "--verify", "demo", "--score-model", "ViT-Z"], "no weights are named for the score"),
         ("caption", ["--demo", "--verify", "demo", "--score-model", "local-dir:{tmp}"], "expected an open_clip folder"),
         ("caption", ["--demo", "--verify", "demo", "--verify-precision", "fp16", "--device", "cpu"],
