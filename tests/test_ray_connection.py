@@ -78,7 +78,8 @@ def test_a_job_for_a_cluster_that_is_gone_is_one_line_and_status_2(dead: str, tm
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2
     assert re.fullmatch(f"error: no Ray cluster at '{dead}': Connection refused; expected .*\n", done.stderr)
-    assert done.stdout.splitlines() == ["loading PyTorch and Ray", f"joining the Ray cluster at {dead}"]
+    told = done.stdout.splitlines()
+    assert told == ["loading PyTorch and Ray", f"joining the Ray cluster at {dead}"], "nothing of Ray's own"
     assert not (tmp_path / "out").exists()
 
 
