@@ -100,4 +100,8 @@ def _words(name: str, value: Any) -> tuple[str, ...]:
     words = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else None
     if words is None or not all(isinstance(word, str) and word.strip() for word in words):
         raise ValueError(f"{name} is {value!r}; expected words, like ('red', 'blue*')")
+    if joined := next(
+        (word for word in words if "," in word.strip(" ,")), None
+    ):  # read as a phrase, it would block one of them
+        raise ValueError(f"{name} has {joined!r}; expected one word or phrase each, without commas between them")
     return words

@@ -32,6 +32,7 @@ _ROOT = str(Path(__file__).resolve().parent.parent)
 # A client of HTTP/2, which gRPC is made of, says this first; a server answers with a frame of settings, its type at byte 3.
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _SETTINGS_FRAME = 4
+_WITHOUT = "try again, or run without Ray: --local"
 _ADVICE = "expected the address of its head, whose usual port is 6379"
 
 
@@ -62,11 +63,19 @@ def connect(settings: ClusterSettings) -> None:
     try:
         ray.init(**options)
     except (ConnectionError, RayError, RuntimeError, ValueError, AssertionError) as error:
-        if address is None:
+        if address is not None:
+            raise InputError(f"no Ray cluster at {address!r}: {_one_line(error)}") from error
+        raise InputError(f"Ray does not start on this machine: {_one_line(error)}; {_WITHOUT}") from error
+    except Exception as error:  # what Ray raises where its processes do not come up in time
+        if type(error) is not Exception:
             raise
-        raise InputError(f"no Ray cluster at {address!r}: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(f"Ray does not start on this machine: {_one_line(error)}; {_WITHOUT}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def resources() -> Resources:

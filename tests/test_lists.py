@@ -100,6 +100,12 @@ def test_a_phrase_costs_one_word(demo_clip: pez.Clip) -> None:
     assert ("new" in texts, "york" in texts) == (True, False)
 
 
+@pytest.mark.parametrize("name", ["blocklist", "allowlist"])
+def test_words_joined_by_commas_are_refused_and_not_taken_for_a_phrase(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} has 'red, blue'; expected one word or phrase each"):
+        pez.PezSettings(**{name: ("green", "red, blue")})
+
+
 def test_a_plain_string_is_one_word() -> None:
     assert pez.PezSettings(blocklist="blood").blocklist == ("blood",)  # type: ignore[arg-type]
     assert pez.PezSettings(allowlist=["red", "blue"]).allowlist == ("red", "blue")  # type: ignore[arg-type]

@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from running import ROOT
 
+from pipeline import ray_connection
 from pipeline.errors import InputError
 from pipeline.ray_connection import check_address
+from pipeline.settings import ClusterSettings
 
 
 @pytest.fixture
@@ -49,6 +51,22 @@ def web() -> Iterator[str]:
     yield f"127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ConnectionError, Exception])
+def test_a_ray_of_this_machine_that_does_not_start_is_one_line(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: object) -> None:
+        raise error("The current node timed out\nduring startup.")
+
+    monkeypatch.setattr(ray_connection.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_connection.ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(InputError) as found:
+        ray_connection.connect(ClusterSettings())
+    line = "Ray does not start on this machine: The current node timed out during startup."
+    assert str(found.value) == f"{line}; try again, or run without Ray: --local"
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
