@@ -135,7 +135,7 @@ def test_late_captions_are_those_of_the_whole_shard_also_in_parts_again_and_amon
 def test_a_file_that_is_no_tar_fails_at_once_and_one_in_passing_is_tried_again(
     captioner: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.caption.retry_delay", lambda failures: 0.0)
+    monkeypatch.setattr("pipeline.serial.retry_delay", lambda failures: 0.0)
     (tmp_path / "photo.jpg").write_bytes(JPEG)
     (tmp_path / "page.tar").write_bytes(b"<html>busy</html>")
     shards = [Shard(str(tmp_path / name), name) for name in ("photo.jpg", "page.tar")]
