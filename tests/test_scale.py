@@ -82,7 +82,9 @@ def test_the_driver_stays_small_and_quick_over_many_shards_and_a_resume_reads_no
 ) -> None:
     """The real job with actors that caption nothing: braces, two listings, the loop, progress, the end."""
 
-    def starter(_: Any, __: Any, ___: Any, url: str, described: dict[str, Any], ____: bool, at_once: int) -> Any:
+    def starter(
+        _: Any, __: Any, ___: Any, url: str, described: dict[str, Any], ____: bool, at_once: int, _____: Any
+    ) -> Any:
         return lambda: TrivialActor.options(num_cpus=1, max_concurrency=at_once + 1).remote(url, described)
 
     monkeypatch.setattr(cluster, "actor_starter", starter)
