@@ -189,6 +189,7 @@ def test_a_killed_actor_loses_its_part_only(shard: Shard, tmp_path: Path, images
     assert run_on_ray(split_shard(shard, 4), [stage], ClusterSettings(), on_note=notes.append) == {}
     killer.join()
     assert len(actors) == 1
+    notes = [note for note in notes if "waiting for the first actor" not in note]  # said where a machine is slow
     assert len(notes) == 1
     assert notes[0].startswith("big, part ")
     assert "its actor died; it is tried again" in notes[0]
