@@ -10,6 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import braceexpand
@@ -155,7 +156,12 @@ def _folders(folder: str, seen: set[str]) -> Iterator[str]:
 def _chosen(names: Iterable[str], pattern: str, shown: str, outputs: _Outputs, left_out: Counter[str]) -> list[str]:
     """Of the files that a folder holds or a glob matches, those that are input, in order."""
     typed = set(pattern.split("/"))
-    visible = [n for n in names if not any(p.startswith((".", "_")) for p in n.split("/") if p and p not in typed)]
+    asked = [part for part in typed if part.startswith((".", "_"))]  # like _part-*.tar
+
+    def hidden(part: str) -> bool:
+        return part.startswith((".", "_")) and part not in typed and not any(fnmatchcase(part, one) for one in asked)
+
+    visible = [name for name in names if not any(hidden(part) for part in name.split("/"))]
     ours = [name for name in visible if outputs.of(name)]
     others = sorted(set(visible) - set(ours))
     tars = [name for name in others if name.lower().endswith(SHARD_EXTENSIONS)]

@@ -42,6 +42,8 @@ def test_hidden_names_are_no_input_unless_typed(tmp_path: Path) -> None:
     assert names(tmp_path / "._00000.tar") == ["._00000.tar"]
     assert names(tmp_path / "_old") == ["2.tar"]
     assert names(tmp_path / "_old/*.tar") == ["2.tar"]
+    assert names(tmp_path / "_o*/*.tar") == ["2.tar"]
+    assert names(tmp_path / "._*.tar") == ["._00000.tar"]
 
 
 def test_globs_enter_linked_folders_as_a_shell_does(tmp_path: Path) -> None:
