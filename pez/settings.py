@@ -32,7 +32,7 @@ class PezSettings:
     candidates: int = 32
     """tokens scored in each round of swaps"""
     exact: bool = False
-    """the algorithm of the paper alone: no swaps, and tokens that do not last as text as well"""
+    """the algorithm of the paper alone: no swaps, and also tokens that do not survive decoding and re-encoding"""
     restarts: int = 1
     """independent starts; the best prompt of all is kept"""
     seed: int = 0
@@ -41,10 +41,11 @@ class PezSettings:
     """default = 0.1, as published, with exact; else 0.5: soft prompts that forget faster find better words"""
     vocabulary: Vocabularies = "model"
     """tokens that may be chosen: model = what the model recommends (the demo: its caption words; others: words),
-    words = only words that people write by themselves, full = all that last as text, but for the brackets, bars and other
-    signs that image programs take as commands (with exact: all but the special ones)"""
+    words = only words that people write by themselves, full = all that survive decoding and re-encoding, but for the
+    brackets, bars and other signs that image programs take as commands (with exact: all but the special ones)"""
     blocklist: tuple[str, ...] = ()
-    """words that no prompt may hold, in any case and accent, also phrases and emoji; * and ? match any signs and any sign"""
+    """words that no prompt may hold, in any case and accent, also phrases and emoji; * and ? match any characters and
+    any character"""
     allowlist: tuple[str, ...] = ()
     """if given, the only words that a prompt may hold, whatever the vocabulary; each one token of the model"""
 

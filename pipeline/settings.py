@@ -31,9 +31,9 @@ class CaptionSettings(ModelSettings):
     lanes: int = 64
     """prompts learned side by side in an actor, a multiple of 16"""
     image_key: str | None = None
-    """ending of the images in the tars, like jpg or 'jpg;png'; default = any usual one"""
+    """extension of the images in the tars, like jpg or 'jpg;png'; default = any usual one"""
     caption_key: str | None = None
-    """ending of the captions in the tars, like txt, or a field of JSON, like json:caption; default = txt, text or caption"""
+    """extension of the captions in the tars, like txt, or a field of JSON, like json:caption; default = txt, text or caption"""
     key_split: KeySplit = "last"
     """dot of a name at which its key ends: at the last photo.1.jpg and photo.2.jpg are two keys; the first is WebDataset's"""
     allow_unfinished_tars: bool = False
@@ -53,8 +53,8 @@ class PaintSettings:
     """How prompts are painted, and the pictures compared with the originals."""
 
     verify: str | None = None
-    """paint each prompt with this text-to-image model and compare: demo, a hub id, a folder in diffusers' format, or a
-    .safetensors file of a whole model"""
+    """generate images from each prompt with this text-to-image model and compare them with the original: demo, a hub id,
+    a folder in diffusers' format, or a .safetensors file of a whole model"""
     score_model: str | None = None
     """CLIP that compares, like --model; default = another one than the guide: ViT-bigG-14, ViT-H-14 or demo-judge"""
     score_pretrained: str | None = None
