@@ -19,7 +19,7 @@ from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-from pipeline.errors import InputError
+from pez.errors import UserError
 
 Options = TypeVar("Options")
 
@@ -43,7 +43,7 @@ def read(options: type[Options], description: str | None, prog: str, words: Sequ
     """Read the words of a command line.
 
     Raises:
-        InputError: an option that there is not, or a value that it cannot have.
+        UserError: an option that there is not, or a value that it cannot have.
         SystemExit: help was asked for, and is printed.
     """
     parser = Parser(prog=prog, description=description)
@@ -58,7 +58,7 @@ def read(options: type[Options], description: str | None, prog: str, words: Sequ
     except ValueError as error:  # in Python its first word may be a field's name
         field, space, rest = str(error).partition(" ")
         named = {flag.path[-1]: flag.name for flag in flags}
-        raise InputError(f"{named.get(field, field)}{space}{rest}") from error
+        raise UserError(f"{named.get(field, field)}{space}{rest}") from error
     return chosen
 
 
@@ -159,7 +159,7 @@ class Parser(argparse.ArgumentParser):
             message = message.replace(
                 "unrecognized arguments", "unknown " + ("option" if found[:1] == "-" else "argument")
             )
-        raise InputError(f"{message.replace('argument ', '', 1)}; {advice}")
+        raise UserError(f"{message.replace('argument ', '', 1)}; {advice}")
 
 
 def _add(group: Any, flag: Flag, doc: str) -> None:
@@ -259,16 +259,16 @@ def expect_usable(values: dict[str, Any], options: Mapping[str, str] = MappingPr
         options: what the command line calls fields, where that is not an option of their name.
 
     Raises:
-        InputError: an empty text, a number that is not finite, or one that no table holds.
+        UserError: an empty text, a number that is not finite, or one that no table holds.
     """
     for name, value in values.items():
         for each in value if isinstance(value, list | tuple) else (value,):
             option = options.get(name, option_of(name))
             if isinstance(each, str | PurePath) and not str(each).strip():
-                raise InputError(f"{option} is empty; expected something, or leave the option out")
+                raise UserError(f"{option} is empty; expected something, or leave the option out")
             if isinstance(each, float) and not math.isfinite(each):
-                raise InputError(f"{option} is {each}; expected a finite number")
+                raise UserError(f"{option} is {each}; expected a finite number")
             if isinstance(each, float) and abs(each) > 1e15:
-                raise InputError(f"{option} is {each:g}; expected a number of at most 15 digits")
+                raise UserError(f"{option} is {each:g}; expected a number of at most 15 digits")
             if isinstance(each, int) and abs(each) > _MOST:
-                raise InputError(f"{option} is a number of {len(str(abs(each)))} digits; expected at most 18")
+                raise UserError(f"{option} is a number of {len(str(abs(each)))} digits; expected at most 18")

@@ -32,20 +32,21 @@ from jobs.options import (
     refuse_ignored,
 )
 from pez.demo import CLIPS
-from pipeline.errors import InputError, OutputError
+from pez.errors import UserError
+from pipeline.errors import OutputError
 from pipeline.settings import Bookkeeping
 from pipeline.terminal import Activity, count, open_console, plain, prompt_table, say
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.cluster import ActorPlan
     from pipeline.progress import JobProgress
     from pipeline.rows import ShardReport
+    from pipeline.run.cluster import ActorPlan
     from pipeline.settings import ClusterSettings
-    from pipeline.shards import Shard
+    from pipeline.sources.shards import Shard
+    from pipeline.stages.verified_table import VerifiedTable
     from pipeline.table import PromptTable
-    from pipeline.verified_table import VerifiedTable
 
 _READS_AT_ONCE = 32
 _EARLIER = 256  # reports of finished shards that are read again, for the counts of what was left out
@@ -79,22 +80,22 @@ class CaptionJob(LearnOptions, VerifyOptions, RunOptions):
 def caption(job: CaptionJob) -> int:
     """Run the job; returns its exit status."""
     if not job.input and not job.demo:
-        raise InputError("no input given; expected --input with the address of a tar, or --demo")
+        raise UserError("no input given; expected --input with the address of a tar, or --demo")
     console = open_console()
     with Activity(console, "loading PyTorch" if job.local else "loading PyTorch and Ray") as activity:
         with command.importing():
             if not job.local:
-                import pipeline.cluster  # noqa: F401
-            from pipeline.caption import check_settings, describe
-            from pipeline.demo_shards import demo_shards
-            from pipeline.hub import check_reachable
-            from pipeline.inputs import expand_shards
-            from pipeline.parts import sweep_parts
+                import pipeline.run.cluster  # noqa: F401
             from pipeline.progress import JobProgress
+            from pipeline.run.hub import check_reachable
+            from pipeline.run.shared_disk import check_outside_package
             from pipeline.settings import cluster_address
-            from pipeline.shared_disk import check_outside_package
+            from pipeline.sources.demo_shards import demo_shards
+            from pipeline.sources.inputs import expand_shards
+            from pipeline.stages.learn import check_settings, describe
+            from pipeline.stages.parts import sweep_parts
+            from pipeline.stages.verify import check_verification, resolved, score_model, verified_table
             from pipeline.table import PromptTable
-            from pipeline.verify import check_verification, resolved, score_model, verified_table
 
         if job.demo:
             job = dataclasses.replace(job, caption=of_demo(job.caption))
@@ -175,7 +176,7 @@ class _Work:
         Returns:
             what to caption, one after the other: the pending shards, or parts of them.
         """
-        from pipeline.parts import split_shard
+        from pipeline.stages.parts import split_shard
 
         earlier = self.table.claim()
         self.table.record(self.shards)
@@ -189,7 +190,7 @@ class _Work:
 
 def _plans(job: CaptionJob) -> tuple[ActorPlan, ActorPlan]:
     """What the actors of captions and of verification get."""
-    from pipeline import cluster
+    from pipeline.run import cluster
 
     cluster.connect(job.cluster)
     plan = cluster.plan_actors(job.cluster, job.device)
@@ -198,8 +199,8 @@ def _plans(job: CaptionJob) -> tuple[ActorPlan, ActorPlan]:
 
 def _serially(job: CaptionJob, work: _Work, device: str, progress: JobProgress) -> dict[str, str]:
     """One stage after the other in this process: there is room for one model."""
-    from pipeline.caption import Captioner, run_serially
-    from pipeline.verify import verify_serially
+    from pipeline.stages.learn import Captioner, run_serially
+    from pipeline.stages.verify import verify_serially
 
     captioner = None
     if work.pending:
@@ -225,8 +226,8 @@ def _serially(job: CaptionJob, work: _Work, device: str, progress: JobProgress) 
 
 
 def _on_ray(job: CaptionJob, work: _Work, plans: tuple[ActorPlan, ActorPlan], progress: JobProgress) -> dict[str, str]:
-    from pipeline import cluster
-    from pipeline.cluster import Stage
+    from pipeline.run import cluster
+    from pipeline.run.cluster import Stage
 
     units = work.begin(job.cluster.parts)
     progress.doing(f"starting {count(plans[0].actors, 'actor')} for {job.caption.model}")
@@ -302,7 +303,7 @@ def show_first(table: PromptTable, shards: list[Shard], console: Console) -> Non
         shown = next((shard for shard in shards if table.finished(shard)), None)
         if shown is not None:
             console.print(prompt_table(table.read(shown)))
-    except (InputError, OSError) as error:  # it was written, and is not asked for but here
+    except (UserError, OSError) as error:  # it was written, and is not asked for but here
         say(console, plain(f"note: the first prompts cannot be shown: {error}"))
 
 

@@ -4,12 +4,15 @@ import contextlib
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pez
 from jobs import abandon, arguments
+from pez.errors import UserError
 from pipeline.errors import OutputError
 from pipeline.terminal import harden_output, plain
 
@@ -42,7 +45,7 @@ def end(work: Callable[[], int]) -> None:
     except OutputError as error:  # the output has become full or unwritable
         print(f"failed: {plain(str(error))}; run the same command to go on", file=sys.stderr)
         status = 1
-    except ValueError as error:  # an InputError, or what pez raises for settings that it cannot follow
+    except UserError as error:
         print(f"error: {plain(str(error))}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt as error:
@@ -50,6 +53,13 @@ def end(work: Callable[[], int]) -> None:
             signal.signal(signal.SIGINT, abandon)  # who presses it again does not want to wait for Ray's farewell
         print(f"interrupted: {plain(str(error))}" if str(error) else "interrupted", file=sys.stderr)
         status = 130
+    except Exception:
+        traceback.print_exc()
+        print(
+            f"this is a bug of pez {pez.__version__}, not of yours: please report it with the lines above",
+            file=sys.stderr,
+        )
+        status = 1
     sys.exit(status)
 
 
@@ -71,7 +81,10 @@ def importing() -> Iterator[None]:
 
 def prog_of(path: str) -> str:
     """How a module that Python runs is called on the command line."""
-    return f"python -m jobs.{Path(path).stem}" if path.endswith(".py") else path
+    if not path.endswith(".py"):
+        return path
+    file = Path(path)
+    return f"python -m jobs.{file.parent.name if file.stem == '__main__' else file.stem}"
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

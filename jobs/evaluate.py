@@ -31,7 +31,7 @@ from jobs.options import (
     refuse_beside_demo,
     refuse_ignored,
 )
-from pipeline.errors import InputError
+from pez.errors import UserError
 from pipeline.settings import CaptionSettings, PaintSettings
 from pipeline.terminal import Activity, count, open_console, plain, say
 
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     import pez
-    from pez.clip import Clip
     from pez.demo import scenes
+    from pez.models.clip import Clip
     from pez.regeneration import Generator
 
 
@@ -66,15 +66,15 @@ class EvaluateJob(LearnOptions):
         if self.demo:
             refuse_beside_demo(self.caption, given, ["input"])
         elif not self.input:
-            raise InputError("no input given; expected --input with the address of a tar, or --demo")
+            raise UserError("no input given; expected --input with the address of a tar, or --demo")
         refuse_ignored(given | ({"verify"} if self.demo else frozenset()))
         if not 1 <= self.images <= 100_000:
-            raise InputError(f"images is {self.images}; expected 1 to 100,000")
+            raise UserError(f"images is {self.images}; expected 1 to 100,000")
         expect_device(self.device)
         expect_writable(self.json, "--json")
         expect_writable(self.picture, "--picture")
         if self.json is not None and self.picture is not None and self.json.absolute() == self.picture.absolute():
-            raise InputError(f"--json and --picture are both {self.json}; expected two files")
+            raise UserError(f"--json and --picture are both {self.json}; expected two files")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,9 +129,9 @@ def evaluate(job: EvaluateJob) -> int:
     with Activity(console, "loading PyTorch") as activity:
         with command.importing():
             import pez
-            from pipeline.caption import check_settings, load_model
-            from pipeline.hub import check_reachable
-            from pipeline.verify import check_verification, generator_of, resolved, score_model
+            from pipeline.run.hub import check_reachable
+            from pipeline.stages.learn import check_settings, load_model
+            from pipeline.stages.verify import check_verification, generator_of, resolved, score_model
 
         if job.demo:
             verification = dataclasses.replace(job.verification, verify=job.verification.verify or "demo")
@@ -233,11 +233,11 @@ def read(job: EvaluateJob) -> Originals:
     """The first pictures of the input that can be decoded.
 
     Raises:
-        InputError: there is none.
+        UserError: there is none.
     """
     from pez.images import decode_image
-    from pipeline.inputs import expand_shards
-    from pipeline.samples import read_samples, reading_options
+    from pipeline.sources.inputs import expand_shards
+    from pipeline.sources.samples import read_samples, reading_options
 
     keys: list[str] = []
     pictures: list[Image.Image] = []
@@ -255,14 +255,14 @@ def read(job: EvaluateJob) -> Originals:
         if len(keys) == job.images:
             break
     if not keys:
-        raise InputError(f"no picture in {len(shards)} shards; expected members like 0001.jpg")
+        raise UserError(f"no picture in {len(shards)} shards; expected members like 0001.jpg")
     told = [caption for caption in captions if caption]
     return Originals(keys, pictures, told if len(told) == len(keys) else None)
 
 
 def random_prompts(guide: Clip, method: pez.PezSettings, keys: Sequence[str]) -> list[str]:
     """Prompts of as many random tokens as the learned ones have, of the same vocabulary."""
-    from pez.optimizer import generator_for
+    from pez.engine import generator_for
 
     vocabulary = guide.vocabulary(method)
     seeds = [generator_for(method.seed, key, 0) for key in keys]

@@ -19,8 +19,8 @@ from jobs.arguments import POSITIONAL, Group
 from jobs.caption import tell_of_the_demo
 from jobs.options import DeviceOption, expect_device, refuse_beside_demo, refuse_ignored
 from pez.demo import CLIPS
+from pez.errors import UserError
 from pipeline.addresses import public_address, redact
-from pipeline.errors import InputError
 from pipeline.settings import ModelSettings
 from pipeline.terminal import Activity, Column, FittedTable, open_console, plain, say
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.console import Console
 
-    from pez.optimizer import Step, Task
+    from pez.engine import Step, Task
 
 _LARGEST = 256 * 2**20  # bytes of an image file
 
@@ -51,7 +51,7 @@ class InvertJob(DeviceOption):
         if self.demo:
             refuse_beside_demo(self.model, given)
         elif not self.images:
-            raise InputError("no images given; expected image files, or --demo")
+            raise UserError("no images given; expected image files, or --demo")
         refuse_ignored(given)
         expect_device(self.device)
 
@@ -61,7 +61,7 @@ def invert(job: InvertJob) -> int:
     console = open_console()
     with Activity(console, "loading PyTorch") as activity:
         with command.importing():
-            from pipeline.caption import check_settings, load_model
+            from pipeline.stages.learn import check_settings, load_model
 
         settings = job.model
         if job.demo and settings.model not in CLIPS:
@@ -103,7 +103,7 @@ def _read(given: tuple[str, ...]) -> tuple[list[str], list[Image.Image]]:
     """Names and images of what was given.
 
     Raises:
-        InputError: one that cannot be read, or is no image.
+        UserError: one that cannot be read, or is no image.
     """
     from pez.images import decode_image
 
@@ -112,12 +112,12 @@ def _read(given: tuple[str, ...]) -> tuple[list[str], list[Image.Image]]:
         shown = public_address(address) if "://" in address else address
         try:
             images.append(decode_image(_bytes_of(address)))
-        except InputError:
+        except UserError:
             raise
         except OSError as error:
-            raise InputError(f"cannot read {shown}: {error.strerror or _one_line(error)}") from error
+            raise UserError(f"cannot read {shown}: {error.strerror or _one_line(error)}") from error
         except ValueError as error:
-            raise InputError(f"{shown}: {error}") from error
+            raise UserError(f"{shown}: {error}") from error
         names.append(shown.rstrip("/").rsplit("/", 1)[-1])
     return names, images
 
@@ -128,7 +128,7 @@ def _expanded(given: str) -> list[str]:
         return [given]
     path = os.path.expanduser(given)
     if os.path.isdir(path):
-        raise InputError(
+        raise UserError(
             f"{given} is a folder; expected image files, like {given.rstrip('/')}/*.jpg, "
             "or for many of them a tar: tar cf images.tar FOLDER, then jobs.caption --input images.tar"
         )
@@ -136,7 +136,7 @@ def _expanded(given: str) -> list[str]:
         return [path]
     found = sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
     if not found:
-        raise InputError(f"no file matches {given}; expected image files")
+        raise UserError(f"no file matches {given}; expected image files")
     return found
 
 
@@ -144,16 +144,16 @@ def _bytes_of(address: str) -> bytes:
     """What lies at a path or a URL.
 
     Raises:
-        InputError: it cannot be read, or is too large.
+        UserError: it cannot be read, or is too large.
     """
     if "://" not in address:
         if os.path.exists(address) and not os.path.isfile(address):
-            raise InputError(f"{address} is no file; expected an image file")
+            raise UserError(f"{address} is no file; expected an image file")
         with open(address, "rb") as file:
             data = file.read(_LARGEST + 1)
     else:
-        from pipeline.shards import missing_driver
-        from pipeline.streams import ByteStream
+        from pipeline.sources.shards import missing_driver
+        from pipeline.sources.streams import ByteStream
 
         try:
             with contextlib.closing(ByteStream(address)) as stream:
@@ -162,14 +162,14 @@ def _bytes_of(address: str) -> bytes:
                     parts.append(part)
             data = b"".join(parts)
         except ImportError as error:
-            raise InputError(missing_driver(address, error)) from error
+            raise UserError(missing_driver(address, error)) from error
         except Exception as error:  # each filesystem has its own errors
             reason = _one_line(error)
             if reason == address:  # all that a client of HTTP says of a port where nobody listens
                 reason = "nothing is there, or nobody answers"
-            raise InputError(f"cannot read {public_address(address)}: {redact(reason, address)}") from error
+            raise UserError(f"cannot read {public_address(address)}: {redact(reason, address)}") from error
     if len(data) > _LARGEST:
-        raise InputError(f"{public_address(address)} has more than {_LARGEST >> 20} MiB; expected an image file")
+        raise UserError(f"{public_address(address)} has more than {_LARGEST >> 20} MiB; expected an image file")
     return data
 
 

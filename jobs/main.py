@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import pez
 from jobs import command
-from pipeline.errors import InputError
+from pez.errors import UserError
 
 COMMANDS = {
     "caption": "learn a prompt for every image of WebDataset shards, into Parquet tables",
@@ -45,7 +45,7 @@ def _without_command(words: Sequence[str]) -> int:
         close = difflib.get_close_matches(words[0], COMMANDS, 1)
         advice = f"do you mean {close[0]}? " if close else ""
         kind = "option" if words[0].startswith("-") else "command"
-        raise InputError(f"there is no {kind} {words[0]!r}; {advice}pez has {', '.join(COMMANDS)}")
+        raise UserError(f"there is no {kind} {words[0]!r}; {advice}pez has {', '.join(COMMANDS)}")
     width = max(map(len, COMMANDS)) + 2
     print("usage: pez COMMAND [options]\n\nLearn hard prompts from images, by gradient.\n\ncommands:")
     for name, purpose in COMMANDS.items():

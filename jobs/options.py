@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pez
 from jobs.arguments import Group, flags_of, option_of
 from pez.demo import CLIPS
-from pipeline.errors import InputError
+from pez.errors import UserError
 from pipeline.settings import (
     CaptionSettings,
     ClusterSettings,
@@ -32,7 +32,7 @@ class DeviceOption:
         """The device of this process.
 
         Raises:
-            InputError: there is no such device.
+            UserError: there is no such device.
         """
         return usable_device(self.device)
 
@@ -65,7 +65,7 @@ def usable_device(device: str | None) -> str:
     """A device of this machine; None = a GPU where there is one.
 
     Raises:
-        InputError: there is no such device.
+        UserError: there is no such device.
     """
     import torch
 
@@ -75,26 +75,26 @@ def usable_device(device: str | None) -> str:
     if device != "cpu":
         number = int(device.partition(":")[2] or 0)
         if not torch.cuda.is_available():
-            raise InputError(f"--device is {device}, and PyTorch finds no GPU on this machine; expected cpu")
+            raise UserError(f"--device is {device}, and PyTorch finds no GPU on this machine; expected cpu")
         if number >= (there := torch.cuda.device_count()):
-            raise InputError(f"--device is {device}, and the last GPU of this machine is cuda:{there - 1}")
+            raise UserError(f"--device is {device}, and the last GPU of this machine is cuda:{there - 1}")
     return device
 
 
 def expect_device(device: str | None, on_ray: bool = False) -> None:
     """Refuse what names no kind of device; that it is there is another question."""
     if on_ray and device not in (None, "cpu", "cuda"):
-        raise InputError(f"--device is {device!r}; expected cpu or cuda: Ray gives each actor a GPU of its own")
+        raise UserError(f"--device is {device!r}; expected cpu or cuda: Ray gives each actor a GPU of its own")
     kind, colon, number = (device or "cpu").partition(":")
     if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and number.isascii() and number.isdecimal())):
-        raise InputError(f"--device is {device!r}; expected cpu, cuda, or cuda:1 for a certain GPU")
+        raise UserError(f"--device is {device!r}; expected cpu, cuda, or cuda:1 for a certain GPU")
 
 
 def expect_device_here(device: str | None, cluster: ClusterSettings) -> None:
     """Refuse a GPU that this machine lacks, where Ray would be started on it: no other machine can join that one.
 
     Raises:
-        InputError: there is no such device.
+        UserError: there is no such device.
     """
     if device not in (None, "cpu") and cluster_address(cluster) is None and cluster.gpus_per_actor != 0:
         usable_device(device)
@@ -103,7 +103,7 @@ def expect_device_here(device: str | None, cluster: ClusterSettings) -> None:
 def expect_generator(settings: PaintSettings) -> None:
     """Refuse a command that verifies with nothing."""
     if settings.verify is None:
-        raise InputError("no generator is named; expected --verify demo, ORG/MODEL, a folder or a .safetensors file")
+        raise UserError("no generator is named; expected --verify demo, ORG/MODEL, a folder or a .safetensors file")
 
 
 def of_demo(settings: CaptionSettings) -> CaptionSettings:
@@ -119,16 +119,16 @@ def refuse_beside_demo(settings: ModelSettings, given: frozenset[str], sources: 
         sources: names of options that name pictures.
     """
     for name in given.intersection(sources):
-        raise InputError(f"--demo and {option_of(name)} are given; expected one source of pictures")
+        raise UserError(f"--demo and {option_of(name)} are given; expected one source of pictures")
     if "model" in given and settings.model not in CLIPS:
-        raise InputError(f"--demo takes a shipped model, and --model is {settings.model}; leave one of them out")
+        raise UserError(f"--demo takes a shipped model, and --model is {settings.model}; leave one of them out")
 
 
 def refuse_without(needed: str, given: frozenset[str], options: Iterable[str], why: str) -> None:
     """Options that would be ignored, as another is not given."""
     ignored = sorted(option_of(name) for name in given.intersection(options))
     if needed not in given and ignored:
-        raise InputError(f"{', '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no meaning {why}")
+        raise UserError(f"{', '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no meaning {why}")
 
 
 def refuse_ignored(given: frozenset[str]) -> None:
@@ -147,35 +147,35 @@ def expect_writable(path: Path | None, option: str) -> None:
     """Refuse a file that could not be written after all the work.
 
     Raises:
-        InputError: its folder is missing or takes no files, or it is a folder itself.
+        UserError: its folder is missing or takes no files, or it is a folder itself.
     """
     if path is None:
         return
     folder = path.parent
     if path.is_dir():
-        raise InputError(f"{option} is {path}, a folder; expected the name of a file")
+        raise UserError(f"{option} is {path}, a folder; expected the name of a file")
     if not folder.is_dir():
-        raise InputError(f"{option} is {path}, and there is no folder {folder}; make it first")
+        raise UserError(f"{option} is {path}, and there is no folder {folder}; make it first")
     if not os.access(path if path.exists() else folder, os.W_OK):
-        raise InputError(f"{option} is {path}, which cannot be written; expected a file that can")
+        raise UserError(f"{option} is {path}, which cannot be written; expected a file that can")
 
 
 def expect_output(url: str) -> None:
     """Refuse an output folder that is none, before any work.
 
     Raises:
-        InputError: the root of the file system or of a store, a file, or a folder below a file.
+        UserError: the root of the file system or of a store, a file, or a folder below a file.
     """
     scheme, _, rest = url.partition("://") if "://" in url else ("file", "", url)
     if scheme not in ("file", "local"):
         if not (urlsplit(url).netloc or rest.strip("/")):
-            raise InputError(f"--output is {url}; expected a bucket and a folder in it")
+            raise UserError(f"--output is {url}; expected a bucket and a folder in it")
         return
     path = Path(os.path.abspath(os.path.expanduser(rest)))
     if path == Path(path.anchor):
-        raise InputError(f"--output is {url}, the root of the file system; expected a folder of its own")
+        raise UserError(f"--output is {url}, the root of the file system; expected a folder of its own")
     for folder in (path, *path.parents):
         if os.path.lexists(folder):
             if not folder.is_dir():
-                raise InputError(f"--output is {url}, and {folder} is a file; expected a folder")
+                raise UserError(f"--output is {url}, and {folder} is a file; expected a folder")
             return

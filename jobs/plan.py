@@ -12,8 +12,8 @@ import json
 
 from jobs import command
 from jobs.options import refuse_without
-from pipeline.errors import InputError
-from pipeline.plan import Plan, parts_that_balance, plan_job, shard_size_that_balances
+from pez.errors import UserError
+from pipeline.run.estimate import Plan, parts_that_balance, plan_job, shard_size_that_balances
 from pipeline.terminal import count, duration, open_console, plain, say
 
 _IDLE = 0.02
@@ -54,9 +54,9 @@ class PlanJob:
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 told = "more than 0" if value <= 0 and least > 0 else f"{least:,.10g} to {most:,.10g}"
-                raise InputError(f"{name} is {value}; expected {told}")
+                raise UserError(f"{name} is {value}; expected {told}")
         if self.parts > self.shard_size:
-            raise InputError(f"parts is {self.parts}; expected no more than the {self.shard_size} images of a shard")
+            raise UserError(f"parts is {self.parts}; expected no more than the {self.shard_size} images of a shard")
         refuse_without("report", given, {"actors_per_gpu"}, "without --report")
 
 
@@ -119,16 +119,16 @@ def _throughput(job: PlanJob) -> Throughput:
     given = {"--report": job.report, "--benchmark": job.benchmark, "--images-per-second": job.images_per_second}
     sources = [name for name, value in given.items() if value is not None]
     if len(sources) > 1:
-        raise InputError(f"{' and '.join(sources)} are given; expected one source of the throughput")
+        raise UserError(f"{' and '.join(sources)} are given; expected one source of the throughput")
     if job.steps is not None and job.benchmark is None:
-        raise InputError("--steps scales a benchmark; with other sources measure with as many steps as the job has")
+        raise UserError("--steps scales a benchmark; with other sources measure with as many steps as the job has")
     if job.report is not None:
         return _of_reports(job.report, job.actors_per_gpu)
     if job.benchmark is not None:
         return _of_benchmark(job.benchmark, job.steps)
     if job.images_per_second is not None:
         return Throughput(job.images_per_second, "as given")
-    raise InputError(_MEASURE)
+    raise UserError(_MEASURE)
 
 
 def _of_reports(url: str, actors_per_gpu: int) -> Throughput:
@@ -137,7 +137,7 @@ def _of_reports(url: str, actors_per_gpu: int) -> Throughput:
     table = PromptTable.written(url)
     reports = [report for report in table.reports(1000) if report.ok]
     if not reports:
-        raise InputError(f"no captioned image in {table.url}; expected the output of a run of jobs.caption")
+        raise UserError(f"no captioned image in {table.url}; expected the output of a run of jobs.caption")
     ok, seconds = sum(r.ok for r in reports), sum(r.seconds for r in reports)
     settings = table.settings
     about = ", ".join(f"{settings[name]} {name}" for name in ("tokens", "steps") if name in settings)
@@ -155,9 +155,9 @@ def _of_benchmark(path: str, steps: int | None) -> Throughput:
         best = min(engines, key=lambda speed: speed["seconds_per_image_step"])
         seconds, steps = best["seconds_per_image_step"], steps or result["steps"]
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not of a speed benchmark; expected a file of jobs.benchmark --json") from error
+        raise UserError(f"{path} is not of a speed benchmark; expected a file of jobs.benchmark --json") from error
     source = f"benchmark of {result['model']}, {best['name']} on {result['machine']}: {steps} gradient steps alone"
     return Throughput(1 / seconds / steps, source)
 

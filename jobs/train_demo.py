@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jobs import command
 from jobs.options import refuse_without
-from pipeline.errors import InputError
+from pez.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +38,13 @@ class TrainDemoJob:
         if self.evaluate:
             refuse_without("", given, {"generator", "seed", "steps"}, "with --evaluate, which trains nothing")
             if not (self.output / "open_clip_config.json").is_file():
-                raise InputError(f"no model in {self.output}; expected a folder with open_clip_config.json")
+                raise UserError(f"no model in {self.output}; expected a folder with open_clip_config.json")
         if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed is {self.seed}; expected 0 to {2**32 - 1}")
+            raise UserError(f"seed is {self.seed}; expected 0 to {2**32 - 1}")
         if self.steps is not None and not 1 <= self.steps <= 1e9:
-            raise InputError(f"steps is {self.steps}; expected 1 to 1e+09")
+            raise UserError(f"steps is {self.steps}; expected 1 to 1e+09")
         if self.output.exists() and not self.output.is_dir():
-            raise InputError(f"{self.output} is a file; expected a folder")
+            raise UserError(f"{self.output} is a file; expected a folder")
 
 
 def train(job: TrainDemoJob) -> int:

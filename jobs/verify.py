@@ -17,8 +17,8 @@ from jobs import command
 from jobs.arguments import POSITIONAL
 from jobs.caption import all_are, connecting, show_first
 from jobs.options import RunOptions, VerifyOptions, expect_device, expect_device_here, expect_generator, refuse_ignored
-from pipeline.errors import InputError
-from pipeline.shards import Shard
+from pez.errors import UserError
+from pipeline.sources.shards import Shard
 from pipeline.terminal import Activity, count, open_console, plain, say
 
 
@@ -44,14 +44,20 @@ def verify(job: VerifyJob) -> int:
     with Activity(console, "loading PyTorch" if job.local else "loading PyTorch and Ray") as activity:
         with command.importing():
             if not job.local:
-                import pipeline.cluster  # noqa: F401
-            from pipeline.hub import check_reachable
-            from pipeline.inputs import expand_shards
+                import pipeline.run.cluster  # noqa: F401
             from pipeline.progress import JobProgress
+            from pipeline.run.hub import check_reachable
+            from pipeline.run.shared_disk import check_outside_package
             from pipeline.settings import cluster_address
-            from pipeline.shared_disk import check_outside_package
+            from pipeline.sources.inputs import expand_shards
+            from pipeline.stages.verify import (
+                check_verification,
+                resolved,
+                score_model,
+                verified_table,
+                verify_serially,
+            )
             from pipeline.table import PromptTable
-            from pipeline.verify import check_verification, resolved, score_model, verified_table, verify_serially
 
         check_outside_package([job.output], "output")
         table = PromptTable.written(job.output)
@@ -59,7 +65,7 @@ def verify(job: VerifyJob) -> int:
         check_verification(job.verification, table.settings["model"], table.settings["pretrained"] or "none")
         shards = table.shards()
         if not shards:
-            raise InputError(f"no finished shard in {table.url}; run jobs.caption first")
+            raise UserError(f"no finished shard in {table.url}; run jobs.caption first")
         if job.input:
             shards = with_sources(shards, expand_shards(job.input))
         plan = None
@@ -68,7 +74,7 @@ def verify(job: VerifyJob) -> int:
         else:
             expect_device_here(job.device, job.cluster)
             activity.now(connecting(job.cluster))
-            from pipeline import cluster
+            from pipeline.run import cluster
 
             cluster.connect(job.cluster)
             plan = cluster.plan_verifiers(job.cluster, cluster.plan_actors(job.cluster, job.device))[1]
@@ -123,11 +129,11 @@ def with_sources(shards: Sequence[Shard], given: Sequence[Shard]) -> list[Shard]
     """Shards of the output, each opened where it was given, if it was.
 
     Raises:
-        InputError: none of those given is in the output.
+        UserError: none of those given is in the output.
     """
     sources = {shard.url: shard.source for shard in given}
     if not any(shard.url in sources for shard in shards):
-        raise InputError(
+        raise UserError(
             f"--input has {given[0].url}, which this output does not have; expected its tars, like {shards[0].url}"
         )
     return [dataclasses.replace(shard, source=sources.get(shard.url, shard.source)) for shard in shards]

@@ -14,25 +14,27 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from pez.clip import Clip, load_clip
     from pez.demo import load_demo_clip
+    from pez.errors import UserError
     from pez.learn import distill, learn_prompt, learn_prompts
+    from pez.models.clip import Clip, load_clip
     from pez.prompt import Prompt
     from pez.settings import PezSettings
 
 __version__ = "0.1.0"
 __all__ = [
-    "Clip", "PezSettings", "Prompt", "distill", "learn_prompt", "learn_prompts", "load_clip", "load_demo_clip",
+    "Clip", "PezSettings", "Prompt", "UserError", "distill", "learn_prompt", "learn_prompts", "load_clip", "load_demo_clip",
 ]  # fmt: skip
 
 _MODULES = {
-    "Clip": "clip",
+    "Clip": "models.clip",
     "PezSettings": "settings",
     "Prompt": "prompt",
+    "UserError": "errors",
     "distill": "learn",
     "learn_prompt": "learn",
     "learn_prompts": "learn",
-    "load_clip": "clip",
+    "load_clip": "models.clip",
     "load_demo_clip": "demo",
 }
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from pez.clip import Clip
-from pez.swaps import swap_forwards
+from pez.methods.swaps import swap_forwards
+from pez.models.clip import Clip
 
 
 def baseline_step_flop(clip: Clip, tokens: int) -> float:

@@ -17,6 +17,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from pez.errors import UserError
 from pez.metadata import UPRIGHT, orientation_of, without_metadata
 
 MAX_PIXELS = 100_000_000
@@ -59,7 +60,7 @@ _TURNS = {
 }
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """What does not become a picture; the message is one line."""
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pez.clip import Clip, ClipObjective
+from pez.engine import Learned, Step, Task, learn, sixteens
+from pez.errors import UserError
+from pez.models.clip import Clip, ClipObjective
 from pez.modes import own_modes
-from pez.objective import Target
-from pez.optimizer import Learned, Step, Task, learn, sixteens
+from pez.objectives.objective import Target
 from pez.pictures import Pictures, rgb_images
 from pez.prompt import Prompt
 from pez.settings import PezSettings
@@ -40,7 +41,7 @@ def learn_prompts(
         prompts in the order of the images.
 
     Raises:
-        ValueError: something that is no image, with its index; one line.
+        UserError: something that is no image, with its index; one line.
     """
     settings = settings or PezSettings()
     pixels = _pixels_of(clip, images)
@@ -48,7 +49,7 @@ def learn_prompts(
         return []
     keys = [hash_of(p) for p in pixels] if keys is None else list(keys)
     if len(keys) != len(pixels):
-        raise ValueError(f"{len(keys)} keys for {len(pixels)} images; expected one each")
+        raise UserError(f"{len(keys)} keys for {len(pixels)} images; expected one each")
     with own_modes():
         targets = [Target(feature[None]) for feature in clip.pixel_features(pixels)]
     return learn_for_targets(clip, targets, keys, settings, on_step, lanes)
@@ -68,11 +69,11 @@ def learn_prompt(
         weights: one for each image, 1 = near, negative = away from; default = all 1.
 
     Raises:
-        ValueError: something that is no image, or weights that mean nothing; one line.
+        UserError: something that is no image, or weights that mean nothing; one line.
     """
     pixels = _pixels_of(clip, images)
     if not len(pixels):
-        raise ValueError("no images; expected one or more")
+        raise UserError("no images; expected one or more")
     with own_modes():
         target = Target(clip.pixel_features(pixels), None if weights is None else _weights_for(pixels, weights))
     return learn_for_targets(clip, [target], [hash_of(pixels)], settings or PezSettings(), on_step)[0]
@@ -84,7 +85,7 @@ def distill(clip: Clip, text: str, settings: PezSettings | None = None, on_step:
     Source: Wen et al. 2023, section 4.3.
     """
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"text is {text!r}; expected a prompt to shorten")
+        raise UserError(f"text is {text!r}; expected a prompt to shorten")
     with own_modes():
         target = Target(clip.text_features([text]))
     return learn_for_targets(clip, [target], [text], settings or PezSettings(), on_step)[0]
@@ -101,13 +102,13 @@ def _weights_for(pixels: Tensor, weights: Sequence[float]) -> Tensor:
     try:
         found = torch.tensor([float(weight) for weight in weights], dtype=torch.float32)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"weights are {weights!r}; expected a number for each image") from error
+        raise UserError(f"weights are {weights!r}; expected a number for each image") from error
     if len(found) != len(pixels):
-        raise ValueError(f"{len(found)} weights for {len(pixels)} images; expected one each")
+        raise UserError(f"{len(found)} weights for {len(pixels)} images; expected one each")
     if not found.isfinite().all():
-        raise ValueError(f"weights are {found.tolist()}; expected finite numbers")
+        raise UserError(f"weights are {found.tolist()}; expected finite numbers")
     if not found.any():
-        raise ValueError("all weights are 0; expected one at least that is not, negative = away from")
+        raise UserError("all weights are 0; expected one at least that is not, negative = away from")
     return found
 
 

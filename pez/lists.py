@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from pez.errors import UserError
 from pez.tokens import Tokens
 
 # A1111 and ComfyUI: weights, alternatives, networks, escapes, comments, wildcards.
@@ -35,7 +36,7 @@ def allowed(tokens: Tokens, words: Iterable[str], anywhere: bool = False) -> Ten
         anywhere: also tokens that do not stay themselves as text.
 
     Raises:
-        ValueError: a word that no single token spells; one line.
+        UserError: a word that no single token spells; one line.
     """
     folded = [_cased(text) for text in tokens.texts]
     masks: list[tuple[str, Tensor]] = []
@@ -44,7 +45,7 @@ def allowed(tokens: Tokens, words: Iterable[str], anywhere: bool = False) -> Ten
         mask = torch.tensor([pattern.fullmatch(text) is not None for text in folded]) & tokens.ordinary
         if not mask.any():
             several = "; give its words one by one" if len(word.split()) > 1 else "; name words that are"
-            raise ValueError(f"{word!r} in the allowlist is not one token of this model{several}")
+            raise UserError(f"{word!r} in the allowlist is not one token of this model{several}")
         masks.append((word, mask))
     found = torch.stack([mask for _, mask in masks]).any(0)
     lasts = tokens.lasting(found)
@@ -52,7 +53,7 @@ def allowed(tokens: Tokens, words: Iterable[str], anywhere: bool = False) -> Ten
         return found
     for word, mask in masks:
         if not (mask & lasts).any():
-            raise ValueError(
+            raise UserError(
                 f"{word!r} in the allowlist is only a part of words in this model, and would be read as another;"
                 " leave it out"
             )

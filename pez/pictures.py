@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from pez.errors import UserError
 from pez.images import decode_image, to_rgb
 
 Picture = str | os.PathLike[str] | bytes | io.IOBase | Image.Image | NDArray[Any] | torch.Tensor
@@ -26,7 +27,7 @@ def rgb_images(images: Pictures) -> Iterator[Image.Image]:
     """One image or many, as they come, to upright RGB as `pez.images` makes it.
 
     Raises:
-        ValueError: something that is no image, with its index; one line.
+        UserError: something that is no image, with its index; one line.
     """
     for i, image in enumerate(_each(images)):
         try:
@@ -34,7 +35,7 @@ def rgb_images(images: Pictures) -> Iterator[Image.Image]:
         except (ValueError, OSError) as error:
             told = f" ({str(image)!r})" if isinstance(image, str | os.PathLike) else ""
             reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-            raise ValueError(f"images[{i}]{told}: {reason}") from error
+            raise UserError(f"images[{i}]{told}: {reason}") from error
 
 
 def _each(images: Pictures) -> Iterable[Any]:
@@ -44,16 +45,16 @@ def _each(images: Pictures) -> Iterable[Any]:
         return images if images.ndim == 4 else [images]
     if isinstance(images, Iterable) and not isinstance(images, Mapping):
         return images
-    raise ValueError(f"images is of type {type(images).__name__}; {_EXPECTED}, or several of them")
+    raise UserError(f"images is of type {type(images).__name__}; {_EXPECTED}, or several of them")
 
 
 def _rgb(image: Any) -> Image.Image:
     if isinstance(image, str | os.PathLike):
         path = Path(image)
         if not str(image):
-            raise ValueError("an empty path; expected an image file")
+            raise UserError("an empty path; expected an image file")
         if path.is_dir():
-            raise ValueError("a folder; expected an image file")
+            raise UserError("a folder; expected an image file")
         return decode_image(path.read_bytes())
     if isinstance(image, bytes | bytearray):
         return decode_image(bytes(image))
@@ -63,25 +64,25 @@ def _rgb(image: Any) -> Image.Image:
         return decode_image(image.read())
     if isinstance(image, torch.Tensor):
         if image.layout != torch.strided or image.is_meta:
-            raise ValueError(f"a {'meta' if image.is_meta else 'sparse'} tensor; expected one that holds its numbers")
+            raise UserError(f"a {'meta' if image.is_meta else 'sparse'} tensor; expected one that holds its numbers")
         image = image.detach().cpu()
         image = (image.float() if image.is_floating_point() else image).numpy()
     if isinstance(image, np.ndarray):
         return to_rgb(Image.fromarray(_bytes_of(_channels_last(image))))
-    raise ValueError(f"type {type(image).__name__}; {_EXPECTED}")
+    raise UserError(f"type {type(image).__name__}; {_EXPECTED}")
 
 
 def _channels_last(array: NDArray[Any]) -> NDArray[Any]:
     """(height, width) or (height, width, 3 or 4)."""
     shape = array.shape
     if array.ndim not in (2, 3) or not array.size:
-        raise ValueError(f"an array of shape {shape}; expected (height, width) or (height, width, 1, 3 or 4)")
+        raise UserError(f"an array of shape {shape}; expected (height, width) or (height, width, 1, 3 or 4)")
     if array.ndim == 2:
         return array
     first, last = shape[0] in _CHANNELS, shape[2] in _CHANNELS
     if first == last:
         found = "both could be the channels" if first else "neither is a number of channels"
-        raise ValueError(
+        raise UserError(
             f"an array of shape {shape}, of whose first and last dimension {found};"
             " expected (height, width, 1, 3 or 4) or (1, 3 or 4, height, width)"
         )
@@ -97,9 +98,9 @@ def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype == np.uint16:
         return (array / 257.0).round().astype(np.uint8)
     if array.dtype.kind not in "iuf":
-        raise ValueError(f"an array of {array.dtype}; expected bool, whole numbers or floats")
+        raise UserError(f"an array of {array.dtype}; expected bool, whole numbers or floats")
     most = 1 if array.dtype.kind == "f" else 255
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= most):  # also where they are not numbers
-        raise ValueError(f"an array of {array.dtype} from {low:.4g} to {high:.4g}; expected 0 to {most}")
+        raise UserError(f"an array of {array.dtype} from {low:.4g} to {high:.4g}; expected 0 to {most}")
     return (array * 255.0).round().astype(np.uint8) if most == 1 else array.astype(np.uint8)

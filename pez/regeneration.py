@@ -18,10 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pez.clip import Clip
-from pez.generator_files import exchanged, find_generator
-from pez.generator_parts import GeneratorFiles, one_line
-from pez.quiet import quiet
+from pez.errors import UserError
+from pez.generators.files import exchanged, find_generator
+from pez.generators.parts import GeneratorFiles, one_line
+from pez.models.clip import Clip
+from pez.models.quiet import quiet
 from pez.settings import GeneratorPrecision, Scheduler
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -49,7 +50,7 @@ def load_generator(
         variant: of the weights, like "fp16"; None = the plain ones, or the variant that is there where they are not.
 
     Raises:
-        ValueError: no such model, no text-to-image model, or weights that do not load; one line.
+        UserError: no such model, no text-to-image model, or weights that do not load; one line.
     """
     files = find_generator(name, variant)
     try:
@@ -61,9 +62,9 @@ def load_generator(
             pipeline.set_progress_bar_config(disable=True)
             pipeline = pipeline.to(device)
     except torch.OutOfMemoryError as error:
-        raise ValueError(f"no room for the generator {name!r} on {device}: {one_line(error)}") from error
+        raise UserError(f"no room for the generator {name!r} on {device}: {one_line(error)}") from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, IndexError) as error:
-        raise ValueError(f"cannot load the generator {name!r}: {one_line(error)}") from error
+        raise UserError(f"cannot load the generator {name!r}: {one_line(error)}") from error
     return Generator(pipeline, name, torch.device(device), steps, guidance, batch)
 
 
@@ -113,7 +114,7 @@ class Generator:
             RGB pictures; None where the model's safety checker blanked it.
 
         Raises:
-            ValueError: a picture that is not made of numbers, as half precision makes of some models.
+            UserError: a picture that is not made of numbers, as half precision makes of some models.
             torch.OutOfMemoryError: no room for a single picture.
         """
         pictures: list[Image.Image | None] = []
@@ -148,7 +149,7 @@ class Generator:
         found: list[Image.Image | None] = []
         for prompt, pixels, blank in zip(prompts, made.images, blanked, strict=False):
             if not blank and not np.isfinite(pixels).all():
-                raise ValueError(f"the picture of {prompt!r} is not a number; expected another precision, fp32 or bf16")
+                raise UserError(f"the picture of {prompt!r} is not a number; expected another precision, fp32 or bf16")
             found.append(None if blank else Image.fromarray((pixels * 255).round().astype(np.uint8)).convert("RGB"))
         return found
 

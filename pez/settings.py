@@ -7,6 +7,8 @@ import operator
 from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
+from pez.errors import UserError
+
 ALGORITHM = 2
 """raised whenever the same settings give other prompts than before: an output is not finished by another version"""
 
@@ -55,15 +57,15 @@ class PezSettings:
             _set(self, name, _whole(name, getattr(self, name), bound))
         _set(self, "learning_rate", _number("learning_rate", self.learning_rate))
         if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; expected more than 0")
+            raise UserError(f"learning_rate is {self.learning_rate}; expected more than 0")
         if self.weight_decay is not None:
             _set(self, "weight_decay", _number("weight_decay", self.weight_decay))
         if self.decay < 0:
-            raise ValueError(f"weight_decay is {self.decay}; expected 0 or more")
+            raise UserError(f"weight_decay is {self.decay}; expected 0 or more")
         if not isinstance(self.exact, bool):
-            raise ValueError(f"exact is {self.exact!r}; expected True or False")
+            raise UserError(f"exact is {self.exact!r}; expected True or False")
         if self.vocabulary not in get_args(Vocabularies):
-            raise ValueError(f"vocabulary is {self.vocabulary!r}; expected one of {', '.join(get_args(Vocabularies))}")
+            raise UserError(f"vocabulary is {self.vocabulary!r}; expected one of {', '.join(get_args(Vocabularies))}")
         for name in ("blocklist", "allowlist"):
             _set(self, name, _words(name, getattr(self, name)))
 
@@ -84,15 +86,15 @@ def _whole(name: str, value: Any, least: int | None) -> int:
     except TypeError:
         found = None
     if found is None:
-        raise ValueError(f"{name} is {value!r}; expected a whole number")
+        raise UserError(f"{name} is {value!r}; expected a whole number")
     if least is not None and found < least:
-        raise ValueError(f"{name} is {value}; expected {least} or more")
+        raise UserError(f"{name} is {value}; expected {least} or more")
     return found
 
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise ValueError(f"{name} is {value!r}; expected a finite number")
+        raise UserError(f"{name} is {value!r}; expected a finite number")
     return float(value)
 
 
@@ -100,9 +102,9 @@ def _words(name: str, value: Any) -> tuple[str, ...]:
     """Words as they come; one word alone is a list of one, not of its letters."""
     words = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else None
     if words is None or not all(isinstance(word, str) and word.strip() for word in words):
-        raise ValueError(f"{name} is {value!r}; expected words, like ('red', 'blue*')")
+        raise UserError(f"{name} is {value!r}; expected words, like ('red', 'blue*')")
     if joined := next(
         (word for word in words if "," in word.strip(" ,")), None
     ):  # read as a phrase, it would block one of them
-        raise ValueError(f"{name} has {joined!r}; expected one word or phrase each, without commas between them")
+        raise UserError(f"{name} has {joined!r}; expected one word or phrase each, without commas between them")
     return words

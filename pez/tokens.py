@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pez.text_encoder import frame_of
+from pez.models.text_encoder import frame_of
 
 _READ = 64  # positions that a text is read in
 _READ_AT_ONCE = 4096  # texts

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pez.errors import UserError
+
 _SIMILARITIES_AT_ONCE = 2**25  # (soft tokens x vocabulary) products held in memory at a time
 
 
@@ -16,14 +18,14 @@ class Vocabulary:
         dtype: of the products that find the nearest token; None = the embedding's.
 
     Raises:
-        ValueError: no token is allowed, or the shapes do not fit.
+        UserError: no token is allowed, or the shapes do not fit.
     """
 
     def __init__(self, embedding: Tensor, allowed: Tensor, dtype: torch.dtype | None = None) -> None:
         if allowed.shape != embedding.shape[:1]:
-            raise ValueError(f"allowed has shape {tuple(allowed.shape)}; expected ({embedding.shape[0]},)")
+            raise UserError(f"allowed has shape {tuple(allowed.shape)}; expected ({embedding.shape[0]},)")
         if not allowed.any():
-            raise ValueError("no token is allowed; shorten the blocklist or widen the allowlist")
+            raise UserError("no token is allowed; shorten the blocklist or widen the allowlist")
         self.embedding = embedding.detach()
         self.allowed = allowed.to(embedding.device)
         self.ids = self.allowed.nonzero().squeeze(-1)  # (allowed,)

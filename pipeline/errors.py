@@ -1,8 +1,4 @@
-"""What may go wrong for a reason that lies with the user or with a store; anything else is a bug and shows its traceback."""
-
-
-class InputError(ValueError):
-    """Something the user gave is not usable; the message is one line that says what was found and what to do."""
+"""What can go wrong while a job writes."""
 
 
 class OutputError(RuntimeError):

@@ -13,11 +13,11 @@ from typing import IO, Any
 
 import fsspec
 
+from pez.errors import UserError
 from pipeline.addresses import is_local, public_address, redact
-from pipeline.errors import InputError
 from pipeline.errors import OutputError as OutputError
 from pipeline.settings import Bookkeeping as Bookkeeping
-from pipeline.shards import listing_options, missing_driver
+from pipeline.sources.shards import listing_options, missing_driver
 
 READS_AT_ONCE = 32
 
@@ -25,7 +25,7 @@ _ENDS = {".parquet": (b"PAR1", b"PAR1"), ".json": (b"{", b"}")}
 """how a whole file begins and ends"""
 
 
-class DamagedError(InputError):
+class DamagedError(UserError):
     """A file of the output folder that cannot be read as what it is; the message names it."""
 
 
@@ -38,12 +38,12 @@ class OutputFolder:
             for readers that take every file of a folder, as Polars does. None = where an earlier run put it, else inside.
 
     Raises:
-        InputError: no such kind of address, or its driver is not installed.
+        UserError: no such kind of address, or its driver is not installed.
     """
 
     def __init__(self, url: str, bookkeeping: Bookkeeping | None = None) -> None:
         if not url.strip():
-            raise InputError("the output is an empty name; expected a folder, local or like s3://bucket/prompts")
+            raise UserError("the output is an empty name; expected a folder, local or like s3://bucket/prompts")
         self.source = _absolute(url) if is_local(url) else url.rstrip("/")
         """what is opened; it may hold a password and is never shown"""
         self.url = self.source if is_local(url) else public_address(self.source)
@@ -51,9 +51,9 @@ class OutputFolder:
         try:
             self.fs, self.path = fsspec.core.url_to_fs(self.source, **listing_options(self.source))
         except ImportError as error:
-            raise InputError(missing_driver(self.source, error)) from error
+            raise UserError(missing_driver(self.source, error)) from error
         except ValueError as error:
-            raise InputError(f"cannot open the output {self.url!r}: {redact(_reason(error), self.source)}") from error
+            raise UserError(f"cannot open the output {self.url!r}: {redact(_reason(error), self.source)}") from error
         self.local = isinstance(self.fs, fsspec.get_filesystem_class("file"))
 
     def at(self, name: str) -> str:
@@ -69,12 +69,12 @@ class OutputFolder:
         return beside if self._bookkeeping == "beside" or self._exists(f"{beside}/_run.json") else self.path
 
     def check_bookkeeping(self) -> None:
-        """Raises InputError where an earlier run put the bookkeeping in the other place."""
+        """Raises UserError where an earlier run put the bookkeeping in the other place."""
         if self._bookkeeping is None:
             return
         other, where = (self.path, "inside") if self._bookkeeping == "beside" else (f"{self.path}.pez", "beside")
         if self._exists(f"{other}/_run.json"):
-            raise InputError(
+            raise UserError(
                 f"{self.url} has its bookkeeping {where}; leave --bookkeeping out, or choose another --output"
             )
 
@@ -128,7 +128,7 @@ class OutputFolder:
 
         Raises:
             DamagedError: it holds something else.
-            InputError: it cannot be read.
+            UserError: it cannot be read.
         """
         try:
             with self.reading(name):
@@ -145,15 +145,15 @@ class OutputFolder:
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """Around reads: what goes wrong is an InputError that names the file; a file that is not there stays what it is."""
+        """Around reads: what goes wrong is an UserError that names the file; a file that is not there stays what it is."""
         try:
             yield
         except FileNotFoundError:
             raise
-        except InputError:
+        except UserError:
             raise
         except Exception as error:  # each filesystem has its own errors
-            raise InputError(f"cannot read {self.url}/{name}: {redact(_reason(error), self.source)}") from error
+            raise UserError(f"cannot read {self.url}/{name}: {redact(_reason(error), self.source)}") from error
 
     def put(self, name: str, data: bytes, first: bool = False) -> None:
         """Make a file appear whole or not at all.

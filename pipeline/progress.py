@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from pipeline.caption import Progress
-from pipeline.parts import PartReport
 from pipeline.rows import ShardReport
+from pipeline.stages.learn import Progress
+from pipeline.stages.parts import PartReport
+from pipeline.stages.verified_table import VerifyReport
+from pipeline.stages.verify import VerifyProgress
 from pipeline.terminal import count, duration, plain, say
 from pipeline.terminal import prompt_table as prompt_table
-from pipeline.verified_table import VerifyReport
-from pipeline.verify import VerifyProgress
 
 _LOOK = 0.5  # seconds between two looks at what is done in this process
 

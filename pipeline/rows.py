@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.shards import Shard
+from pipeline.sources.shards import Shard
 
 CAPTIONED = pa.schema(
     [

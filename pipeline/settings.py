@@ -4,8 +4,9 @@ import dataclasses
 import os
 from typing import Literal
 
+from pez.errors import UserError
 from pez.settings import GeneratorPrecision, Precision, Scheduler
-from pipeline.member_names import KeySplit, MemberNames
+from pipeline.sources.member_names import KeySplit, MemberNames
 
 Bookkeeping = Literal["inside", "beside"]
 
@@ -42,7 +43,7 @@ class CaptionSettings(ModelSettings):
     def __post_init__(self) -> None:
         MemberNames(self.image_key, self.caption_key, self.key_split)
         if self.lanes < 1 or self.lanes % 16 or self.lanes > _MOST_LANES:
-            raise ValueError(
+            raise UserError(
                 f"lanes is {self.lanes}; expected a multiple of 16, so that prompts do not depend on neighbours, "
                 f"of at most {_MOST_LANES}"
             )
@@ -79,11 +80,11 @@ class PaintSettings:
     def __post_init__(self) -> None:
         for name in ("verify_images", "verify_steps", "verify_batch"):
             if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {value}; expected 1 or more")
+                raise UserError(f"{name} is {value}; expected 1 or more")
             if value > 1000:
-                raise ValueError(f"{name} is {value}; expected 1000 or less")
+                raise UserError(f"{name} is {value}; expected 1000 or less")
         if not 0 <= self.guidance <= 1000:
-            raise ValueError(f"guidance is {self.guidance}; expected 0 or more")
+            raise UserError(f"guidance is {self.guidance}; expected 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +124,7 @@ class ClusterSettings:
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
-                raise ValueError(f"{name} is {value}; expected {least:g} to {most:g}")
+                raise UserError(f"{name} is {value}; expected {least:g} to {most:g}")
 
 
 def cluster_address(settings: ClusterSettings) -> str | None:

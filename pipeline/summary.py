@@ -37,7 +37,7 @@ def without_picture(reports: Iterable[ShardReport]) -> str | None:
     for report in reports:
         count += report.failed.get("no_image", 0)
         for failure in report.failures:
-            if failure["reason"].startswith("no image of this key"):  # as pipeline.samples has it
+            if failure["reason"].startswith("no image of this key"):  # as pipeline.sources.samples has it
                 found.update(failure["reason"].partition("; found ")[2].split(", "))
     if not count:
         return None

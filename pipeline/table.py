@@ -7,7 +7,7 @@ out/_inputs/*.json     which address has which stem, written before any work
 out/_SUCCESS           when every shard is done
 out/.huggingface.yaml  tells `datasets` which files are the tables
 
-Verification (`pipeline/verify.py`) fills in the last columns of the Parquet and has files like these of its own:
+Verification (`pipeline/stages/verify.py`) fills in the last columns of the Parquet and has files like these of its own:
 
 out/_verify.json, out/_verified/<stem>.json   its settings, and the marker of a verified shard
 out/_regenerated/<stem>.tar                   the pictures that were made, if they are kept
@@ -28,10 +28,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import InputError, OutputError
+from pez.errors import UserError
+from pipeline.errors import OutputError
 from pipeline.folder import READS_AT_ONCE, Bookkeeping, DamagedError, OutputFolder
 from pipeline.rows import CAPTIONED, SCHEMA, VERIFIED, Row, ShardReport, report_of
-from pipeline.shards import Shard, hashed_stem
+from pipeline.sources.shards import Shard, hashed_stem
 
 _DATASET_CARD = b"configs:\n- config_name: default\n  data_files: '*.parquet'\n"
 
@@ -57,7 +58,7 @@ class PromptTable(OutputFolder):
             True where a run with the same settings was here before, or is at work now.
 
         Raises:
-            InputError: the folder holds another run's output with other settings, or cannot be read. Where that run has
+            UserError: the folder holds another run's output with other settings, or cannot be read. Where that run has
                 written no row and is not at work on this machine, its claim does not count.
         """
         self.check_bookkeeping()
@@ -71,7 +72,7 @@ class PromptTable(OutputFolder):
             self._expect_unclaimed()
             return False
         if "fingerprint" not in earlier:
-            raise InputError(self._of_others("_run.json"))
+            raise UserError(self._of_others("_run.json"))
         if earlier.get("fingerprint") == self.fingerprint:
             return True
         if self._has_rows() or _is_at_work(earlier.get("claimed_by")):
@@ -79,15 +80,15 @@ class PromptTable(OutputFolder):
         return False
 
     def _expect_unclaimed(self) -> None:
-        """Raises InputError where there is no `_run.json`, and yet rows of other settings or another program's output."""
+        """Raises UserError where there is no `_run.json`, and yet rows of other settings or another program's output."""
         reports = self.reports()
         if any(report.fingerprint != self.fingerprint for report in reports):
-            raise InputError(
+            raise UserError(
                 f"{self.url} holds prompts of other settings, and _run.json, which says of which, is missing; "
                 "choose another --output"
             )
         if not reports and self._exists(self.at("_SUCCESS")):
-            raise InputError(self._of_others("_SUCCESS"))
+            raise UserError(self._of_others("_SUCCESS"))
 
     def _of_others(self, name: str) -> str:
         return (
@@ -103,14 +104,14 @@ class PromptTable(OutputFolder):
         return any(found is not None and b"pez" in found for found in metadata)  # of a crash before the report
 
     def _refuse(self, earlier: dict[str, Any]) -> None:
-        """Raises InputError: the folder is another run's."""
+        """Raises UserError: the folder is another run's."""
         theirs = earlier.get("settings") or {}
         if theirs.get("version") != self.settings.get("version"):
-            raise InputError(
+            raise UserError(
                 f"{self.url} was written by another version of this project, whose prompts are not the same; "
                 "finish it with that version, or choose another --output"
             )
-        raise InputError(
+        raise UserError(
             f"{self.url} holds prompts of other settings: {differences(theirs, self.settings)}; choose another --output"
         )
 
@@ -119,12 +120,12 @@ class PromptTable(OutputFolder):
         """The folder of an earlier run, with the settings of that run.
 
         Raises:
-            InputError: no run wrote there, or it cannot be read.
+            UserError: no run wrote there, or it cannot be read.
         """
         folder = cls(url, {})
         run = folder.read_json("_run.json")
         if run is None:
-            raise InputError(f"no _run.json in {folder.url}; expected the output of python -m jobs.caption")
+            raise UserError(f"no _run.json in {folder.url}; expected the output of python -m jobs.caption")
         if not isinstance(run.get("settings"), dict):
             raise DamagedError(f"{folder.url}/_run.json is damaged: it has no settings")
         return cls(url, run["settings"])
@@ -147,7 +148,7 @@ class PromptTable(OutputFolder):
             True where a run with the same settings was here before, or is at work now.
 
         Raises:
-            InputError: the folder is not writable, or another run claimed it meanwhile with other settings.
+            UserError: the folder is not writable, or another run claimed it meanwhile with other settings.
         """
         earlier = self.check()
         abandoned = not earlier and self._claimed()
@@ -160,7 +161,7 @@ class PromptTable(OutputFolder):
         except FileExistsError:
             earlier = True
         except OutputError as error:
-            raise InputError(str(error)) from error
+            raise UserError(str(error)) from error
         if abandoned:
             self.remove("_inputs")
         self.remove("_SUCCESS")  # there is work, so not every shard is done
@@ -174,7 +175,7 @@ class PromptTable(OutputFolder):
             return True
 
     def check_claim(self) -> None:
-        """Raises InputError where another run has claimed the folder with other settings."""
+        """Raises UserError where another run has claimed the folder with other settings."""
         run = self.read_json("_run.json")
         if run is not None and run.get("fingerprint") != self.fingerprint:
             self._refuse(run)
@@ -194,7 +195,7 @@ class PromptTable(OutputFolder):
             retry_failed: a shard is not finished while it has rows that are not ok; this reads every report.
 
         Raises:
-            InputError: a Parquet that no job of ours wrote stands where a shard's would be.
+            UserError: a Parquet that no job of ours wrote stands where a shard's would be.
         """
         finished = self._finished_stems()
         owners = self._owners()
@@ -228,13 +229,13 @@ class PromptTable(OutputFolder):
         return self.whole(self.whole(both, "_reports/{}.json"), "{}.parquet")
 
     def _expect_ours(self, stems: Sequence[str], owners: Mapping[str, set[str]]) -> None:
-        """Raises InputError where another program's Parquet would be written over."""
+        """Raises UserError where another program's Parquet would be written over."""
         there = self.names("", ".parquet")
         for stem in stems:
             if stem in there and stem not in owners:
                 metadata = self.read_metadata(f"{stem}.parquet")
                 if metadata is None or b"pez" not in metadata:
-                    raise InputError(self._of_others(f"{stem}.parquet"))
+                    raise UserError(self._of_others(f"{stem}.parquet"))
 
     def record(self, shards: Sequence[Shard]) -> None:
         """Write down which address has which stem, where no run has; before any work, so that `divide` can rely on it."""
@@ -273,7 +274,7 @@ class PromptTable(OutputFolder):
 
         Raises:
             OutputError: the folder does not take them: full, read-only, or an object store that keeps failing.
-            InputError: another run has claimed the folder with other settings.
+            UserError: another run has claimed the folder with other settings.
         """
         self.check_claim()
         report = report_of(shard, rows, seconds, self.fingerprint, left_out)
@@ -313,7 +314,7 @@ class PromptTable(OutputFolder):
         """The schema's metadata of a Parquet, or None where there is no Parquet.
 
         Raises:
-            InputError: what is there cannot be opened, like a folder of this name.
+            UserError: what is there cannot be opened, like a folder of this name.
         """
         try:
             with self.reading(name):

@@ -6,20 +6,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads tha
 
 import io
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from samples_on_disk import MakeTar, encoded
 
 import pez
 from pez.demo import scenes
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # all servers of the tests are on loopback
 torch.set_num_threads(2)
-
-MakeTar = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
@@ -35,12 +34,6 @@ def held_out() -> list[scenes.Scene]:
 @pytest.fixture(scope="session")
 def images(held_out: list[scenes.Scene]) -> list[Image.Image]:
     return [Image.fromarray(scenes.render(scene)) for scene in held_out]
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pez.settings import Precision
 if TYPE_CHECKING:
     import torch
 
-    from pez.clip import Clip
+    from pez.models.clip import Clip
 
 GUIDE = Path(__file__).parent / "guide"
 """the CLIP that prompts are learned with"""
@@ -30,8 +30,8 @@ def load_demo_clip(
     """
     import torch
 
-    from pez.clip import load_clip
     from pez.demo.scenes import caption_words
+    from pez.models.clip import load_clip
 
     clip = load_clip(f"local-dir:{folder}", None, device, precision, compiled)
     clip.name = "demo" if folder == GUIDE else f"demo-{folder.name}"

@@ -1,0 +1,239 @@
+"""Score against steps and seconds, for `jobs.benchmark --curve`: baseline, engine exact, engine default.
+
+All learn prompts for the same held-out scenes; the first two start at the same random tokens. The score is the similarity of
+the re-tokenised text, under the guide and, for the demo, under the judge, which had no part in the learning.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import pez
+from pez import cost
+from pez.demo import scenes
+from pez.engine import Step, Task, generator_for, learn, sixteens
+from pez.methods.published import learn_as_published
+from pez.models.clip import Clip, ClipObjective
+
+CHECKPOINTS = (10, 20, 50, 100, 200, 300, 500, 1000, 2000, 3000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A method after so many steps, over all scenes."""
+
+    method: str
+    steps: int
+    similarity: float
+    interval: float
+    """half of the 95% interval of the mean"""
+    judged: float | None
+    """similarity under the judge"""
+    judged_interval: float | None
+    seconds: float
+    """an image"""
+    gflop: float
+    """an image, counted"""
+    images: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """What the default's last point has over the exact mode's last, scene by scene."""
+
+    similarity: float
+    """mean of the differences under the guide"""
+    interval: float
+    """half of the 95% interval of that mean; less than those of the two, as scenes differ more than methods do"""
+    judged: float | None
+    judged_interval: float | None
+
+
+def curves(
+    clip: Clip,
+    judge: Clip | None,
+    settings: pez.PezSettings,
+    images: int,
+    baseline_steps: int,
+    exact_steps: int,
+    say: Callable[[str], None],
+) -> tuple[list[Point], Gain]:
+    """Measure the three methods.
+
+    Args:
+        settings: of the default method; its steps are those of the last default point.
+        baseline_steps: steps of the baseline, one prompt after the other.
+        exact_steps: steps of the engine's exact mode, all prompts at once.
+    """
+    pictures = [Image.fromarray(scenes.render(s)) for s in scenes.held_out_scenes(images)]
+    measure = _Measure(clip, judge, pictures, settings, say)
+    say(f"{'method':10s}{'steps':>7s}{'similarity':>18s}{'judge':>18s}{'s/image':>10s}{'GFLOP':>9s}")
+    if clip.device.type != "cpu":
+        measure.warm_up()
+    measure.baseline(baseline_steps)
+    measure.exact(exact_steps)
+    for steps in _checkpoints(settings.steps):
+        measure.default(steps)
+    return measure.points, measure.gain()
+
+
+class _Measure:
+    def __init__(
+        self,
+        clip: Clip,
+        judge: Clip | None,
+        pictures: list[Image.Image],
+        settings: pez.PezSettings,
+        say: Callable[[str], None],
+    ) -> None:
+        self.clip, self.settings, self.say = clip, settings, say
+        self.models = [clip] if judge is None else [clip, judge]
+        self.features = [model.image_features(pictures) for model in self.models]
+        # Baseline and exact mode take all tokens that the settings allow, the default those of them that last as text.
+        self.plain, self.vocabulary = (
+            clip.vocabulary(dataclasses.replace(settings, exact=exact)) for exact in (True, False)
+        )
+        self.lanes = sixteens(len(pictures))
+        self.objective = ClipObjective(clip.encoder(settings.tokens))
+        self.points: list[Point] = []
+        self.scores: list[list[Tensor]] = []  # of each point: under each model, (scenes,)
+
+    def tasks(self) -> list[Task]:
+        return [Task(f"{i}", target, handle=i) for i, target in enumerate(self.features[0])]
+
+    def warm_up(self) -> None:
+        """Load kernels and compile, so that no method's seconds hold it."""
+        settings = dataclasses.replace(self.settings, steps=1, exact=False)
+        for _ in learn(self.objective, self.vocabulary, self.tasks(), settings, self.lanes):
+            pass
+
+    def baseline(self, steps: int) -> None:
+        """Prompt after prompt, as published."""
+        marks = _checkpoints(steps)
+        seen = {s: (torch.empty(0), 0.0) for s in marks}
+        found: dict[int, list[Tensor]] = {s: [] for s in marks}
+        seconds = dict.fromkeys(marks, 0.0)
+        settings = dataclasses.replace(self.settings, steps=steps)
+        published = self.plain if self.settings.vocabulary != "full" else None
+        for i, target in enumerate(self.features[0]):
+            best: list[Any] = [-1.0, None, 0]
+            start = time.perf_counter()
+
+            def look(ids: Tensor, score: float, best: list[Any] = best, start: float = start) -> None:
+                best[2] += 1
+                if score > best[0]:
+                    best[:2] = score, ids
+                if best[2] in seen:
+                    found[best[2]].append(best[1])
+                    seconds[best[2]] += time.perf_counter() - start
+
+            first = self.plain.random_ids(settings.tokens, generator_for(settings.seed, f"{i}", 0))
+            learn_as_published(self.clip, target, first, settings, look, published)
+        flop = cost.baseline_step_flop(self.clip, settings.tokens)
+        for s in marks:
+            self._add("baseline", s, torch.stack(found[s]), seconds[s], s * flop)
+
+    def exact(self, steps: int) -> None:
+        """The same algorithm on the engine, all prompts at once."""
+        settings = dataclasses.replace(self.settings, steps=steps, exact=True)
+        flop = cost.engine_step_flop(self.clip, settings.tokens, self.plain.allowed)
+        marks, taken, start = _checkpoints(steps), 0, time.perf_counter()
+
+        def look(step: Step) -> None:
+            nonlocal taken, start
+            taken += 1
+            if taken in marks:
+                ids = step.best_ids[: len(self.features[0])].cpu()  # waits for the device
+                elapsed = time.perf_counter() - start
+                self._add("exact", taken, ids, elapsed, taken * flop)
+                start = time.perf_counter() - elapsed
+
+        for _ in learn(self.objective, self.plain, self.tasks(), settings, self.lanes, look):
+            pass
+
+    def default(self, steps: int) -> None:
+        """Few gradient steps, then swaps."""
+        settings = dataclasses.replace(self.settings, steps=steps, exact=False)
+        start = time.perf_counter()
+        ids: dict[int, Tensor] = {}
+        for ended in learn(self.objective, self.vocabulary, self.tasks(), settings, self.lanes):
+            ids.update((learned.task.handle, learned.token_ids) for learned in ended)
+        seconds = time.perf_counter() - start
+        flop = steps * cost.engine_step_flop(self.clip, settings.tokens, self.vocabulary.allowed)
+        flop += cost.swaps_flop(
+            self.clip, settings.tokens, settings.swaps, settings.candidates, self.vocabulary.allowed
+        )
+        self._add("default", steps, torch.stack([ids[i] for i in range(len(ids))]), seconds, flop)
+
+    def gain(self) -> Gain:
+        """The last default point over the last exact one."""
+        last = {point.method: scores for point, scores in zip(self.points, self.scores, strict=True)}
+        pairs = zip(last["default"], last["exact"], strict=True)
+        (mean, half), *judged = [_mean_and_interval(ours - theirs) for ours, theirs in pairs]
+        return Gain(mean, half, *(judged[0] if judged else (None, None)))
+
+    def _add(self, method: str, steps: int, ids: Tensor, seconds: float, flop: float) -> None:
+        texts = [self.clip.text_of(row) for row in ids.tolist()]
+        scores = [
+            (model.text_features(texts) * features).sum(-1)
+            for model, features in zip(self.models, self.features, strict=True)
+        ]
+        scored = [_mean_and_interval(similarity) for similarity in scores]
+        (mean, half), (judged, judged_half) = scored[0], scored[1] if len(scored) > 1 else (None, None)
+        count = len(texts)
+        point = Point(method, steps, mean, half, judged, judged_half, seconds / count, flop / 1e9, count)
+        self.points.append(point)
+        self.scores.append(scores)
+        columns = [f"{mean:.4f} +- {half:.4f}" for mean, half in scored]
+        self.say(
+            f"{method:10s}{steps:7d}{columns[0]:>18s}{(columns[1] if len(columns) > 1 else ''):>18s}"
+            f"{point.seconds:10.4f}{point.gflop:9.2f}"
+        )
+
+
+def _checkpoints(steps: int) -> list[int]:
+    return [*(s for s in CHECKPOINTS if s < steps), steps]
+
+
+def _mean_and_interval(values: Tensor) -> tuple[float, float]:
+    """The mean, and half of its 95% interval."""
+    return float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
+
+
+def plot_curves(points: list[Point], path: Path) -> None:
+    """Draw similarity against seconds and against counted operations.
+
+    The baseline, one prompt after the other, seldom gets far: where its steps end, a dashed line goes on with the scores of
+    the exact mode, which takes the same steps, at the baseline's seconds and operations a step.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, constrained_layout=True)
+    baseline, exact, default = ([p for p in points if p.method == name] for name in ("baseline", "exact", "default"))
+    further = [p for p in exact if p.steps >= baseline[-1].steps]
+    for axis, value, label in zip(axes, ("seconds", "gflop"), ("seconds an image", "GFLOP an image"), strict=True):
+        each = getattr(baseline[-1], value) / baseline[-1].steps
+        lines = [
+            ("as published", "#777777", "o-", baseline, [getattr(p, value) for p in baseline]),
+            ("as published, score of the exact mode", "#777777", "--", further, [p.steps * each for p in further]),
+            ("engine, exact mode: the same algorithm", "#1f77b4", "o-", exact, [getattr(p, value) for p in exact]),
+            ("engine, default", "#d62728", "o-", default, [getattr(p, value) for p in default]),
+        ]
+        for name, color, style, line, x in lines:
+            axis.plot(x, [p.similarity for p in line], style, color=color, label=name, markersize=4)
+            low, high = [p.similarity - p.interval for p in line], [p.similarity + p.interval for p in line]
+            axis.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
+        axis.set(xscale="log", xlabel=label, ylim=(0.75, None))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("similarity of the text")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,255 @@
+"""How fast, and how good for the time: the engine beside the plain algorithm, on this machine, in one run.
+
+    python -m jobs.benchmark                                        # ViT-B-32, 8 tokens
+    python -m jobs.benchmark --device cuda --model ViT-H-14 --tokens 16 --lanes 512 1024 2048 --json bench.json
+    python -m jobs.benchmark --curve --model demo --images 256 --plot curve.png
+    python -m jobs.benchmark --overhead                             # what the pipeline adds to the method
+
+No Ray, no files. Speed does not depend on the weights, so they are random unless
+--pretrained names some.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pez
+from jobs import command
+from jobs.arguments import Parser, expect_usable, option_of
+from jobs.options import expect_writable, usable_device
+from pez.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from jobs.benchmark.speed import Speed
+    from pez.models.clip import Clip
+
+
+def run(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the benchmark; returns its exit status.
+
+    Raises:
+        UserError: options that cannot be followed.
+    """
+    options = parser(prog or command.prog_of(sys.argv[0])).parse_args(arguments)
+    check(options)
+    with command.importing():
+        import torch
+
+        import pez.models.clip  # noqa: F401
+    device = torch.device(usable_device(options.device))
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)  # random weights and targets are those of every run
+    if options.overhead:
+        result = benchmark_overhead(options, device)
+    else:
+        result = benchmark_curve(options, device) if options.curve else benchmark_speed(options, device)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2))
+    return 0
+
+
+def check(options: argparse.Namespace) -> None:
+    """Find what is wrong with the options before any work.
+
+    Raises:
+        UserError: a number out of range, a file that cannot be written, or an option that would be ignored.
+    """
+    expect_usable({name: value for name, value in vars(options).items() if value is not None})
+    for name, (least, most) in _RANGES.items():
+        value = getattr(options, name)
+        for each in value if isinstance(value, list) else (value,):
+            if each is not None and not least <= each <= most:
+                raise UserError(f"{option_of(name)} is {each}; expected {least:g} to {most:g}")
+    if options.lanes is not None and not options.lanes:
+        raise UserError("--lanes is empty; expected one number or more")
+    if options.curve and options.overhead:
+        raise UserError("--curve and --overhead are given; expected one of them")
+    of_curve = {"images", "baseline_steps", "exact_steps", "swaps", "plot"}
+    changed = sorted(name for name in of_curve if getattr(options, name) != _CURVE.get(name))
+    if changed and not options.curve:
+        raise UserError(f"--{changed[0].replace('_', '-')} has no meaning without --curve")
+    expect_writable(options.json, "--json")
+    expect_writable(options.plot, "--plot")
+
+
+_CURVE = {"images": 256, "baseline_steps": 300, "exact_steps": 3000, "swaps": 24}
+"""what these are if they are not given"""
+_RANGES: dict[str, tuple[float, float]] = {
+    "tokens": (1, 1000),
+    "steps": (1, 1e9),
+    "lanes": (1, 1e6),
+    "threads": (1, 10_000),
+    "seconds": (0, 86_400),
+    "images": (2, 1e6),
+    "baseline_steps": (1, 1e9),
+    "swaps": (0, 1e9),
+    "exact_steps": (1, 1e9),
+}
+"""what each may be"""
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """The command line."""
+    options = Parser(prog, __doc__, default=None)
+    options.add_argument("--model", default="ViT-B-32", help="demo, an open_clip name, hf-hub:..., local-dir:...")
+    options.add_argument("--pretrained", default="none", help="tag or checkpoint file; none = random weights")
+    options.add_argument("--tokens", type=int, default=8)
+    options.add_argument("--steps", type=int, default=500, help="of an image, for images an hour and for --curve")
+    options.add_argument("--device", help="cpu or cuda; default = cuda where there is one")
+    options.add_argument(
+        "--precision", choices=("fp32", "bf16"), help="of the engine; default = bf16 where it is fast, fp32 for --curve"
+    )
+    options.add_argument(
+        "--lanes", type=int, nargs="+", action="extend", help="one or more; default = 64 on a CPU, 1024 on a GPU"
+    )
+    options.add_argument(
+        "--compiled", action=argparse.BooleanOptionalAction, help="compile the text tower; default = on a GPU"
+    )
+    options.add_argument("--threads", type=int, help="CPU threads")
+    options.add_argument("--seconds", type=float, default=8.0, help="that each way of computing is measured for")
+    options.add_argument(
+        "--vocabulary", choices=("model", "words", "full"), default="model", help="tokens of the engine"
+    )
+    options.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures; its `ratio` is ours over the baseline"
+    )
+    options.add_argument("--curve", action="store_true", help="score against steps and seconds, on drawn scenes")
+    options.add_argument("--overhead", action="store_true", help="the pipeline beside the bare method, demo CLIP")
+    options.add_argument("--images", type=int, default=_CURVE["images"], help="of --curve")
+    options.add_argument(
+        "--baseline-steps",
+        type=int,
+        default=_CURVE["baseline_steps"],
+        help="of --curve's baseline, prompt after prompt",
+    )
+    options.add_argument("--swaps", type=int, default=_CURVE["swaps"], help="rounds of --curve's default method")
+    options.add_argument("--exact-steps", type=int, default=_CURVE["exact_steps"], help="of --curve's exact mode")
+    options.add_argument("--plot", type=Path, metavar="PNG", help="picture of --curve (needs matplotlib)")
+    return options
+
+
+def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Time a step of the baseline and of the engine; print a table."""
+    import torch
+    import torch.nn.functional as F
+
+    from jobs.benchmark.speed import fast_bfloat16, machine, time_baseline, time_engine
+
+    precision = options.precision or ("bf16" if fast_bfloat16(device) else "fp32")
+    lanes = options.lanes or ([64] if device.type == "cpu" else [1024])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # random weights are meant here
+        clip = _load(options, device, "fp32")
+    settings = pez.PezSettings(tokens=options.tokens, vocabulary=options.vocabulary, exact=True)
+    clip.encoder(options.tokens)  # that they fit the model
+    target = F.normalize(torch.randn(max(lanes), clip.text_features(["a"]).shape[1], device=device), dim=-1)
+    print(f"{machine(device)}\n{clip.name}, {options.tokens} tokens\n")
+    print(f"{'':38s}{'ms/image-step':>14s}{'ratio':>8s}{'GFLOP':>8s}{'of peak':>9s}{'peak MB':>9s}{'images/h':>10s}")
+
+    def show(speed: Speed) -> Speed:
+        ratio = (speeds[0] if speeds else speed).seconds_per_image_step / speed.seconds_per_image_step
+        per_hour = 3600 / speed.seconds_per_image_step / options.steps
+        print(
+            f"{speed.name:38s}{speed.seconds_per_image_step * 1e3:14.3f}{ratio:8.1f}{speed.flop_per_image_step / 1e9:8.2f}"
+            f"{speed.share:9.0%}{speed.peak_bytes / 2**20:9.0f}{per_hour:10.0f}",
+            flush=True,
+        )
+        return speed
+
+    speeds: list[Speed] = []
+    speeds.append(show(time_baseline(clip, target[0], settings, options.seconds)))
+    chosen = len(clip.vocabulary(settings).ids)  # found once for all lane counts, and after the baseline was timed
+    engine = clip.with_engine(precision, _compiled(options, device))  # type: ignore[arg-type]
+    for count in lanes:
+        try:
+            speeds.append(show(time_engine(clip, engine, target[:count], settings, options.seconds)))
+        except RuntimeError as error:  # out of memory, of the compiler, of the device: the other lane counts still tell
+            print(f"engine, {count} lanes: {type(error).__name__}: {' '.join(str(error).split())[:200]}", flush=True)
+    if len(speeds) == 1:
+        raise UserError("the engine ran with none of these lane counts; choose others with --lanes")
+    best = min(speeds[1:], key=lambda speed: speed.seconds_per_image_step)
+    ratio = speeds[0].seconds_per_image_step / best.seconds_per_image_step
+    print(
+        f"\nratio {ratio:.1f}: image-steps a second, {best.name} over the baseline;"
+        f" images/h at {options.steps} gradient steps.\n"
+        f"The baseline projects on all {clip.tower.token_embedding.num_embeddings} tokens, the engine on {chosen}."
+    )
+    return {
+        "ratio": ratio,
+        "machine": machine(device),
+        "model": clip.name,
+        "tokens": options.tokens,
+        "steps": options.steps,
+        "speeds": [{**dataclasses.asdict(speed), "share_of_peak": speed.share} for speed in speeds],
+    }
+
+
+def benchmark_curve(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Score against steps and seconds, on held-out scenes."""
+    from jobs.benchmark.curve import curves, plot_curves
+    from jobs.benchmark.speed import machine
+    from pez.demo import JUDGE
+
+    clip = _load(options, device, "fp32").with_engine(options.precision or "fp32", _compiled(options, device))
+    judge = pez.load_demo_clip(device, folder=JUDGE) if options.model == "demo" else None
+    settings = pez.PezSettings(
+        tokens=options.tokens, steps=options.steps, swaps=options.swaps, vocabulary=options.vocabulary
+    )
+    print(
+        f"{machine(device)}\n{clip.name}, {options.tokens} tokens, {clip.precision}, {options.images} held-out scenes\n"
+    )
+    points, gain = curves(clip, judge, settings, options.images, options.baseline_steps, options.exact_steps, print)
+    ours, exact = ([p for p in points if p.method == method][-1] for method in ("default", "exact"))
+    judged = "" if gain.judged is None else f", judge {gain.judged:+.4f} +- {gain.judged_interval:.4f}"
+    print(
+        f"\ndefault ({ours.steps} steps) over exact ({exact.steps}), scene by scene:"
+        f" {gain.similarity:+.4f} +- {gain.interval:.4f}{judged}"
+    )
+    if options.plot:
+        plot_curves(points, options.plot)
+    return {
+        "machine": machine(device),
+        "model": clip.name,
+        "tokens": options.tokens,
+        "curve": [dataclasses.asdict(point) for point in points],
+        "gain": dataclasses.asdict(gain),
+    }
+
+
+def benchmark_overhead(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """The same pictures through the pipeline and through the bare method."""
+    from jobs.benchmark.overhead import measure_overhead
+    from jobs.benchmark.speed import machine
+
+    overhead = measure_overhead(pez.PezSettings(tokens=options.tokens, steps=options.steps))
+    print(f"{machine(device)}\ndemo, {options.tokens} tokens, {options.steps} steps, {overhead.images} images\n")
+    print(f"bare {overhead.bare_seconds:.2f} s, pipeline {overhead.pipeline_seconds:.2f} s: {overhead.share:+.1%}")
+    return {"machine": machine(device), **dataclasses.asdict(overhead)}
+
+
+def _compiled(options: argparse.Namespace, device: torch.device) -> bool:
+    return device.type == "cuda" if options.compiled is None else options.compiled
+
+
+def _load(options: argparse.Namespace, device: torch.device, precision: Any) -> Clip:
+    if options.model == "demo":
+        return pez.load_demo_clip(device, precision)
+    return pez.load_clip(options.model, options.pretrained, device, precision)
+
+
+def main(prog: str | None = None) -> None:
+    command.end(lambda: run(None, prog))
+
+
+if __name__ == "__main__":
+    main()

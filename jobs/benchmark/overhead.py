@@ -1,0 +1,85 @@
+"""What the pipeline adds to the method, for `jobs.benchmark --overhead`: the same pictures as shards and as a list.
+
+The list goes through `pez.learn_prompts`; the shards, four as in the demo, through `caption_shard` side by side, as an actor
+takes them, from tar to published Parquet. Both take turns, and turns in going first, so that a busy machine slows both. What a
+job pays once (start of Ray, loading the model) is left out.
+"""
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from PIL import Image
+
+import pez
+from pez.demo import scenes
+from pipeline.settings import CaptionSettings
+from pipeline.sources.demo_shards import write_scenes
+from pipeline.sources.shards import Shard
+from pipeline.stages.learn import Captioner, caption_shard, describe
+from pipeline.table import PromptTable
+
+
+@dataclasses.dataclass(frozen=True)
+class Overhead:
+    """Seconds for all pictures, medians of the rounds."""
+
+    images: int
+    bare_seconds: float
+    pipeline_seconds: float
+    share: float
+    """median over the rounds of what the pipeline adds, as a share of the bare time"""
+
+
+_SHARDS = 4
+
+
+def measure_overhead(method: pez.PezSettings, images: int = 64, rounds: int = 9) -> Overhead:
+    """Time both on the shipped demo CLIP and drawn scenes.
+
+    Args:
+        images: in all shards together; all are learned side by side.
+    """
+    settings = CaptionSettings(model="demo", lanes=-(-images // 16) * 16)
+    captioner = Captioner(settings, method, shared=True)
+    told = scenes.held_out_scenes(images)
+    pictures = [Image.fromarray(scenes.render(scene)) for scene in told]
+    keys = [f"{i:05d}" for i in range(images)]
+    bare: list[float] = []
+    piped: list[float] = []
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(_SHARDS) as threads:
+        shards = [Shard(f"{folder}/{i}.tar", f"{i}") for i in range(_SHARDS)]
+        each = -(-images // _SHARDS)
+        for i, shard in enumerate(shards):
+            write_scenes(Path(shard.url), told[each * i : each * (i + 1)], first=each * i)
+        for i in range(rounds + 1):
+            table = PromptTable(f"{folder}/out-{i}", describe(settings, method, "cpu"))
+            ways: list[tuple[list[float], Callable[[], None]]] = [
+                (bare, partial(_learn_all, captioner.clip, pictures, method, keys)),
+                (piped, partial(_caption_all, threads, shards, captioner, table)),
+            ]
+            for seconds, way in ways if i % 2 else reversed(ways):
+                seconds.append(_seconds(way))
+    bare, piped = bare[1:], piped[1:]  # the first round warms up
+    share = median(p / b for b, p in zip(bare, piped, strict=True)) - 1
+    return Overhead(images, median(bare), median(piped), share)
+
+
+def _learn_all(clip: pez.Clip, pictures: list[Image.Image], method: pez.PezSettings, keys: list[str]) -> None:
+    pez.learn_prompts(clip, pictures, method, keys)
+
+
+def _caption_all(threads: ThreadPoolExecutor, shards: list[Shard], captioner: Captioner, table: PromptTable) -> None:
+    for _ in threads.map(lambda shard: caption_shard(shard, captioner, table), shards):
+        pass
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

@@ -1,0 +1,163 @@
+"""Steps of the baseline and of the engine, timed, for `jobs.benchmark`: what is fast is checked to be right as well."""
+
+import contextlib
+import dataclasses
+import itertools
+import platform
+import resource
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+import pez
+from pez import cost
+from pez.engine import Lanes, Task
+from pez.methods.published import learn_as_published
+from pez.models.clip import Clip, ClipObjective
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """One way of computing, measured."""
+
+    name: str
+    seconds_per_image_step: float
+    flop_per_image_step: float
+    peak_flops: float
+    """measured rate of a large matrix product in the same precision"""
+    peak_bytes: int
+
+    @property
+    def share(self) -> float:
+        return self.flop_per_image_step / self.seconds_per_image_step / self.peak_flops
+
+
+def time_baseline(clip: Clip, target: torch.Tensor, settings: pez.PezSettings, seconds: float) -> Speed:
+    """Time steps of the plain algorithm: the median of as many as fit, the first two left out."""
+    stamps: list[float] = []
+    ids = torch.randint(clip.tower.token_embedding.num_embeddings - 2, (settings.tokens,))
+
+    def stamp(*_: Any) -> None:
+        _wait(clip.device)
+        stamps.append(time.perf_counter())
+        if len(stamps) > 4 and stamps[-1] - stamps[0] > seconds:
+            raise TimeoutError
+
+    _forget_peak(clip.device)
+    with contextlib.suppress(TimeoutError):
+        learn_as_published(clip, target, ids, dataclasses.replace(settings, steps=1_000_000), stamp)
+    steps = [b - a for a, b in itertools.pairwise(stamps[2:])]
+    flop = cost.baseline_step_flop(clip, settings.tokens)
+    memory = _peak(clip.device)  # before the products that follow need some
+    return Speed("baseline (fp32)", median(steps), flop, matrix_peak(clip.device, torch.float32), memory)
+
+
+def time_engine(clip: Clip, engine: Clip, target: torch.Tensor, settings: pez.PezSettings, seconds: float) -> Speed:
+    """Time steps of the engine with all lanes busy: the median of as many as fit, the first two left out.
+
+    Args:
+        clip: in float32 and not compiled, to check what is timed.
+
+    Raises:
+        ValueError: the engine's gradients are not those of the clip, or its lanes end in numbers that are not finite.
+    """
+    vocabulary = engine.vocabulary(settings)
+    _check_gradients(clip, engine, settings.tokens, target)
+    lanes = Lanes(ClipObjective(engine.encoder(settings.tokens)), vocabulary, settings, len(target))
+    for i, direction in enumerate(target):
+        lanes.admit(Task(f"{i}", direction))
+    _forget_peak(clip.device)
+    stamps: list[float] = []
+    while len(stamps) < 6 or stamps[-1] - stamps[0] < seconds:
+        lanes.step()
+        _wait(clip.device)
+        stamps.append(time.perf_counter())
+    memory = _peak(clip.device)
+    if not (lanes.soft.isfinite().all() and lanes.best_score.isfinite().all()):
+        raise ValueError(f"the engine with {len(target)} lanes ended in numbers that are not finite; expected none")
+    steps = [b - a for a, b in itertools.pairwise(stamps[2:])]
+    flop = cost.engine_step_flop(clip, settings.tokens, vocabulary.allowed)
+    name = f"engine ({engine.precision}{', compiled' if engine.compiled else ''}, {len(target)} lanes)"
+    return Speed(name, median(steps) / len(target), flop, matrix_peak(clip.device, engine.dtype), memory)
+
+
+def _check_gradients(clip: Clip, engine: Clip, tokens: int, target: torch.Tensor) -> None:
+    """Compare the engine's gradients with the clip's on random prompts: what is fast must be right as well.
+
+    As many lanes as are timed, so that the kernels are the same; sixteen of them are compared.
+    """
+    embedding = clip.tower.token_embedding.weight
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(len(embedding) - 2, (len(target), tokens), generator=generator).to(clip.device)
+    gradients = []
+    for model, rows in ((clip, slice(16)), (engine, slice(None))):
+        soft = embedding[ids[rows]].requires_grad_()
+        score = ClipObjective(model.encoder(tokens)).score(soft, target[rows])
+        gradients.append(torch.autograd.grad(score.sum(), soft)[0][:16].flatten(1))
+    least = float(F.cosine_similarity(*gradients).min())
+    if not least > 0.95:
+        raise ValueError(f"the engine's gradients are not the model's: cosine {least:.3f}; expected above 0.95")
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large square matrix product, random operands: the best of several."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ b
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return 2.0 * size**3 / min(times)
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """True where the hardware multiplies bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    checks: list[Callable[[], bool]] = [
+        getattr(torch.cpu, name)
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        if hasattr(torch.cpu, name)
+    ]
+    return any(check() for check in checks)
+
+
+def machine(device: torch.device) -> str:
+    """What the figures were measured on."""
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{_processor()}, {torch.get_num_threads()} threads"
+    )
+    return f"{name}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: torch.device) -> int:
+    """Most memory held: of the GPU, or of this process since its start."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

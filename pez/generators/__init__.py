@@ -1,0 +1,1 @@
+"""Text-to-image models on disk: their files and parts."""

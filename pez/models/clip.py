@@ -1,0 +1,216 @@
+"""An open_clip model as PEZ needs it: images and texts to features, and soft prompts to scores."""
+
+import copy
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import Compose, ToTensor
+from torchvision.transforms.functional import pil_to_tensor
+
+from pez import lists
+from pez.demo import CLIPS, load_demo_clip
+from pez.errors import UserError
+from pez.models.load import check_model, load_open_clip
+from pez.models.text_encoder import TextEncoder, frame_of, framed, text_encoder, text_tower
+from pez.modes import own_modes
+from pez.pictures import Pictures, rgb_images
+from pez.settings import PezSettings, Precision
+from pez.tokens import Tokens
+from pez.vocabulary import Vocabulary
+from pez.words import letter_tokens, word_tokens
+
+__all__ = ["Clip", "ClipObjective", "check_model", "load_clip"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+
+_FEATURES_AT_ONCE = 16  # rows of every image or text batch, short ones are padded: results do not depend on neighbours
+
+
+def load_clip(
+    name: str = "ViT-H-14",
+    pretrained: str | None = "laion2b_s32b_b79k",
+    device: str | torch.device = "cpu",
+    precision: Precision = "fp32",
+    compiled: bool = False,
+) -> "Clip":
+    """Load an open_clip model.
+
+    Args:
+        name: an open_clip name ("ViT-H-14"), "hf-hub:ORG/REPO", "local-dir:FOLDER" with open_clip_config.json, "demo" or
+            "demo-judge".
+        pretrained: a tag of that name; a file with a tag's weights, as TAG=FILE; any checkpoint file; "none" = random
+            weights, with a warning. All names but open_clip's carry their weights and ignore it.
+        device: where the model lives.
+        precision: of the optimisation; images and texts are always encoded in float32 (float64 with "fp64").
+        compiled: compile the text tower's block; for long runs on a GPU.
+
+    A file has the activation and the preprocessing of the tag that is named; or of the tag that its hash or its folder in the
+    hub's cache tells; or of an open_clip_config.json beside it. Else one warning says what was assumed.
+
+    Nothing that comes with a model is run as code: checkpoints are safetensors or are read as plain tensors.
+
+    Raises:
+        UserError: no such model, no such checkpoint, weights that do not fit the model or are not finite; one line.
+    """
+    if precision not in DTYPES:
+        raise UserError(f"precision is {precision!r}; expected one of {', '.join(DTYPES)}")
+    if name in CLIPS:
+        return load_demo_clip(device, precision, compiled, CLIPS[name])
+    with own_modes():
+        model, preprocess, tokenizer, label = load_open_clip(name, pretrained)
+        return Clip(model, preprocess, tokenizer, label, torch.device(device), precision, compiled=compiled)
+
+
+class Clip:
+    """A frozen CLIP on one device.
+
+    Args:
+        model: open_clip's CLIP or CustomTextCLIP.
+        preprocess: PIL image to (3, height, width) float.
+        tokenizer: open_clip's, for this model.
+        name: what tables call it.
+        recommended: (vocab,) bool tokens for `vocabulary="model"`; None = whole words.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        preprocess: Any,
+        tokenizer: Any,
+        name: str,
+        device: torch.device,
+        precision: Precision = "fp32",
+        recommended: Tensor | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self.dtype = DTYPES[precision]
+        self.full = torch.float64 if precision == "fp64" else torch.float32
+        with own_modes():
+            model = _without_inference_tensors(model)
+            self.model: Any = model.to(device=device, dtype=self.full).eval().requires_grad_(False)
+        self.tower = text_tower(self.model)
+        self.preprocess, self.tokenizer, self.name = _in_float32(preprocess), tokenizer, name
+        self.device, self.precision, self.recommended, self.compiled = device, precision, recommended, compiled
+        self.context_length = int(self.tower.context_length)
+        self.frame = frame_of(tokenizer, self.context_length)
+        self.tokens = Tokens(tokenizer, self.tower.token_embedding.num_embeddings)
+        self._encoders: dict[int, TextEncoder] = {}
+
+    def image_features(self, images: Pictures) -> Tensor:
+        """Images as `pez.pictures` takes them to (n, dim) unit features in full precision."""
+        return self.pixel_features(torch.stack([self.preprocess(image) for image in rgb_images(images)]))
+
+    def pixel_features(self, pixels: Tensor) -> Tensor:
+        """(n, 3, height, width) float preprocessed images to (n, dim) unit features in full precision."""
+        return self._in_batches(self.model.encode_image, pixels.to(self.full))
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Texts, tokenised as open_clip does, to (n, dim) unit features in full precision."""
+        return self._in_batches(self.model.encode_text, self.tokenizer(list(texts), context_length=self.context_length))
+
+    def token_features(self, ids: Tensor) -> Tensor:
+        """(n, tokens) int64 prompts, without start and end, to (n, dim) unit features in full precision."""
+        return self._in_batches(self.model.encode_text, framed(ids, self.frame, self.context_length))
+
+    def _in_batches(self, encode: Any, rows: Tensor) -> Tensor:
+        features = []
+        with own_modes(gradients=False):
+            for batch in rows.split(_FEATURES_AT_ONCE):
+                filled = torch.cat([batch, batch[-1:].expand(_FEATURES_AT_ONCE - len(batch), *batch.shape[1:])])
+                features.append(F.normalize(encode(filled.to(self.device))[: len(batch)], dim=-1))
+            return torch.cat(features)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Token ids to the text a user pastes."""
+        return self.tokens.text_of(ids)
+
+    def encoder(self, tokens: int) -> TextEncoder:
+        """Soft prompts of so many tokens to features, in the precision of the optimisation."""
+        if tokens not in self._encoders:
+            with own_modes():
+                self._encoders[tokens] = text_encoder(self.model, self.tokenizer, tokens, self.dtype, self.compiled)
+        return self._encoders[tokens]
+
+    def with_engine(self, precision: Literal["fp32", "bf16"], compiled: bool = False) -> "Clip":
+        """The same model, weights shared, optimised in another precision, compiled or not."""
+        other = copy.copy(self)
+        other.precision, other.dtype, other.compiled, other._encoders = precision, DTYPES[precision], compiled, {}
+        return other
+
+    def vocabulary(self, settings: PezSettings) -> Vocabulary:
+        """The tokens that the settings allow: unless they say exact, those of them that last as text."""
+        if settings.allowlist:
+            mask = lists.allowed(self.tokens, settings.allowlist, anywhere=settings.exact)
+        elif settings.vocabulary == "model" and self.recommended is not None:
+            mask = self.ordinary_tokens() & _fit(self.recommended, self.ordinary_tokens())
+        elif settings.vocabulary != "full" and self.words is not None:
+            mask = self.words
+        elif settings.vocabulary == "words":
+            raise UserError(f"{self.name} has no word tokens that are known; use vocabulary=full")
+        else:
+            mask = self.ordinary_tokens()
+            mask &= torch.tensor(settings.exact) | ~lists.commands(self.tokens)
+        if not settings.exact and (lasting := self.tokens.lasting(mask)).any():
+            mask = lasting
+        if settings.blocklist:
+            mask = mask & ~lists.blocked(self.tokens, settings.blocklist, mask)
+        with own_modes():
+            return Vocabulary(self.tower.token_embedding.weight, mask, self.dtype)
+
+    @functools.cached_property
+    def words(self) -> Tensor | None:
+        """(vocab,) bool: tokens that are words and last as text; None where no token does."""
+        found = word_tokens(self.tokens)
+        if not found.any():  # in a language that the list does not know
+            found = letter_tokens(self.tokens)
+        return found if found.any() else None
+
+    def ordinary_tokens(self) -> Tensor:
+        """(vocab,) bool: every token but the special ones (start, end, padding of real use)."""
+        return self.tokens.ordinary.clone()
+
+
+class ClipObjective:
+    """Cosine of a soft prompt's text feature with the lane's target, a direction of features."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self.encoder = encoder
+
+    def score(self, soft: Tensor, target: Tensor) -> Tensor:
+        """(lanes, tokens, width) soft prompts and (lanes, dim) directions to (lanes,) scores."""
+        features = F.normalize(self.encoder(soft).to(target.dtype), dim=-1)
+        return (features * target).sum(-1)
+
+
+def _fit(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask over a vocabulary of another size, which is the same as far as both go."""
+    fitted = torch.zeros_like(like)
+    fitted[: min(len(mask), len(like))] = mask[: len(like)]
+    return fitted
+
+
+def _in_float32(preprocess: Any) -> Any:
+    """A preprocessing whose pixels are float32 whatever a program has as torch's default dtype, which torchvision takes."""
+    if not isinstance(preprocess, Compose):
+        return preprocess
+    return Compose([_to_float32 if isinstance(each, ToTensor) else each for each in preprocess.transforms])
+
+
+def _to_float32(image: Image.Image) -> Tensor:
+    return pil_to_tensor(image).to(torch.float32).div(255)
+
+
+def _without_inference_tensors(model: Any) -> Any:
+    """A model that was loaded in inference mode: no gradient passes through its weights unless they are copied."""
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, value in held.items():
+                if value is not None and value.is_inference():
+                    copied = value.detach().clone()
+                    held[name] = torch.nn.Parameter(copied, False) if held is module._parameters else copied
+    return model

@@ -1,0 +1,285 @@
+"""Load open_clip models by any kind of name, with the activation and the preprocessing that they were trained with."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.transform import PreprocessCfg
+
+from pez.errors import UserError
+from pez.models.quiet import quiet_logging
+
+_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a model's parts come from."""
+
+    name: str
+    """for open_clip; it names the activation too"""
+    weights: str | None = None
+    """a tag or a file; None = random, or the model's own"""
+    label: str = ""
+    """what tables call it: name and tag load the same model with open_clip alone"""
+    preprocessing: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """of the weights, where open_clip does not know it by itself"""
+    assumed: str | None = None
+    """one line that says what was assumed"""
+
+
+def load_open_clip(name: str, pretrained: str | None) -> tuple[Any, Any, Any, str]:
+    """Load a model; see pez.load_clip.
+
+    Returns:
+        model, preprocessing, tokenizer, and what tables call it.
+    """
+    source = find(name, pretrained)
+    name, has_own = source.name, ":" in source.name
+    if not source.weights and not has_own:
+        warnings.warn(f"{name} has RANDOM weights (pretrained=none): its prompts mean nothing", stacklevel=3)
+    if source.assumed:
+        warnings.warn(source.assumed, stacklevel=3)
+    tokenizer = _load_tokenizer(name)
+    try:
+        with quiet_logging():
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                name,
+                pretrained=source.weights,
+                weights_only=True,  # a pickle with code is an error
+                require_pretrained=bool(source.weights or has_own),
+                **{f"image_{key}": value for key, value in source.preprocessing.items()},
+            )
+    except Exception as error:  # each of torch, safetensors, huggingface_hub and open_clip has its own errors
+        weights = source.weights or "of its own"
+        raise UserError(f"cannot load {name!r} with weights {weights}: {_reason(error)}") from error
+    _expect_finite(name, model)
+    return model, preprocess, tokenizer, source.label
+
+
+def check_model(name: str, pretrained: str | None, tokens: int) -> None:
+    """Find what is wrong with a choice of model without loading its weights.
+
+    Raises:
+        UserError: no such model or checkpoint, or prompts too long for its context; one line.
+    """
+    schema, _, rest = name.partition(":")
+    _expect_rest(name)
+    if name in ("demo", "demo-judge") or schema == "hf-hub":
+        return  # the demo is always there; the hub answers when the model is loaded
+    if schema == "local-dir":
+        _expect_folder(Path(rest))
+    else:
+        _expect_known(name, pretrained)
+    config = _config_of(name)
+    length = config.get("text_cfg", {}).get("context_length", 77)
+    if tokens > length - 2:
+        raise UserError(f"{tokens} tokens do not fit {name}; its context of {length} has room for 1 to {length - 2}")
+
+
+def find(name: str, pretrained: str | None) -> Source:
+    """What a name and a choice of weights mean.
+
+    Raises:
+        UserError: no such model or checkpoint; one line.
+    """
+    schema, _, rest = name.partition(":")
+    _expect_rest(name)
+    if schema in ("local-dir", "hf-hub"):
+        if schema == "local-dir":
+            _expect_folder(Path(rest))
+        return Source(name, label=name)
+    _expect_known(name, pretrained)
+    if not pretrained or pretrained == "none":
+        return Source(name, label=f"{name}/none")
+    tag, file = _tag_and_file(name, pretrained)
+    if file is None:
+        named = _name_with_activation(name, open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu"))
+        return Source(named, pretrained, f"{named}/{pretrained}")
+    tag = tag or _tag_of(name, file)
+    if tag is not None:
+        known = open_clip.get_pretrained_cfg(name, tag)
+        named = _name_with_activation(name, known.get("quick_gelu"))
+        return Source(named, str(file), f"{named}/{tag}", _preprocessing(known))
+    if (beside := file.parent / "open_clip_config.json").is_file():
+        config = _read_config(beside)
+        named = _name_with_activation(name, config.get("model_cfg", {}).get("quick_gelu"))
+        return Source(named, str(file), f"{named}/{file}", _preprocessing(config.get("preprocess_cfg", {})))
+    return _assumed(name, file)
+
+
+def _assumed(name: str, file: Path) -> Source:
+    """Weights that nothing is known of: as all known ones of the model, or as open_clip takes them."""
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    known = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+    agreed = bool(known) and all(_trained_as(one) == _trained_as(known[0]) for one in known)
+    preprocessing = _preprocessing(known[0] if agreed else dataclasses.asdict(PreprocessCfg()))
+    named = _name_with_activation(name, agreed and known[0].get("quick_gelu"))
+    activation = "QuickGELU" if (open_clip.get_model_config(named) or {}).get("quick_gelu") else "GELU"
+    told = ", ".join(f"{key} {_short(value)}" for key, value in preprocessing.items())
+    say = f"; if they are a known tag's, say TAG={file}, with one of {', '.join(tags)}" if tags else ""
+    line = f"nothing is known of the weights in {file}: assumed {activation}, {told}{say}"
+    return Source(named, str(file), f"{named}/{file}", preprocessing, line)
+
+
+def _trained_as(known: dict[str, Any]) -> tuple[object, ...]:
+    return (bool(known.get("quick_gelu")), *(str(known.get(key)) for key in _PREPROCESSING))
+
+
+def _short(value: Any) -> str:
+    return str(value) if isinstance(value, str) else "/".join(f"{part:.3f}" for part in value)
+
+
+def _preprocessing(known: dict[str, Any]) -> dict[str, Any]:
+    return {key: known[key] for key in _PREPROCESSING if known.get(key) is not None}
+
+
+def _name_with_activation(name: str, quick_gelu: Any) -> str:
+    """The name under which open_clip builds the model with the activation that its weights were trained with."""
+    config = open_clip.get_model_config(name) or {}
+    named = f"{name}-quickgelu"
+    return named if quick_gelu and not config.get("quick_gelu") and named in open_clip.list_models() else name
+
+
+def _tag_and_file(name: str, pretrained: str) -> tuple[str | None, Path | None]:
+    """A tag alone, a file alone, or TAG=FILE."""
+    if open_clip.get_pretrained_cfg(name, pretrained):
+        return pretrained, None
+    if os.path.isfile(pretrained):
+        return None, Path(pretrained)
+    tag, _, file = pretrained.partition("=")
+    return tag, Path(file).expanduser()
+
+
+def _tag_of(name: str, file: Path) -> str | None:
+    """The tag whose weights a file holds, told by the folder of the hub's cache that it lies in or by its hash."""
+    known = {tag: open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)}
+    for tag, config in known.items():
+        repository = config.get("hf_hub", "").rsplit("/", 1)[0]
+        if repository and f"models--{repository.replace('/', '--')}" in file.absolute().parts:
+            return tag
+    starts = {start: tag for tag, config in known.items() if (start := _hash_in(config.get("url", "")))}
+    if not starts:
+        return None
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return next((tag for start, tag in starts.items() if digest.startswith(start)), None)
+
+
+def _hash_in(url: str) -> str:
+    """The beginning of a file's SHA-256, which two of open_clip's sources have in their addresses."""
+    if "openaipublic" in url:
+        return url.split("/")[-2]
+    return Path(url).stem.split("-")[-1] if "mlfoundations" in url else ""
+
+
+def _load_tokenizer(name: str) -> Any:
+    try:
+        with quiet_logging():
+            config = _config_of(name)
+            _expect_no_code(config)
+            wanted = config.get("text_cfg", {}).get("hf_tokenizer_name")
+    except Exception as error:
+        raise UserError(f"cannot load {name!r}: {_reason(error)}") from error
+    try:
+        with quiet_logging():
+            return open_clip.get_tokenizer(name)
+    except Exception as error:
+        own = name.startswith("local-dir:")
+        which = f"tokenizer {wanted!r} of {name!r}" if wanted and not own else f"tokenizer of {name!r}"
+        advice = "expected its files in that folder" if own else "expected it in the hub's cache, or the hub to answer"
+        if isinstance(error, ImportError):
+            advice = "install it with pip install transformers sentencepiece"
+        raise UserError(f"cannot load the {which}: {_one_line(error)}; {advice}") from error
+
+
+def _config_of(name: str) -> dict[str, Any]:
+    schema, _, rest = name.partition(":")
+    if schema == "local-dir":
+        config = _read_config(Path(rest) / "open_clip_config.json")
+        return config.get("model_cfg", config)
+    return open_clip.get_model_config(name) or {}
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}); expected JSON, copy it again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file} holds a {type(config).__name__}; expected the configuration of a model")
+    return config
+
+
+def _expect_no_code(config: Any) -> None:
+    """A model's configuration may ask transformers to run the code that lies beside it."""
+    if isinstance(config, dict):
+        if config.get("trust_remote_code"):
+            raise UserError("its configuration asks for trust_remote_code; code that comes with a model is never run")
+        for value in config.values():
+            _expect_no_code(value)
+
+
+def _expect_finite(name: str, model: Any) -> None:
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            count = int((~value.isfinite()).sum())
+            raise UserError(
+                f"the weights of {name} are damaged: {count} of {value.numel()} numbers in {key} are not finite;"
+                " expected none, download or convert them again"
+            )
+
+
+def _expect_rest(name: str) -> None:
+    if name in ("hf-hub:", "local-dir:"):
+        raise UserError(f"{name!r} names no model; expected hf-hub:ORG/REPO or local-dir:FOLDER")
+
+
+def _expect_folder(folder: Path) -> None:
+    for file in (folder, folder / "open_clip_config.json"):
+        if not file.exists():
+            raise UserError(f"there is no {file}; expected an open_clip folder with open_clip_config.json and weights")
+    if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
+        raise UserError(f"no weights in {folder}; expected a .safetensors, .bin or .pth file")
+
+
+def _expect_known(name: str, pretrained: str | None) -> None:
+    if name not in open_clip.list_models():
+        close = [m for m in open_clip.list_models() if m.lower().startswith(name.lower()[:5])]
+        raise UserError(
+            f"no model {name!r}; expected demo, hf-hub:ORG/REPO, local-dir:FOLDER or an open_clip name"
+            + (f" like {', '.join(close[:6])}" if close else "")
+        )
+    if not pretrained or pretrained == "none":
+        return
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if open_clip.get_pretrained_cfg(name, pretrained) or os.path.isfile(pretrained):
+        return
+    tag, equals, file = pretrained.partition("=")
+    if equals and open_clip.get_pretrained_cfg(name, tag):
+        if not Path(file).expanduser().is_file():
+            raise UserError(f"no file {file!r} with the weights {tag} of {name}; expected a checkpoint file")
+        return
+    expected = "a checkpoint file, none, or one of " + ", ".join(tags) if tags else "a checkpoint file or none"
+    raise UserError(f"no weights {pretrained!r} for {name}; expected {expected}{', or TAG=FILE' if tags else ''}")
+
+
+def _reason(error: BaseException) -> str:
+    expected = "expected safetensors, or a file of tensors by name"
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):  # torch advises to run the code
+        return f"the checkpoint is damaged, or holds code or other objects than tensors; {expected}"
+    if isinstance(error, (EOFError, KeyError, StopIteration, AttributeError)):
+        return f"the checkpoint is damaged or holds something else ({type(error).__name__}); {expected}"
+    return _one_line(error)
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:4]) or type(error).__name__
+    return text if len(text) < 500 else text[:500] + "..."

@@ -1,0 +1,59 @@
+"""Whether the weights of a model can be had at all: here already, or from a hub that answers.
+
+The hub's client tries again for a minute before it gives up, file after file, in every actor. One question tells it sooner.
+"""
+
+import glob
+import os
+from urllib.parse import urlsplit
+
+import open_clip
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
+
+from pez.demo import CLIPS
+from pez.errors import UserError
+
+_PATIENCE = 10.0  # seconds for the hub to answer
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def check_reachable(model: str, pretrained: str | None) -> None:
+    """See whether a CLIP's weights are on this machine, or the hub that has them answers.
+
+    Args:
+        model: as in `CaptionSettings`.
+        pretrained: the tag of an open_clip name.
+
+    Raises:
+        UserError: neither.
+    """
+    repository = _repository(model, pretrained)
+    if repository is None or constants.HF_HUB_OFFLINE or _is_here(repository):
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+    except Exception as error:  # its client has had two libraries of requests
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        host = urlsplit(constants.ENDPOINT).netloc
+        raise UserError(
+            f"the weights of {model} ({repository}) are not on this machine, and {host} does not answer: {reason}; "
+            "check the network, or give a --pretrained file, or --model local-dir:FOLDER"
+        ) from error
+
+
+def _repository(model: str, pretrained: str | None) -> str | None:
+    """On the hub; None where the weights come from elsewhere."""
+    if model in CLIPS or model.startswith("local-dir:"):
+        return None
+    if model.startswith("hf-hub:"):
+        return model.removeprefix("hf-hub:").partition("@")[0]
+    if not pretrained or os.path.exists(pretrained):
+        return None
+    place = (open_clip.get_pretrained_cfg(model, pretrained) or {}).get("hf_hub", "")
+    return place.rpartition("/")[0] or None
+
+
+def _is_here(repository: str) -> bool:
+    folder = os.path.join(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}", "snapshots")
+    return any(path.endswith(_WEIGHTS) for path in glob.iglob(os.path.join(glob.escape(folder), "*", "*")))

@@ -1,0 +1,1 @@
+"""From what a user names to items: units of work, streams, decoding."""

@@ -1,0 +1,124 @@
+"""A member's name to its key, and what it holds: an image, a caption, or something beside them."""
+
+import dataclasses
+import re
+from typing import Literal
+
+from pez.errors import UserError
+
+KeySplit = Literal["last", "first"]
+
+IMAGE_ENDINGS = (
+    *("jpg", "jpeg", "jpe", "jif", "jfif", "jfi", "pjpeg", "pjpg", "pjp", "mpo"),
+    *("png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", "avifs"),
+)
+CAPTION_ENDINGS = ("txt", "caption", "text")
+
+_OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # hidden where they are made
+_OF_WEBDATASET = re.compile(
+    r"__[^/]*__($|/)|(.*/)?__[^/]*__\.[^/]*$", re.DOTALL
+)  # what it skips, and names like __index__.json
+
+
+@dataclasses.dataclass(frozen=True)
+class MemberNames:
+    """How names are read.
+
+    Args:
+        image_key: endings of the members that hold the image, as WebDataset spells them: "jpg", ".jpg", "jpg;png", "left.jpg";
+            None = any usual image ending.
+        caption_key: the same for captions; "json:caption" is a field of a JSON member. None = txt, caption or text.
+        key_split: at which dot of a name's last part the key ends. With "last", an ending of two parts that is named counts.
+
+    Raises:
+        UserError: a key without an ending.
+    """
+
+    image_key: str | None = None
+    caption_key: str | None = None
+    key_split: KeySplit = "last"
+
+    def __post_init__(self) -> None:
+        if self.key_split not in ("last", "first"):
+            raise UserError(f"key_split is {self.key_split!r}; expected last or first")
+        images = _endings("image_key", self.image_key) or dict.fromkeys(IMAGE_ENDINGS)
+        if field := next((f for f in images.values() if f), None):
+            raise UserError(f"image_key is {self.image_key!r}; a field, {field!r}, can be of captions only")
+        captions = _endings("caption_key", self.caption_key) or dict.fromkeys(CAPTION_ENDINGS)
+        object.__setattr__(self, "_images", images)
+        object.__setattr__(self, "_captions", captions)
+        named = sorted((e for e in (*images, *captions) if "." in e), key=len, reverse=True)
+        object.__setattr__(self, "_of_parts", tuple(named))
+
+    _images: dict[str, str | None] = dataclasses.field(init=False, repr=False, compare=False)
+    _captions: dict[str, str | None] = dataclasses.field(init=False, repr=False, compare=False)
+    _of_parts: tuple[str, ...] = dataclasses.field(init=False, repr=False, compare=False)
+
+    def split(self, name: str) -> tuple[str | None, str]:
+        """A name to its key and lower-case ending; hidden files and names without an ending have no key."""
+        name = text_of_name(name)
+        folder, slash, base = name.rpartition("/")
+        if base.startswith(".") or "." not in base or base.lower() in _OF_SYSTEMS:
+            return None, ""
+        if self.key_split == "first":
+            stem, _, ending = base.partition(".")
+            return folder + slash + stem, ending.lower()
+        for ending in self._of_parts:
+            if base.lower().endswith("." + ending):
+                return name[: -len(ending) - 1], ending
+        key, _, ending = name.rpartition(".")
+        return key, ending.lower()
+
+    def is_image(self, ending: str) -> bool:
+        return ending in self._images or (self.image_key is None and self._last_part(ending) in self._images)
+
+    def is_usual_image(self, ending: str) -> bool:
+        """The ending is one of those named, and does not only end in one as `mask.png` does."""
+        return ending in self._images
+
+    def is_caption(self, ending: str) -> bool:
+        return ending in self._captions or (self.caption_key is None and self._last_part(ending) in self._captions)
+
+    def caption_field(self, ending: str) -> str | None:
+        """The field of a JSON member that is the caption; None where the member's text is."""
+        return self._captions.get(ending)
+
+    @property
+    def expected(self) -> str:
+        """What an image's name would have to end in, where that was asked for."""
+        return " or ".join(self._images) if self.image_key is not None else ""
+
+    def is_of_webdataset(self, name: str, ending: str) -> bool:
+        """A member about the shard, like `__index__.json`, and no picture or caption."""
+        about = _OF_WEBDATASET.match(text_of_name(name)) is not None
+        return about and not self.is_image(ending) and not self.is_caption(ending)
+
+    def _last_part(self, ending: str) -> str | None:
+        return ending.rpartition(".")[2] if self.key_split == "first" else None
+
+
+def shorter_keys(key: str) -> list[str]:
+    """The key without its last dotted part, without its last two, and so on: `a/photo.meta` is beside `a/photo`."""
+    folder, slash, base = key.rpartition("/")
+    parts = base.split(".")
+    return [folder + slash + ".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1) if any(parts[:n])]
+
+
+def text_of_name(name: str) -> str:
+    """A name that is not UTF-8 with its odd bytes written as \\xff: Arrow takes no surrogates, and names stay apart."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _endings(option: str, value: str | None) -> dict[str, str | None]:
+    """Field by ending, None = the whole member."""
+    found: dict[str, str | None] = {}
+    for one in re.split(r"[;,]", value or ""):
+        ending, colon, field = one.strip().partition(":")
+        ending = ending.strip().removeprefix("*").strip(".").lower()
+        if ending and (field.strip() or not colon):
+            found[ending] = field.strip() or None
+        elif one.strip() or ending:
+            raise UserError(f"{option} is {value!r}; expected an extension like jpg, or several like 'jpg;png'")
+    if value is not None and not found:
+        raise UserError(f"{option} is {value!r}; expected an extension like jpg, or several like 'jpg;png'")
+    return found

@@ -1,0 +1,1 @@
+"""What is done with a unit of work: learning prompts, verifying them."""

@@ -1,0 +1,432 @@
+"""The journey of one shard: tar, images, features, prompts, table."""
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+import pez
+from pez.demo import CLIPS
+from pez.engine import Learned, Step, Task
+from pez.learn import learn_tasks
+from pez.models.clip import check_model
+from pez.settings import ALGORITHM
+from pipeline.rows import Row, ShardReport
+from pipeline.run.serial import in_turn
+from pipeline.settings import CaptionSettings, ModelSettings
+from pipeline.sources.ahead import ahead, batches
+from pipeline.sources.samples import (
+    ImageError,
+    LateCaption,
+    Sample,
+    ShardError,
+    decode_image,
+    read_samples,
+    reading_options,
+)
+from pipeline.sources.shards import Shard
+from pipeline.stages.lanes import SharedLanes, WorkClock
+from pipeline.stages.parts import (
+    PartReport,
+    PartSamples,
+    PartsLeft,
+    finished_part,
+    merge_parts,
+    part_of_whole,
+    publish_part,
+)
+from pipeline.table import PromptTable
+
+_IMAGES_AT_ONCE = 16  # the image tower's batch, see pez.models.clip
+_IN_TAR = 1536  # bytes of a tar that an image and its caption have beside the image: headers and padding
+_NOT_FINITE = "the similarity is not a finite number; the model or its precision does not bear this image"
+
+
+@dataclasses.dataclass
+class Progress:
+    """Counts of what is in work, for people."""
+
+    images: int = 0
+    similarity: float = 0.0
+    """sum over images"""
+    learning: int = 0
+    """prompts that are being learned"""
+    steps: int = 0
+    """that these have had, together"""
+    of: int = 0
+    """steps of a prompt"""
+    shards_done: float = 0.0
+    """of the shards in work; 0 where their size is not known"""
+
+
+@dataclasses.dataclass
+class _ShardInWork:
+    """Counts of one shard, and how many images it may have: as many as were read, or more by the bytes that are left."""
+
+    size: int | None
+    """bytes of the tar; None = not known"""
+    parts: int
+    images: int = 0
+    similarity: float = 0.0
+    read: int = 0
+    bytes_read: int = 0
+    whole: bool = False
+    """it was read to its end"""
+
+    @property
+    def expected(self) -> float | None:
+        if self.whole:
+            return self.read
+        if not self.size or not self.bytes_read:
+            return None
+        return self.read * max(self.size / (self.bytes_read * self.parts), 1.0)
+
+
+def caption_shard(
+    shard: Shard, captioner: "Captioner", table: PromptTable, retry_failed: bool = False
+) -> ShardReport | PartReport:
+    """Turn one tar of images into one Parquet of prompts; a part of one into a part of it.
+
+    Args:
+        retry_failed: of a finished shard, caption those again that are not ok.
+
+    Raises:
+        ShardError: the tar cannot be read to its end, or holds no sample; nothing is published.
+    """
+    if shard.part is not None:
+        return _caption_part(shard, captioner, table)
+    if report := table.finished(shard):  # an earlier run, or an actor that was lost after its last act
+        return _caption_failed(shard, report, captioner, table) if retry_failed and report.failed else report
+    if shard.parts > 1:
+        return merge_parts(shard, table)
+    left_out: Counter[str] = Counter()
+    with captioner.clock.work() as seconds:
+        rows = dict(captioner.caption(shard, captioner.samples(shard, left_out)))
+        if not rows:
+            raise ShardError(f"{shard.url} holds no sample; expected members like 0001.jpg")
+        if report := table.finished(shard):  # by another run on the same output, meanwhile
+            return report
+        return table.publish(shard, [rows[i] for i in sorted(rows)], seconds(), left_out)
+
+
+def _caption_part(part: Shard, captioner: "Captioner", table: PromptTable) -> PartReport:
+    """The rows of every n-th sample; the others are read past and not decoded."""
+    if table.finished(part):  # another run, or an earlier one that wants failed rows tried again
+        return part_of_whole(part, table)
+    if report := finished_part(part, table):
+        return report
+    left_out: Counter[str] = Counter()
+    samples = PartSamples(part, captioner.samples(part, left_out))
+    with captioner.clock.work() as seconds:
+        rows = dict(captioner.caption(part, samples))
+        if not samples.count:
+            raise ShardError(f"{part.url} holds no sample; expected members like 0001.jpg")
+        if table.finished(part):  # another run on the same output has just merged and removed the parts
+            return part_of_whole(part, table)
+        return publish_part(part, [rows[i] for i in sorted(rows)], samples, left_out, seconds(), table)
+
+
+def _caption_failed(shard: Shard, earlier: ShardReport, captioner: "Captioner", table: PromptTable) -> ShardReport:
+    """A finished shard again, of which only the rows that are not ok are new."""
+    rows = table.read_rows(f"{shard.stem}.parquet")
+    failed = {row.key for row in rows if row.status != "ok"}
+    keys: list[tuple[int, str]] = []
+    left_out: Counter[str] = Counter()
+
+    def again() -> Iterator[Sample]:
+        for sample in captioner.samples(shard, left_out):
+            if not isinstance(sample, LateCaption):
+                keys.append((sample.index, sample.key))
+            if sample.key in failed:
+                yield sample
+
+    with captioner.clock.work() as seconds:
+        new = {row.key: row for _, row in captioner.caption(shard, again())}
+        spent = earlier.seconds + seconds()
+    if [key for _, key in sorted(keys)] != [row.key for row in rows]:
+        raise ShardError(
+            f"{shard.url} has other keys than when it was captioned; "
+            f"remove {table.url}/{shard.stem}.parquet to caption all of it again"
+        )
+    table.remove(f"_verified/{shard.stem}.json")  # it was of the earlier rows
+    return table.publish(shard, [new.get(row.key, row) for row in rows], spent, left_out)
+
+
+class Captioner:
+    """A CLIP and what is done with it; one in each actor.
+
+    Args:
+        threads: that decode images ahead of the optimiser.
+        shared: `caption` may be called by several threads at once; their images share the lanes.
+    """
+
+    def __init__(
+        self,
+        settings: CaptionSettings,
+        method: pez.PezSettings,
+        device: str | torch.device = "cpu",
+        threads: int = 2,
+        shared: bool = False,
+    ) -> None:
+        self.settings, self.method, self.threads = settings, method, threads
+        self.clip = load_model(settings, device)
+        self.clip.vocabulary(method)  # a word that the model does not have ends the start, and not each shard
+        self.lanes = SharedLanes(self._tasks_of, self._learn, settings.lanes // _IMAGES_AT_ONCE) if shared else None
+        self.clock = WorkClock()
+        self._in_work: dict[int, _ShardInWork] = {}
+        self._taken: dict[int, int] = {}  # steps of each task that is being learned, by its identity
+
+    @property
+    def progress(self) -> Progress:
+        """Of all shards in work."""
+        shards = list(self._in_work.values())
+        of = self.method.steps * self.method.restarts + (0 if self.method.exact else self.method.swaps)
+        taken = [min(steps, of) for steps in list(self._taken.values())] if shards else []
+        found = Progress(sum(s.images for s in shards), sum(s.similarity for s in shards), len(taken), sum(taken), of)
+        expected = [s.expected for s in shards]
+        if shards and None not in expected:
+            images = sum(images for images in expected if images)
+            found.shards_done = min((found.images + found.steps / of) / max(images, 1.0), 1.0) * len(shards)
+        return found
+
+    def _count(self, step: Step) -> None:
+        for task in step.tasks:
+            if task is not None:
+                self._taken[id(task)] = self._taken.get(id(task), 0) + 1
+
+    def samples(self, shard: Shard, left_out: Counter[str]) -> Iterator[Sample]:
+        """A shard's samples, and in `left_out` the members that belong to none; see read_samples."""
+        options = reading_options(dataclasses.asdict(self.settings))
+        return read_samples(shard, left_out=left_out, late_captions=True, **options)
+
+    def caption(self, shard: Shard, samples: Iterable[Sample]) -> Iterator[tuple[int, Row]]:
+        """Learn a prompt for every sample that has an image.
+
+        Yields:
+            (index, row) for every sample, in the order in which they are done; in the end once more for each whose caption
+            came late.
+        """
+        progress = _ShardInWork(_size(shard), shard.parts if shard.part is not None else 1)
+        rejected: list[tuple[int, Row]] = []
+        late = _LateCaptions()
+
+        def images() -> Iterator[Decoded]:
+            for decoded in ahead(counted(), self._decode, self.threads, self.settings.lanes):
+                if isinstance(decoded.sample, LateCaption):
+                    late.texts[decoded.sample.index] = decoded.sample.caption or ""
+                elif decoded.pixels is None:
+                    rejected.append((decoded.sample.index, _rejection(shard, decoded.sample)))
+                else:
+                    progress.read += 1
+                    yield decoded
+            progress.whole = True
+
+        def counted() -> Iterator[Sample]:
+            for sample in samples:
+                progress.bytes_read += _IN_TAR + len(sample.image or b"")
+                yield sample
+
+        some = batches(images(), _IMAGES_AT_ONCE)
+        results = (
+            self.lanes.results(some)
+            if self.lanes
+            else self._learn(task for batch in some for task in self._tasks_of(batch))
+        )
+        self._in_work[id(progress)] = progress
+        try:
+            for ended in results:
+                for learned, _ in ended:
+                    self._taken.pop(id(learned.task), None)
+                captions = [learned.task.handle.sample.caption for learned, _ in ended]
+                directions = torch.stack([learned.task.target for learned, _ in ended])
+                of_captions = self._caption_similarities(captions, directions)
+                kept = directions.cpu()
+                for (learned, prompt), of_caption, direction in zip(ended, of_captions, kept, strict=True):
+                    decoded = learned.task.handle
+                    row = self._row(shard, decoded, prompt, of_caption)
+                    if row.status == "ok":
+                        progress.images += 1
+                        progress.similarity += prompt.similarity
+                    if decoded.sample.caption is None:
+                        bare = dataclasses.replace(decoded, pixels=None)
+                        late.rows[decoded.sample.index] = bare, prompt, direction.clone()
+                    yield decoded.sample.index, row
+                yield from late.without_image(rejected)
+                rejected.clear()
+            yield from late.without_image(rejected)
+            yield from self._captioned_late(shard, late)
+        finally:
+            del self._in_work[id(progress)]
+            if not self._in_work:
+                self._taken.clear()  # also what a failure left
+
+    def _captioned_late(self, shard: Shard, late: "_LateCaptions") -> Iterator[tuple[int, Row]]:
+        """The rows again whose captions came when they were in work, or done."""
+        for index, row in late.rejected.items():
+            if index in late.texts:
+                yield index, dataclasses.replace(row, caption=late.texts[index])
+        for batch in batches((index for index in late.rows if index in late.texts), _IMAGES_AT_ONCE):
+            captions: list[str | None] = [late.texts[index] for index in batch]
+            directions = torch.stack([late.rows[index][2] for index in batch]).to(self.clip.device)
+            of_captions = self._caption_similarities(captions, directions)
+            for index, caption, of_caption in zip(batch, captions, of_captions, strict=True):
+                decoded, prompt, _ = late.rows[index]
+                sample = dataclasses.replace(decoded.sample, caption=caption)
+                yield index, self._row(shard, dataclasses.replace(decoded, sample=sample), prompt, of_caption)
+
+    def _tasks_of(self, batch: "list[Decoded]") -> list[Task]:
+        features = self.clip.pixel_features(torch.stack([d.pixels for d in batch if d.pixels is not None]))
+        return [Task(d.sample.key, feature, handle=d) for d, feature in zip(batch, features, strict=True)]
+
+    def _learn(self, tasks: Iterable[Task | None]) -> Iterator[list[tuple[Learned, pez.Prompt]]]:
+        return learn_tasks(self.clip, tasks, self.method, self.settings.lanes, self._count)
+
+    def _decode(self, sample: Sample) -> "Decoded":
+        if sample.image is None:
+            return Decoded(sample)
+        try:
+            image = decode_image(sample.image)
+        except ImageError as error:
+            return Decoded(dataclasses.replace(sample, image=None, status="bad_image", problem=str(error)))
+        return Decoded(dataclasses.replace(sample, image=None), self.clip.preprocess(image), image.width, image.height)
+
+    def _caption_similarities(self, captions: list[str | None], directions: Tensor) -> list[float | None]:
+        if not any(captions):
+            return [None] * len(captions)
+        # The model reads the first tokens only; a tokenizer is slow on a megabyte.
+        longest = 16 * self.clip.context_length
+        texts = [" ".join((c or "").split())[:longest] for c in captions]
+        similarities = (self.clip.text_features(texts) * directions).sum(-1).tolist()
+        return [s if c else None for s, c in zip(similarities, captions, strict=True)]
+
+    def _row(self, shard: Shard, decoded: "Decoded", prompt: pez.Prompt, of_caption: float | None) -> Row:
+        if not math.isfinite(prompt.similarity + prompt.token_similarity + (of_caption or 0.0)):
+            sample = dataclasses.replace(decoded.sample, status="not_finite", problem=_NOT_FINITE)
+            return dataclasses.replace(_rejection(shard, sample), width=decoded.width, height=decoded.height)
+        return Row(
+            key=decoded.sample.key,
+            shard=shard.url,
+            status="ok",
+            width=decoded.width,
+            height=decoded.height,
+            caption=decoded.sample.caption,
+            prompt=prompt.text,
+            token_ids=list(prompt.token_ids),
+            similarity=prompt.similarity,
+            token_similarity=prompt.token_similarity,
+            caption_similarity=of_caption,
+            steps=prompt.steps,
+            seed=self.method.seed,
+            model=self.clip.name,
+        )
+
+
+@dataclasses.dataclass
+class _LateCaptions:
+    """Captions that come after their images, and what is needed to add them to rows without one; all by index."""
+
+    texts: dict[int, str] = dataclasses.field(default_factory=dict)
+    rows: dict[int, "tuple[Decoded, pez.Prompt, Tensor]"] = dataclasses.field(default_factory=dict)
+    """(decoded without pixels, prompt, (dim,) direction) of the rows with a prompt: some kilobytes each, as the rows have"""
+    rejected: dict[int, Row] = dataclasses.field(default_factory=dict)
+
+    def without_image(self, rows: list[tuple[int, Row]]) -> list[tuple[int, Row]]:
+        self.rejected.update((index, row) for index, row in rows if row.caption is None)
+        return list(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """A sample without its bytes, and its pixels if they could be decoded."""
+
+    sample: Sample
+    pixels: Tensor | None = None
+    """(3, height, width) float, preprocessed for the model"""
+    width: int | None = None
+    """of the upright image"""
+    height: int | None = None
+
+
+def check_settings(settings: ModelSettings, method: pez.PezSettings) -> None:
+    """Find what is wrong with the settings before any work.
+
+    Raises:
+        ValueError: no such model or checkpoint, or more tokens than the model has room for.
+    """
+    check_clip(settings.model, settings.pretrained, method.tokens)
+
+
+def check_clip(model: str, pretrained: str, tokens: int = 1) -> None:
+    """`check_model`, which also knows the demo's names."""
+    check_model(f"local-dir:{CLIPS[model]}" if model in CLIPS else model, pretrained, tokens)
+
+
+def load_model(settings: ModelSettings, device: str | torch.device) -> pez.Clip:
+    """The CLIP that the settings name."""
+    compiled = isinstance(settings, CaptionSettings) and settings.compiled
+    if settings.model in CLIPS:
+        return pez.load_demo_clip(device, settings.precision, compiled, CLIPS[settings.model])
+    return pez.load_clip(settings.model, settings.pretrained, device, settings.precision, compiled)
+
+
+def describe(settings: CaptionSettings, method: pez.PezSettings, device: str) -> dict[str, object]:
+    """What decides the rows, as JSON values, for the fingerprint.
+
+    On a CPU in full precision the number of lanes changes no bit, so that a job may be finished on another machine with
+    another number. Elsewhere kernels may take other code paths for other shapes.
+    """
+    values = {**dataclasses.asdict(settings), **dataclasses.asdict(method)}
+    values |= {"version": ALGORITHM, "device": torch.device(device).type}
+    if values["device"] == "cpu" and settings.precision != "bf16":
+        del values["lanes"]
+    del values["allow_unfinished_tars"]  # which shards have rows, but not what is in them
+    if settings.model in CLIPS or ":" in settings.model:
+        values["pretrained"] = None  # such a name carries its weights, and what is said of others is not read
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def run_serially(
+    shards: Iterable[Shard],
+    captioner: Captioner,
+    table: PromptTable,
+    on_report: Callable[[ShardReport | PartReport], None],
+    attempts: int = 1,
+    on_note: Callable[[str], None] = lambda _: None,
+    retry_failed: bool = False,
+) -> dict[str, str]:
+    """Caption shard after shard in this process; those that failed come again after the others.
+
+    Args:
+        shards: or parts of them, which are merged when all of a shard's are done.
+        attempts: tries that a shard has before it is given up.
+        on_note: called with one line for each failure that is tried again.
+        retry_failed: see caption_shard.
+
+    Returns:
+        reason by address, of the shards that failed.
+    """
+    parts = PartsLeft()
+
+    def work(shard: Shard) -> Shard | None:
+        on_report(caption_shard(shard, captioner, table, retry_failed))
+        return parts.whole_after(shard) if shard.part is not None else None
+
+    return in_turn(shards, work, attempts, on_note)
+
+
+def _size(shard: Shard) -> int | None:
+    """Bytes of a local tar, as far as that is cheap to tell."""
+    if "://" in shard.source or shard.source.lower().endswith(("gz", "bz2", "xz", "zst")):
+        return None
+    with contextlib.suppress(OSError):
+        return os.stat(shard.source).st_size
+    return None
+
+
+def _rejection(shard: Shard, sample: Sample) -> Row:
+    return Row(sample.key, shard.url, sample.status, sample.problem, caption=sample.caption)

@@ -1,0 +1,209 @@
+"""Lanes are independent: a prompt depends on its task, the settings and the seed."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import psutil
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import pez
+from pez.engine import Learned, Step, Task, _swap, learn
+from pez.models.clip import ClipObjective
+from pez.objectives.objective import Target
+from pez.vocabulary import Vocabulary
+
+SETTINGS = pez.PezSettings(tokens=4, steps=30, exact=True)
+
+
+@pytest.fixture(scope="module")
+def targets(demo_clip: pez.Clip, images: list[Image.Image]) -> Tensor:
+    return demo_clip.image_features(images[:40])
+
+
+def run(
+    clip: pez.Clip, tasks: list[Task], lanes: int, settings: pez.PezSettings = SETTINGS, **options: object
+) -> dict[str, Learned]:
+    objective = ClipObjective(clip.encoder(settings.tokens))
+    ended = learn(objective, clip.vocabulary(settings), tasks, settings, lanes, **options)  # type: ignore[arg-type]
+    return {learned.task.key: learned for batch in ended for learned in batch}
+
+
+def same(one: Learned, other: Learned) -> bool:
+    return torch.equal(one.token_ids, other.token_ids) and one.score == other.score
+
+
+def test_a_prompt_learned_in_a_batch_equals_the_prompt_learned_alone(demo_clip: pez.Clip, targets: Tensor) -> None:
+    tasks = [Task(f"{i}", t) for i, t in enumerate(targets)]
+    together = run(demo_clip, tasks, lanes=48)
+    for i in (0, 17, 39):
+        assert same(together[f"{i}"], run(demo_clip, [tasks[i]], lanes=48)[f"{i}"])
+
+
+def test_order_and_refill_change_nothing(demo_clip: pez.Clip, targets: Tensor) -> None:
+    tasks = [Task(f"{i}", t) for i, t in enumerate(targets)]
+    one, other = run(demo_clip, tasks, lanes=16), run(demo_clip, tasks[::-1], lanes=16)
+    assert len(one) == 40
+    assert all(same(one[key], other[key]) for key in one)
+
+
+def test_the_number_of_lanes_changes_nothing(demo_clip: pez.Clip, targets: Tensor) -> None:
+    settings = dataclasses.replace(SETTINGS, exact=False)
+    tasks = [Task(f"{i}", t) for i, t in enumerate(targets)]
+    one, other = run(demo_clip, tasks, 16, settings), run(demo_clip, tasks, 48, settings)
+    assert all(same(one[key], other[key]) for key in one)
+
+
+def test_lanes_that_start_at_different_steps_do_not_meet(demo_clip: pez.Clip, targets: Tensor) -> None:
+    from pez.engine import Lanes
+
+    objective = ClipObjective(demo_clip.encoder(4))
+    lanes = Lanes(objective, demo_clip.vocabulary(SETTINGS), SETTINGS, 16)
+    lanes.admit(Task("0", targets[0]))
+    for _ in range(7):
+        lanes.step()
+    lanes.admit(Task("1", targets[1]))
+    late = []
+    while lanes.busy:
+        lanes.step()
+        late += lanes.ended()
+    alone = run(demo_clip, [Task("0", targets[0]), Task("1", targets[1])], lanes=16)
+    assert [learned.task.key for learned in late] == ["0", "1"]
+    assert all(same(learned, alone[learned.task.key]) for learned in late)
+
+
+def test_another_seed_starts_elsewhere(demo_clip: pez.Clip, targets: Tensor) -> None:
+    seen: list[Step] = []
+    for seed in (0, 1):
+        settings = dataclasses.replace(SETTINGS, seed=seed, steps=1)
+        run(demo_clip, [Task("a", targets[0])], 16, settings, on_step=seen.append)
+    assert not torch.equal(seen[0].token_ids[0], seen[1].token_ids[0])
+
+
+def test_the_best_of_all_steps_and_restarts_is_kept(demo_clip: pez.Clip, targets: Tensor) -> None:
+    seen: list[Step] = []
+    settings = dataclasses.replace(SETTINGS, restarts=3)
+    learned = run(demo_clip, [Task("a", targets[0])], 16, settings, on_step=seen.append)["a"]
+    scores = torch.stack([step.score[0] for step in seen])
+    assert len(seen) == learned.steps == 90
+    assert learned.score == scores.max().item()
+    assert torch.equal(learned.token_ids, seen[int(scores.argmax())].token_ids[0])
+    starts = {tuple(seen[i].token_ids[0].tolist()) for i in (0, 30, 60)}
+    assert len(starts) == 3
+
+
+def test_initial_ids_are_the_first_step(demo_clip: pez.Clip, targets: Tensor) -> None:
+    seen: list[Step] = []
+    ids = demo_clip.vocabulary(SETTINGS).ids[[3, 1, 4, 1]]
+    run(demo_clip, [Task("a", targets[0], initial_ids=ids)], 16, on_step=seen.append)
+    assert torch.equal(seen[0].token_ids[0], ids)
+
+
+def test_initial_ids_of_another_length_are_refused(demo_clip: pez.Clip, targets: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"initial_ids have shape \(3,\); expected \(4,\)"):
+        run(demo_clip, [Task("a", targets[0], initial_ids=torch.tensor([1, 2, 3]))], 16)
+
+
+def test_a_negative_target_is_walked_away_from(demo_clip: pez.Clip, targets: Tensor) -> None:
+    near, far = (
+        run(demo_clip, [Task("a", Target(targets[:1], torch.tensor([w])).direction())], 16)["a"] for w in (1.0, -1.0)
+    )
+    features = demo_clip.token_features(torch.stack([near.token_ids, far.token_ids]))
+    to_near, to_far = (features @ targets[0]).tolist()
+    assert to_near > 0.5 > 0.2 > to_far
+    assert far.score == pytest.approx(-to_far, abs=1e-5)
+
+
+def test_one_lane_moves_as_torch_adamw_does() -> None:
+    from pez.engine import adamw
+
+    torch.manual_seed(0)
+    theirs = torch.nn.Parameter(torch.randn(1, 3, 5, dtype=torch.float64))
+    ours, mean, square = theirs.detach().clone(), torch.zeros(1, 3, 5).double(), torch.zeros(1, 3, 5).double()
+    optimizer = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.1)
+    for count in range(1, 50):
+        theirs.grad = torch.randn_like(theirs)
+        adamw(ours, theirs.grad, mean, square, torch.full((1, 1, 1), float(count)).double(), 0.1, 0.1)
+        optimizer.step()
+        torch.testing.assert_close(ours, theirs.detach(), rtol=0, atol=1e-12)
+
+
+class Bowl:
+    """An objective without a model: nearness to a point, so that the optimiser is seen to need nothing else."""
+
+    def score(self, soft: Tensor, target: Tensor) -> Tensor:
+        return -(soft.mean(1) - target).square().sum(-1)
+
+
+def test_any_objective_will_do() -> None:
+    torch.manual_seed(0)
+    vocabulary = Vocabulary(torch.randn(200, 4), torch.ones(200, dtype=torch.bool))
+    target = vocabulary.embedding[:50].mean(0)
+    [[learned]] = learn(Bowl(), vocabulary, [Task("a", target)], pez.PezSettings(tokens=3, steps=200), lanes=16)
+    start = vocabulary.embedding[vocabulary.random_ids(3, torch.Generator().manual_seed(0))].mean(0)
+    assert learned.score > -0.3 * (start - target).square().sum()
+
+
+class Small(ClipObjective):
+    """A device with room for 16 lanes."""
+
+    room = 16
+
+    def score(self, soft: Tensor, target: Tensor) -> Tensor:
+        if len(soft) > self.room and soft.requires_grad:
+            raise torch.OutOfMemoryError("no room")
+        return super().score(soft, target)
+
+
+def test_out_of_memory_halves_the_lanes_and_loses_no_task(demo_clip: pez.Clip, targets: Tensor) -> None:
+    tasks = [Task(f"{i}", t) for i, t in enumerate(targets)]
+    vocabulary, small = demo_clip.vocabulary(SETTINGS), Small(demo_clip.encoder(4))
+    with pytest.warns(UserWarning, match="out of memory with 64 lanes; going on with 32"):
+        ended = [learned for batch in learn(small, vocabulary, tasks, SETTINGS, 64) for learned in batch]
+    alone = run(demo_clip, tasks, lanes=16)
+    assert sorted(learned.task.key for learned in ended) == sorted(alone)
+    assert all(same(learned, alone[learned.task.key]) for learned in ended)
+
+
+def test_out_of_memory_in_the_swaps_halves_the_lanes_and_loses_no_task(demo_clip: pez.Clip, targets: Tensor) -> None:
+    settings = dataclasses.replace(SETTINGS, exact=False, steps=2, swaps=5)
+    tasks = [Task(f"{i}", t) for i, t in enumerate(targets)]
+    vocabulary, small = demo_clip.vocabulary(settings), Small(demo_clip.encoder(4))
+    walked = [
+        r for part in learn(small, vocabulary, tasks, dataclasses.replace(settings, exact=True), 16) for r in part
+    ]
+    with pytest.warns(UserWarning, match="out of memory with swaps of 48 lanes; going on with 16"):
+        ended = _swap(small, vocabulary, walked, settings, 64, None)
+    alone = run(demo_clip, tasks, 16, dataclasses.replace(settings, weight_decay=0.1))
+    assert len(ended) == len(alone) == 40
+    assert all(same(learned, alone[learned.task.key]) for learned in ended)
+
+
+def test_ten_thousand_tasks_stream_through_in_flat_memory(demo_clip: pez.Clip, targets: Tensor) -> None:
+    settings = pez.PezSettings(tokens=2, steps=1, exact=True)
+    given = 0
+
+    def tasks() -> Iterator[Task]:
+        nonlocal given
+        for given in range(1, 10_001):
+            yield Task(f"{given}", targets[given % len(targets)])
+
+    objective, vocabulary = ClipObjective(demo_clip.encoder(2)), demo_clip.vocabulary(settings)
+    process, most, done = psutil.Process(), 0, 0
+    for ended in learn(objective, vocabulary, tasks(), settings, 64):
+        done += len(ended)
+        assert given - done <= 64  # nothing is drawn ahead of a free lane
+        if done == 640:
+            before = process.memory_info().rss
+        most = process.memory_info().rss
+    assert done == 10_000
+    assert most - before < 30e6
+
+
+def test_settings_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="tokens is 0; expected 1 or more"):
+        pez.PezSettings(tokens=0)
+    with pytest.raises(ValueError, match="learning_rate is 0.0; expected more than 0"):
+        pez.PezSettings(learning_rate=0.0)

@@ -1,0 +1,197 @@
+"""The pool of actors: what dies, hangs or fails is tried again, bounded, and told; all the rest is done."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from faulty import FaultyActor
+from samples_on_disk import MakeTar, encoded
+
+import pez
+from jobs.caption import CaptionJob, caption
+from pipeline.rows import ShardReport
+from pipeline.run import pool
+from pipeline.run.cluster import (
+    ActorPlan,
+    ActorStartError,
+    Stage,
+    actor_starter,
+    run_on_ray,
+)
+from pipeline.run.pool import Pool
+from pipeline.settings import CaptionSettings, ClusterSettings
+from pipeline.sources.shards import Shard, name_shards
+from pipeline.stages.learn import describe
+from pipeline.table import PromptTable
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the machine is slow, an actor may take so long to start that the job tells of it."""
+    monkeypatch.setattr(pool, "_PATIENCE", 600.0)
+
+
+def starter(folder: Path, **options: Any) -> Callable[[], Any]:
+    return lambda: FaultyActor.options(num_cpus=0.5, max_concurrency=4).remote(str(folder), **options)
+
+
+def run(
+    folder: Path, names: list[str], actors: int = 2, at_once: int = 1, **settings: Any
+) -> tuple[list[str], dict[str, str], list[str]]:
+    reports: list[ShardReport] = []
+    notes: list[str] = []
+    shards = [Shard(f"mem://{name}", name) for name in names]
+    stage = Stage("captions", starter(folder), actors, reports.append, at_once=at_once)
+    failed = run_on_ray(shards, [stage], ClusterSettings(**settings), on_note=notes.append)
+    return sorted(r.stem for r in reports), failed, notes
+
+
+def test_every_shard_is_done_once(tmp_path: Path) -> None:
+    names = [f"fine-{i:02d}" for i in range(20)]
+    assert run(tmp_path, names) == (names, {}, [])
+    assert all((tmp_path / name).read_text() == "x" for name in names)
+
+
+def test_a_shard_whose_actor_dies_is_done_by_another(tmp_path: Path) -> None:
+    done, failed, notes = run(tmp_path, ["fine-0", "kills-once", "fine-1", "fine-2"])
+    assert (done, failed) == (["fine-0", "fine-1", "fine-2", "kills-once"], {})
+    assert notes == ["kills-once: captions: its actor died; it is tried again"]
+
+
+def test_a_shard_that_kills_every_actor_is_given_up(tmp_path: Path) -> None:
+    done, failed, _ = run(tmp_path, ["fine-0", "kills-always", "fine-1", "fine-2"], attempts=2)
+    assert done == ["fine-0", "fine-1", "fine-2"]
+    assert failed == {"mem://kills-always": "captions: its actor died (2 tries)"}
+
+
+def test_a_shard_that_hangs_is_tried_again(tmp_path: Path) -> None:
+    done, failed, notes = run(tmp_path, ["fine-0", "hangs", "fine-1"], shard_timeout=3.0)
+    assert (done, failed) == (["fine-0", "fine-1", "hangs"], {})
+    assert notes == ["hangs: captions: not done after 3 s; it is tried again"]
+
+
+def test_of_shards_in_work_together_the_one_that_kills_is_found(tmp_path: Path) -> None:
+    names = ["slow-0", "kills-always", "slow-1", "fine-0", "fine-1"]
+    done, failed, notes = run(tmp_path, names, actors=1, at_once=3, attempts=2)
+    assert done == ["fine-0", "fine-1", "slow-0", "slow-1"]
+    assert failed == {"mem://kills-always": "captions: its actor died (2 tries)"}
+    assert notes[0].endswith("captions: their actor died; they are tried again, one at a time")
+    assert notes[0].split(": ")[0].split(", ") == ["slow-0", "kills-always", "slow-1"]
+    assert notes[1:] == ["kills-always: captions: its actor died; it is tried again"]
+
+
+def test_what_an_actor_has_beside_a_shard_that_hangs_costs_no_try(tmp_path: Path) -> None:
+    names = ["hangs", "slow-0", "fine-0", "slow-1"]
+    done, failed, notes = run(tmp_path, names, actors=1, at_once=2, shard_timeout=6.0, attempts=2)
+    assert (done, failed) == (["fine-0", "hangs", "slow-0", "slow-1"], {})
+    assert notes == ["hangs: captions: not done after 6 s; it is tried again"]
+
+
+def test_near_the_end_the_actors_share_what_is_left(tmp_path: Path) -> None:
+    waiting = Pool(Stage("captions", starter(tmp_path), 2, print, at_once=4), ClusterSettings(), print)
+    waiting.add([Shard(f"mem://{i}", str(i)) for i in range(100)])
+    most = []
+    while waiting.queue:
+        most.append(waiting._most_at_once())
+        waiting.queue.popleft()
+    assert most[0] == 4
+    assert most[-7:] == [1] * 7
+    assert most == sorted(most, reverse=True)
+
+
+def test_a_shard_that_fails_says_why_in_one_line(tmp_path: Path) -> None:
+    done, failed, _ = run(tmp_path, ["fine-0", "bad-0"])
+    assert done == ["fine-0"]
+    assert failed == {"mem://bad-0": "captions: this shard is bad (3 tries)"}
+
+
+def test_a_shard_that_no_further_try_can_mend_is_tried_once(tmp_path: Path) -> None:
+    done, failed, notes = run(tmp_path, ["fine-0", "hopeless-0"], attempts=3)
+    assert (done, notes) == (["fine-0"], [])
+    assert failed == {"mem://hopeless-0": "captions: not a tar: a picture"}
+    assert (tmp_path / "hopeless-0").read_text() == "x"
+
+
+def test_a_model_that_does_not_load_ends_the_job(tmp_path: Path) -> None:
+    stage = Stage("captions", starter(tmp_path, start_error="no such weights"), 1, print)
+    with pytest.raises(ActorStartError, match="no such weights"):
+        run_on_ray([Shard("mem://a", "a")], [stage], ClusterSettings())
+
+
+def test_a_second_stage_takes_what_the_first_has_done(tmp_path: Path) -> None:
+    (tmp_path / "2").mkdir()
+    names = ["fine-0", "kills-once", "bad-0", "fine-1"]
+    ended: list[list[str]] = [[], []]
+    stages = [
+        Stage("captions", starter(tmp_path), 2, lambda report: ended[0].append(report.stem)),
+        Stage("verification", starter(tmp_path / "2"), 1, lambda report: ended[1].append(report.stem)),
+    ]
+    failed = run_on_ray([Shard(f"mem://{name}", name) for name in names], stages, ClusterSettings())
+    assert failed == {"mem://bad-0": "captions: this shard is bad (3 tries)"}
+    assert sorted(ended[0]) == sorted(ended[1]) == ["fine-0", "fine-1", "kills-once"]
+
+
+def test_a_second_stage_gives_the_room_back_that_a_lost_actor_left(tmp_path: Path) -> None:
+    """Each actor takes the whole cluster: one of the second stage starts when one of the first dies."""
+    ended: list[str] = []
+    folders = (tmp_path / "1", tmp_path / "2")
+    for folder in folders:
+        folder.mkdir()
+
+    def whole(folder: Path) -> Callable[[], Any]:
+        return lambda: FaultyActor.options(num_cpus=2, max_concurrency=2).remote(str(folder))
+
+    stages = [
+        Stage("captions", whole(folders[0]), 1, lambda _: None),
+        Stage("verification", whole(folders[1]), 1, lambda report: ended.append(report.stem)),
+    ]
+    shards = [Shard(f"mem://{name}", name) for name in ("fine-0", "kills-once", "fine-1")]
+    assert run_on_ray(shards, stages, ClusterSettings()) == {}
+    assert sorted(ended) == ["fine-0", "fine-1", "kills-once"]
+
+
+def test_a_shard_may_enter_at_the_second_stage(tmp_path: Path) -> None:
+    ended: list[list[str]] = [[], []]
+    (tmp_path / "2").mkdir()
+    stages = [
+        Stage("captions", starter(tmp_path), 1, lambda report: ended[0].append(report.stem)),
+        Stage("verification", starter(tmp_path / "2"), 1, lambda report: ended[1].append(report.stem),
+              shards=[Shard("mem://fine-1", "fine-1")]),
+    ]  # fmt: skip
+    assert run_on_ray([Shard("mem://fine-0", "fine-0")], stages, ClusterSettings()) == {}
+    assert [sorted(stems) for stems in ended] == [["fine-0"], ["fine-0", "fine-1"]]
+
+
+def test_a_word_that_the_model_does_not_have_ends_the_job_and_leaves_the_output_free(
+    scene_tars: list[str], tmp_path: Path
+) -> None:
+    method = pez.PezSettings(tokens=4, steps=2, swaps=0)
+    job = CaptionJob(str(tmp_path / "out"), tuple(scene_tars), caption=CaptionSettings(model="demo"), method=method)
+    wrong = dataclasses.replace(job, method=dataclasses.replace(method, allowlist=("zzyzx", "red")))
+    with pytest.raises(ActorStartError, match="'zzyzx' in the allowlist is not one token of this model"):
+        caption(wrong)
+    assert caption(job) == 0
+    assert pq.read_table(job.output).num_rows == 12
+
+
+def test_one_and_two_actors_write_the_same_rows(make_tar: MakeTar, images: list, tmp_path: Path) -> None:
+    shards = name_shards(
+        [make_tar(f"in/{t}.tar", [(f"{i:03d}.png", encoded(images[i])) for i in range(t, 20, 4)]) for t in range(4)]
+    )
+    settings, method = CaptionSettings(model="demo", lanes=16), pez.PezSettings(tokens=6, steps=20)
+    described = describe(settings, method, "cpu")
+    tables = []
+    for actors, threads, at_once in ((1, 2, 4), (2, 1, 1)):
+        plan = ActorPlan(actors, 0, 2 / actors, threads, "cpu")
+        table = PromptTable(str(tmp_path / f"out-{actors}"), described)
+        start = actor_starter(settings, method, plan, table.url, described, at_once=at_once)
+        stage = Stage("captions", start, actors, lambda _: None, at_once=at_once)
+        assert run_on_ray(shards, [stage], ClusterSettings()) == {}
+        tables.append(pq.read_table(table.url).sort_by("key"))
+    assert tables[0].num_rows == 20
+    assert tables[0].equals(tables[1])

@@ -1,0 +1,121 @@
+"""Memory that runs short: Ray ends actors, for which no shard can be blamed."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from faulty import FaultyActor
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+from running import ROOT, RunningJob
+
+from pipeline.rows import ShardReport
+from pipeline.run import pool
+from pipeline.run.cluster import Stage, run_on_ray
+from pipeline.run.ray_errors import memory_shortage
+from pipeline.settings import ClusterSettings
+from pipeline.sources.demo_shards import demo_shards
+from pipeline.sources.shards import Shard
+
+FEW_STEPS = ("--model", "demo", "--tokens", "4", "--steps", "3", "--swaps", "0")
+
+
+@pytest.fixture
+def as_if_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor that is killed counts as one that Ray ended for want of memory."""
+
+    def shortage(error: RayError) -> str | None:
+        return "memory ran short" if isinstance(error, RayActorError) else None
+
+    monkeypatch.setattr(pool, "memory_shortage", shortage)
+    monkeypatch.setattr(pool, "_PATIENCE", 600.0)
+
+
+def run(folder: Path, names: list[str], actors: int, at_once: int) -> tuple[list[str], dict[str, str], list[str]]:
+    reports: list[ShardReport] = []
+    notes: list[str] = []
+    options: dict[str, Any] = {"num_cpus": 0.5, "max_concurrency": 4}
+    stage = Stage(
+        "captions", lambda: FaultyActor.options(**options).remote(str(folder)), actors, reports.append, at_once=at_once
+    )
+    shards = [Shard(f"mem://{name}", name) for name in names]
+    failed = run_on_ray(shards, [stage], ClusterSettings(attempts=1), on_note=notes.append)
+    return sorted(report.stem for report in reports), failed, notes
+
+
+@pytest.mark.usefixtures("ray_cluster", "as_if_memory")
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_memory_that_is_short_for_a_moment_costs_no_shard(tmp_path: Path, at_once: int) -> None:
+    names = ["kills-once-0", "slow-0", "slow-1", "fine-0"]
+    done, failed, notes = run(tmp_path, names, 1, at_once)
+    assert (done, failed) == (sorted(names), {})
+    [note] = notes
+    assert re.fullmatch(
+        r"kills-once-0.*: captions: memory ran short; tried again in 1 s; "
+        r"fewer --actors or smaller --lanes need less memory",
+        note,
+    )
+
+
+@pytest.mark.usefixtures("ray_cluster", "as_if_memory")
+def test_a_shard_that_needs_more_memory_than_there_is_is_given_up_and_the_others_are_done(tmp_path: Path) -> None:
+    done, failed, notes = run(tmp_path, ["kills-always", "fine-0", "fine-1", "slow-0"], 2, 1)
+    assert done == ["fine-0", "fine-1", "slow-0"]
+    assert failed == {"mem://kills-always": "captions: memory ran short (3 tries)"}
+    assert "fewer --actors or smaller --lanes need less memory" in notes[-1]
+
+
+def test_what_ray_writes_of_memory_becomes_a_few_words() -> None:
+    error = OutOfMemoryError(
+        "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.7, ID: f0ac) was "
+        "1.75GB used / 23.54GB limit (0.074461)\nOOM kill reason: Memory usage 1878020096B exceeded threshold of "
+        "505521248B (2.0% of 25276063744B limit)\nObject store memory usage: [- objects spillable: 0\n"
+    )
+    told = "memory ran short on node 10.0.0.7 (1.75GB of 23.54GB were used, Ray ends actors above 2.0%)"
+    assert memory_shortage(error) == told
+    assert memory_shortage(OutOfMemoryError("other words of another Ray")) == "memory ran short"
+    assert memory_shortage(RayActorError()) is None
+
+
+def test_memory_that_stays_short_ends_the_job_with_a_reason_for_each_shard(
+    scene_tars: list[str], tmp_path: Path
+) -> None:
+    line = [sys.executable, "-m", "jobs.caption", "--input", *scene_tars, "--output", str(tmp_path / "out"), *FEW_STEPS]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["RAY_memory_usage_threshold"] = "0.01"
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    reason = r"captions: memory ran short on node 127.0.0.1 \(.* of .* were used, Ray ends actors above 1.0%\)"
+    for tar in scene_tars:
+        assert len([x for x in lines if re.fullmatch(rf"failed: {re.escape(tar)}: {reason} \(3 tries\)", x)]) == 1
+    assert [line for line in lines if "fewer --actors or smaller --lanes need less memory" in line]
+    assert len(lines) < 20
+
+
+@pytest.mark.slow
+def test_memory_of_the_machine_that_is_short_for_two_seconds_costs_no_shard(tmp_path: Path) -> None:
+    threshold = used() + 0.3  # far above what the job itself needs
+    assert threshold < 0.85, "this test needs a machine with free memory"
+    words = ["--input", *demo_shards(), "--output", tmp_path / "out", "--model", "demo", "--shards-at-once", 1]
+    environment = {"RAY_memory_usage_threshold": f"{threshold:.3f}"}
+    with RunningJob(*words, log=tmp_path / "log", env=environment) as job:
+        job.wait_until(lambda: list(tmp_path.glob("out/_reports/*.json")))
+        taken = b"x" * int((threshold + 0.05 - used()) * psutil.virtual_memory().total)
+        time.sleep(2)
+        del taken
+        assert job.wait() == 0, job.log.read_text()
+    assert "memory ran short" in job.log.read_text()
+    assert len(list(tmp_path.glob("out/*.parquet"))) == 4
+
+
+def used() -> float:
+    """Part of the machine's memory that is in use."""
+    memory = psutil.virtual_memory()
+    return (memory.total - memory.available) / memory.total
