@@ -86,13 +86,14 @@ def caption(job: CaptionJob) -> int:
         with command.importing():
             if not job.local:
                 import pipeline.run.cluster  # noqa: F401
+            from pipeline.description import describe, in_full
             from pipeline.progress import JobProgress
             from pipeline.run.hub import check_reachable
             from pipeline.run.shared_disk import check_outside_package
             from pipeline.settings import cluster_address
             from pipeline.sources.demo_shards import demo_shards
             from pipeline.sources.inputs import expand_shards
-            from pipeline.stages.learn import check_settings, describe
+            from pipeline.stages.learn import check_settings
             from pipeline.stages.parts import sweep_parts
             from pipeline.stages.verify import check_verification, resolved, score_model, verified_table
             from pipeline.table import PromptTable
@@ -116,7 +117,8 @@ def caption(job: CaptionJob) -> int:
             plans = _plans(job)
             device, verify_device = (plan.device for plan in plans)
         activity.now(f"looking into {job.output}")
-        table = PromptTable(job.output, describe(job.caption, job.method, device), job.bookkeeping)
+        described = describe(job.caption, job.method, device)
+        table = PromptTable(job.output, described, job.bookkeeping, in_full(job.caption, job.method, device))
         table.check()
         done, pending = table.divide(shards, job.retry_failed)
         shards = [*done, *pending]  # with the stems that they have in this folder

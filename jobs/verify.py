@@ -45,6 +45,7 @@ def verify(job: VerifyJob) -> int:
         with command.importing():
             if not job.local:
                 import pipeline.run.cluster  # noqa: F401
+            from pipeline.description import model_of
             from pipeline.progress import JobProgress
             from pipeline.run.hub import check_reachable
             from pipeline.run.shared_disk import check_outside_package
@@ -62,7 +63,8 @@ def verify(job: VerifyJob) -> int:
         check_outside_package([job.output], "output")
         table = PromptTable.written(job.output)
         job = dataclasses.replace(job, verification=resolved(job.verification))
-        check_verification(job.verification, table.settings["model"], table.settings["pretrained"] or "none")
+        guide = model_of(table.settings)
+        check_verification(job.verification, guide.model, guide.pretrained)
         shards = table.shards()
         if not shards:
             raise UserError(f"no finished shard in {table.url}; run jobs.caption first")
@@ -82,7 +84,7 @@ def verify(job: VerifyJob) -> int:
         verified = verified_table(table, job.verification, device)
         pending = verified.pending(shards)
         if pending and (job.local or not cluster_address(job.cluster)):  # nodes elsewhere may have what is not here
-            check_reachable(*score_model(job.verification, table.settings["model"]))
+            check_reachable(*score_model(job.verification, guide.model))
     progress = JobProgress(len(shards), None, console, verified=len(shards) - len(pending))
     failed: dict[str, str] = {}
     try:

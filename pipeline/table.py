@@ -21,7 +21,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pez.errors import UserError
+from pipeline.description import differences, fingerprint, upgraded
 from pipeline.errors import OutputError
 from pipeline.folder import READS_AT_ONCE, Bookkeeping, DamagedError, OutputFolder
 from pipeline.rows import CAPTIONED, SCHEMA, VERIFIED, Row, ShardReport, report_of
@@ -42,12 +43,20 @@ class PromptTable(OutputFolder):
 
     Args:
         url: the folder.
-        settings: everything that decides what the rows are, as JSON values.
+        settings: everything that decides what the rows are, see `pipeline/description.py`.
         bookkeeping: see OutputFolder.
+        in_full: the settings with all defaults, for people who read `_run.json`.
     """
 
-    def __init__(self, url: str, settings: dict[str, Any], bookkeeping: Bookkeeping | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        settings: dict[str, Any],
+        bookkeeping: Bookkeeping | None = None,
+        in_full: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(url, bookkeeping)
+        self.in_full = in_full or settings
         self.settings = settings
         self.fingerprint = fingerprint(settings)
 
@@ -73,7 +82,7 @@ class PromptTable(OutputFolder):
             return False
         if "fingerprint" not in earlier:
             raise UserError(self._of_others("_run.json"))
-        if earlier.get("fingerprint") == self.fingerprint:
+        if self._is_same(earlier):
             return True
         if self._has_rows() or _is_at_work(earlier.get("claimed_by")):
             self._refuse(earlier)
@@ -105,7 +114,7 @@ class PromptTable(OutputFolder):
 
     def _refuse(self, earlier: dict[str, Any]) -> None:
         """Raises UserError: the folder is another run's."""
-        theirs = earlier.get("settings") or {}
+        theirs = upgraded(earlier.get("settings") or {})
         if theirs.get("version") != self.settings.get("version"):
             raise UserError(
                 f"{self.url} was written by another version of this project, whose prompts are not the same; "
@@ -128,7 +137,7 @@ class PromptTable(OutputFolder):
             raise UserError(f"no _run.json in {folder.url}; expected the output of python -m jobs.caption")
         if not isinstance(run.get("settings"), dict):
             raise DamagedError(f"{folder.url}/_run.json is damaged: it has no settings")
-        return cls(url, run["settings"])
+        return cls(url, upgraded(run["settings"]))
 
     def shards(self) -> list[Shard]:
         """The finished shards, from their reports."""
@@ -152,7 +161,8 @@ class PromptTable(OutputFolder):
         """
         earlier = self.check()
         abandoned = not earlier and self._claimed()
-        run = {"fingerprint": self.fingerprint, "settings": self.settings, "claimed_by": _this_process()}
+        run = {"fingerprint": self.fingerprint, "settings": self.settings, "all_settings": self.in_full}
+        run["claimed_by"] = _this_process()
         try:
             # Written again where it is there already: a folder that has become read-only is found out now.
             self.put("_run.json", (json.dumps(run, indent=2) + "\n").encode(), first=not earlier and not abandoned)
@@ -177,8 +187,15 @@ class PromptTable(OutputFolder):
     def check_claim(self) -> None:
         """Raises UserError where another run has claimed the folder with other settings."""
         run = self.read_json("_run.json")
-        if run is not None and run.get("fingerprint") != self.fingerprint:
+        if run is not None and not self._is_same(run):
             self._refuse(run)
+
+    def _is_same(self, run: dict[str, Any]) -> bool:
+        """True where a `_run.json`, of this version or an earlier one, has these settings."""
+        theirs = run.get("settings")
+        if run.get("fingerprint") == self.fingerprint:
+            return True
+        return isinstance(theirs, dict) and fingerprint(upgraded(theirs)) == self.fingerprint
 
     def pending(self, shards: Sequence[Shard]) -> list[Shard]:
         """The shards that are not finished yet, see `divide`."""
@@ -381,17 +398,6 @@ class PromptTable(OutputFolder):
             return {}  # the reports tell
 
 
-def fingerprint(settings: dict[str, Any]) -> str:
-    """A short name of the settings that decide the rows."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    theirs, ours = _flat(theirs), _flat(ours)
-    names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
-    return ", ".join(f"{n} was {theirs.get(n)!r} and is {ours.get(n)!r}" for n in names) or "the settings"
-
-
 def _this_process() -> dict[str, Any]:
     """Tells this process from all others of this machine."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
@@ -412,11 +418,3 @@ def _started(pid: int) -> str | None:
             return file.read().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return None
-
-
-def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
-    pairs: Iterable[tuple[str, Any]] = values.items()
-    flat: dict[str, Any] = {}
-    for name, value in pairs:
-        flat.update(_flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value})
-    return flat

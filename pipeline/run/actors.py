@@ -7,6 +7,7 @@ from typing import Any
 import ray
 
 import pez
+from pipeline.description import model_of
 from pipeline.rows import ShardReport
 from pipeline.run.resources import ActorPlan
 from pipeline.run.shared_disk import SharedDisk
@@ -88,7 +89,7 @@ class VerifyActor(_Actor):
         if self.problem is None:
             with self._told():
                 url, captioned, verified = table
-                self.verifier = Verifier(settings, captioned["model"], plan.device, plan.threads)
+                self.verifier = Verifier(settings, model_of(captioned).model, plan.device, plan.threads)
                 self.table = VerifiedTable(PromptTable(url, captioned), verified, settings.keep_images)
 
     def run(self, shard: Shard) -> VerifyReport:

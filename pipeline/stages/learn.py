@@ -15,7 +15,7 @@ from pez.demo import CLIPS
 from pez.engine import Learned, Step, Task
 from pez.learn import learn_tasks
 from pez.models.clip import check_model
-from pez.settings import ALGORITHM
+from pipeline.description import describe as describe
 from pipeline.rows import Row, ShardReport
 from pipeline.run.serial import in_turn
 from pipeline.settings import CaptionSettings, ModelSettings
@@ -372,22 +372,6 @@ def load_model(settings: ModelSettings, device: str | torch.device) -> pez.Clip:
     if settings.model in CLIPS:
         return pez.load_demo_clip(device, settings.precision, compiled, CLIPS[settings.model])
     return pez.load_clip(settings.model, settings.pretrained, device, settings.precision, compiled)
-
-
-def describe(settings: CaptionSettings, method: pez.PezSettings, device: str) -> dict[str, object]:
-    """What decides the rows, as JSON values, for the fingerprint.
-
-    On a CPU in full precision the number of lanes changes no bit, so that a job may be finished on another machine with
-    another number. Elsewhere kernels may take other code paths for other shapes.
-    """
-    values = {**dataclasses.asdict(settings), **dataclasses.asdict(method)}
-    values |= {"version": ALGORITHM, "device": torch.device(device).type}
-    if values["device"] == "cpu" and settings.precision != "bf16":
-        del values["lanes"]
-    del values["allow_unfinished_tars"]  # which shards have rows, but not what is in them
-    if settings.model in CLIPS or ":" in settings.model:
-        values["pretrained"] = None  # such a name carries its weights, and what is said of others is not read
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def run_serially(

@@ -18,11 +18,12 @@ import pyarrow as pa
 from PIL import Image
 
 from pez.errors import UserError
+from pipeline.description import differences, fingerprint
 from pipeline.errors import OutputError
 from pipeline.folder import DamagedError
 from pipeline.rows import VERIFIED
 from pipeline.sources.shards import Shard
-from pipeline.table import PromptTable, differences, fingerprint
+from pipeline.table import PromptTable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,13 @@ class VerifiedTable:
             (self._marker(stem) or {}).get("fingerprint") == earlier.get("fingerprint")
             for stem in sorted(self.prompts.names("_verified", ".json"))
         ):
-            told = differences(earlier.get("settings", {}), self.settings)
+            theirs = earlier.get("settings", {})
+            if "generator" not in theirs:
+                raise UserError(
+                    f"{self.prompts.url} was verified by an earlier version of this project; "
+                    "finish it with that version, or delete _verify.json and _verified/ there to verify it again"
+                )
+            told = differences(theirs, self.settings)
             raise UserError(
                 f"{self.prompts.url} is verified with other settings: {told}; "
                 "use the same, or delete _verify.json and _verified/ there to verify anew"

@@ -19,6 +19,7 @@ from pez.errors import UserError
 from pez.generators.files import check_generator, find_generator
 from pez.regeneration import Generator, load_generator, picture_similarities, seed_for
 from pez.settings import GeneratorPrecision
+from pipeline.description import chosen, model_of
 from pipeline.run.serial import in_turn
 from pipeline.settings import CaptionSettings, PaintSettings, VerifySettings
 from pipeline.sources.ahead import ahead, batches
@@ -61,7 +62,10 @@ def verify_shard(shard: Shard, verifier: "Verifier", table: VerifiedTable) -> Ve
     rows = table.prompts.read(shard)
     columns = (rows[name].to_pylist() for name in ("key", "prompt", "status"))
     prompts = {key: prompt for key, prompt, status in zip(*columns, strict=True) if status == "ok"}
-    reading = {**reading_options(table.prompts.settings), "allow_unfinished_tars": True}  # it was read to its end
+    reading = {
+        **reading_options(table.prompts.settings["source"]),
+        "allow_unfinished_tars": True,
+    }  # it was read to its end
     try:
         with table.pictures(shard) as keep:  # published only on a clean exit
             found = dict(verifier.verify(shard, prompts, reading, keep))
@@ -299,19 +303,18 @@ def describe_verification(settings: VerifySettings, guide: str, device: str) -> 
     Raises:
         UserError: a precision that the device cannot compute.
     """
-    values = dataclasses.asdict(settings)
-    for name in ("verify_batch", "keep_images"):  # change no number
-        del values[name]
+    names = {field.name for field in dataclasses.fields(PaintSettings)} - _NOT_OF_THE_GENERATOR
     if not _variant_matters(settings):
-        del values["verify_variant"]
+        names.remove("verify_variant")
     name, pretrained = score_model(settings, guide)
     return {
-        **values,
-        "score_model": name,
-        "score_pretrained": pretrained,
-        "verify_precision": _precision(settings, device),
+        "generator": chosen(settings, sorted(names)) | {"verify_precision": _precision(settings, device)},
+        "judge": {"model": name, "pretrained": pretrained},
         "device": torch.device(device).type,
     }
+
+
+_NOT_OF_THE_GENERATOR = {"score_model", "score_pretrained", "verify_batch", "verify_precision"}
 
 
 def _variant_matters(settings: PaintSettings) -> bool:
@@ -331,7 +334,7 @@ def verified_table(table: PromptTable, settings: VerifySettings, device: str) ->
         UserError: those were added with other settings.
         UserError: a precision that the device cannot compute.
     """
-    about = describe_verification(settings, table.settings["model"], device)
+    about = describe_verification(settings, model_of(table.settings).model, device)
     verified = VerifiedTable(table, about, settings.keep_images)
     verified.check()
     return verified
@@ -358,7 +361,7 @@ def verify_serially(
     """
     if not shards:
         return {}
-    verifier = Verifier(settings, table.prompts.settings["model"], device)
+    verifier = Verifier(settings, model_of(table.prompts.settings).model, device)
     table.claim()
     on_start(verifier)
     return in_turn(shards, lambda shard: on_report(verify_shard(shard, verifier, table)), attempts, on_note)

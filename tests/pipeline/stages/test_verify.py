@@ -126,7 +126,7 @@ def test_rows_with_a_prompt_get_their_similarities(shard: Shard, table: PromptTa
     assert after.drop_columns(VERIFIED.names).equals(before.drop_columns(VERIFIED.names))
     assert after.schema.equals(before.schema)
     assert after.schema.metadata[b"pez"] == before.schema.metadata[b"pez"]
-    assert json.loads(after.schema.metadata[b"pez-verify"])["guidance"] == 9.0
+    assert json.loads(after.schema.metadata[b"pez-verify"])["generator"]["verify"] == "demo"
     for row in after.to_pylist():
         if row["key"] == "bad":
             assert row["regenerated_similarity"] is row["regenerated_similarities"] is row["regeneration"] is None
@@ -262,8 +262,8 @@ def test_a_variant_is_told_only_where_it_is_other_weights(table: PromptTable, tm
     def told(folder: Path, variant: str | None) -> VerifiedTable:
         return verified(table, verify=str(folder), verify_variant=variant)
 
-    assert "verify_variant" not in told(both, None).settings
-    assert told(both, "fp16").settings["verify_variant"] == "fp16"
+    assert "verify_variant" not in told(both, None).settings["generator"]
+    assert told(both, "fp16").settings["generator"]["verify_variant"] == "fp16"
     assert told(alone, "fp16").fingerprint == told(alone, None).fingerprint
 
 

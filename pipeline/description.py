@@ -1,0 +1,127 @@
+"""What decides the rows of an output: nested by owner, with a version, defaults left out.
+
+    {"version": 2, "model": {"model": "demo"}, "method": {"steps": 20}, "source": {}, "engine": {"device": "cpu", ...}}
+
+A run may add to an output only with the same description. Since a setting that has its default is left out, an option that is
+new in a version refuses no output of the version before. Whoever changes a default raises `ALGORITHM`.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pez
+from pez.demo import CLIPS
+from pez.settings import ALGORITHM
+from pipeline.settings import CaptionSettings, ModelSettings
+
+_MODEL = ("model", "pretrained")
+_SOURCE = ("image_key", "caption_key", "key_split")
+
+
+def describe(settings: CaptionSettings, method: pez.PezSettings, device: str) -> dict[str, Any]:
+    """Describe a run as JSON values.
+
+    On a CPU in full precision the number of lanes changes no bit, so a job may be finished on another machine with another
+    number. Elsewhere kernels may take other code paths for other shapes.
+    """
+    kind = device.partition(":")[0]
+    names = [name for name in _MODEL if name == "model" or not _carries_weights(settings.model)]
+    engine: dict[str, Any] = {"device": kind, "precision": settings.precision}
+    if settings.compiled:
+        engine["compiled"] = True
+    if kind != "cpu" or settings.precision == "bf16":
+        engine["lanes"] = settings.lanes
+    return {
+        "version": ALGORITHM,
+        "model": chosen(settings, names),
+        "method": chosen(method),
+        "source": chosen(settings, _SOURCE),
+        "engine": engine,
+    }
+
+
+def in_full(settings: CaptionSettings, method: pez.PezSettings, device: str) -> dict[str, Any]:
+    """All values of a run, defaults too, for people who read `_run.json`."""
+    values = dataclasses.asdict(settings)
+    model = {name: values.pop(name) for name in _MODEL}
+    source = {name: values.pop(name) for name in (*_SOURCE, "allow_unfinished_tars")}
+    engine = {"device": device, **values}
+    return {"model": model, "method": dataclasses.asdict(method), "source": source, "engine": engine}
+
+
+def model_of(description: dict[str, Any]) -> ModelSettings:
+    """The CLIP that prompts were learned with."""
+    return ModelSettings(**description["model"])
+
+
+def chosen(settings: Any, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """The settings that differ from their defaults, as JSON values.
+
+    Args:
+        settings: a dataclass.
+        names: of the fields that count; None = all.
+    """
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    values = {name: getattr(settings, name) for name in (fields if names is None else names)}
+    changed = {name: value for name, value in values.items() if value != fields[name].default}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
+
+
+def upgraded(description: dict[str, Any]) -> dict[str, Any]:
+    """A description of an earlier version of the format, in which all settings were at one level, as one of this."""
+    if not isinstance(description.get("model"), str):
+        return description
+    flat = {name: tuple(value) if isinstance(value, list) else value for name, value in description.items()}
+    if flat.get("pretrained") is None:  # a name that carries its weights
+        flat.pop("pretrained", None)
+    settings = CaptionSettings(**_known(CaptionSettings, flat))
+    described = describe(settings, pez.PezSettings(**_known(pez.PezSettings, flat)), str(flat.get("device", "cpu")))
+    return described | {"version": flat.get("version", 1)}
+
+
+def fingerprint(description: dict[str, Any]) -> str:
+    """A short name for a description."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """What differs between two descriptions, for people: `steps was 20 and is 30`."""
+    before, now = _flat(theirs), _flat(ours)
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return (
+        ", ".join(f"{_last(name)} was {_value(before, name)} and is {_value(now, name)}" for name in names)
+        or "the settings"
+    )
+
+
+def _carries_weights(model: str) -> bool:
+    return model in CLIPS or ":" in model
+
+
+def _known(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _value(values: dict[str, Any], name: str) -> str:
+    if name in values:
+        return repr(values[name])
+    default = _DEFAULTS.get(_last(name), dataclasses.MISSING)
+    return "not set" if default is dataclasses.MISSING else repr(default)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(_flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value})
+    return flat
+
+
+_DEFAULTS = {f.name: f.default for kind in (CaptionSettings, pez.PezSettings) for f in dataclasses.fields(kind)}
