@@ -262,7 +262,7 @@ def read(job: EvaluateJob) -> Originals:
 
 def random_prompts(guide: Clip, method: pez.PezSettings, keys: Sequence[str]) -> list[str]:
     """Prompts of as many random tokens as the learned ones have, of the same vocabulary."""
-    from pez.engine import generator_for
+    from pez.seeds import generator_for
 
     vocabulary = guide.vocabulary(method)
     seeds = [generator_for(method.seed, key, 0) for key in keys]

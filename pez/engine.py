@@ -152,7 +152,7 @@ class Engine:
             if not smaller:
                 raise
         # Not inside the except: the error holds what the failed step has in memory.
-        warnings.warn(f"out of memory with {self._walk_lanes} lanes; going on with {smaller}", stacklevel=3)
+        warnings.warn(f"out of memory with {self._walk_lanes} lanes; continuing with {smaller}", stacklevel=3)
         # The tasks begin again: a result does not depend on what was done before.
         again = [task for _, task in sorted(self._walk.tasks.items())]
         self._queue.extendleft(reversed(again))
@@ -179,7 +179,7 @@ class Engine:
                     raise
             finally:
                 self._swapping = 0
-            warnings.warn(f"out of memory with swaps of {lanes} lanes; going on with {smaller}", stacklevel=3)
+            warnings.warn(f"out of memory with swaps of {lanes} lanes; continuing with {smaller}", stacklevel=3)
             self._swap_lanes = smaller
         return finished
 
