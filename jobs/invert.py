@@ -152,7 +152,7 @@ def _bytes_of(address: str) -> bytes:
         with open(address, "rb") as file:
             data = file.read(_LARGEST + 1)
     else:
-        from pipeline.sources.shards import missing_driver
+        from pipeline.sources.stores import missing_driver
         from pipeline.sources.streams import ByteStream
 
         try:

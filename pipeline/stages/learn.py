@@ -20,16 +20,9 @@ from pipeline.rows import Row, ShardReport
 from pipeline.run.serial import in_turn
 from pipeline.settings import CaptionSettings, ModelSettings
 from pipeline.sources.ahead import ahead, batches
-from pipeline.sources.samples import (
-    ImageError,
-    LateCaption,
-    Sample,
-    ShardError,
-    decode_image,
-    read_samples,
-    reading_options,
-)
+from pipeline.sources.samples import ImageError, LateCaption, Sample, ShardError, decode_image
 from pipeline.sources.shards import Shard
+from pipeline.sources.tars import TarSource
 from pipeline.stages.lanes import SharedLanes, WorkClock
 from pipeline.stages.parts import (
     PartReport,
@@ -200,9 +193,10 @@ class Captioner:
                 self._taken[id(task)] = self._taken.get(id(task), 0) + 1
 
     def samples(self, shard: Shard, left_out: Counter[str]) -> Iterator[Sample]:
-        """A shard's samples, and in `left_out` the members that belong to none; see read_samples."""
-        options = reading_options(dataclasses.asdict(self.settings))
-        return read_samples(shard, left_out=left_out, late_captions=True, **options)
+        """A shard's samples, and in `left_out` the members that belong to none; see Source.read."""
+        options = self.settings
+        source = TarSource(options.image_key, options.caption_key, options.key_split, options.allow_unfinished_tars)
+        return source.read(shard, left_out)
 
     def caption(self, shard: Shard, samples: Iterable[Sample]) -> Iterator[tuple[int, Row]]:
         """Learn a prompt for every sample that has an image.
@@ -292,7 +286,7 @@ class Captioner:
         try:
             image = decode_image(sample.image)
         except ImageError as error:
-            return Decoded(dataclasses.replace(sample, image=None, status="bad_image", problem=str(error)))
+            return Decoded(dataclasses.replace(sample, image=None, status="bad_image", reason=str(error)))
         return Decoded(dataclasses.replace(sample, image=None), self.clip.preprocess(image), image.width, image.height)
 
     def _caption_similarities(self, captions: list[str | None], directions: Tensor) -> list[float | None]:
@@ -306,7 +300,7 @@ class Captioner:
 
     def _row(self, shard: Shard, decoded: "Decoded", prompt: pez.Prompt, of_caption: float | None) -> Row:
         if not math.isfinite(prompt.similarity + prompt.token_similarity + (of_caption or 0.0)):
-            sample = dataclasses.replace(decoded.sample, status="not_finite", problem=_NOT_FINITE)
+            sample = dataclasses.replace(decoded.sample, status="not_finite", reason=_NOT_FINITE)
             return dataclasses.replace(_rejection(shard, sample), width=decoded.width, height=decoded.height)
         return Row(
             key=decoded.sample.key,
@@ -413,4 +407,4 @@ def _size(shard: Shard) -> int | None:
 
 
 def _rejection(shard: Shard, sample: Sample) -> Row:
-    return Row(sample.key, shard.url, sample.status, sample.problem, caption=sample.caption)
+    return Row(sample.key, shard.url, sample.status, sample.reason, caption=sample.caption)

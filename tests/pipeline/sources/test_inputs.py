@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pez.errors import UserError
 from pipeline.rows import Row
-from pipeline.sources.inputs import expand_shards
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
+from pipeline.sources.inputs import expand_inputs
 from pipeline.table import PromptTable
 
 
@@ -25,7 +25,7 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def names(*patterns: object, **options: object) -> list[str]:
-    return [os.path.basename(s.url) for s in expand_shards([str(p) for p in patterns], **options)]  # type: ignore[arg-type]
+    return [os.path.basename(s.url) for s in expand_inputs([str(p) for p in patterns], **options)]  # type: ignore[arg-type]
 
 
 def test_a_folder_has_tars_of_every_spelling_and_says_what_else_it_has(tmp_path: Path) -> None:
@@ -91,8 +91,8 @@ def test_a_glob_of_tars_and_sidecars_takes_the_tars(tmp_path: Path) -> None:
             ["a.jpg", "b.jpg", "c.png"],
             r"no tar in .*: found 2 x .jpg; expected .tar, .tar.gz or .tgz \(pack them: tar cf",
         ),
-        ([".DS_Store"], "no shard matches"),
-        ([], "no shard matches"),
+        ([".DS_Store"], "no tar matches"),
+        ([], "no tar matches"),
     ],
 )
 def test_a_folder_without_tars_says_what_it_holds(tmp_path: Path, files: list[str], words: str) -> None:
@@ -115,7 +115,7 @@ def test_folders_of_stores_and_file_addresses_are_folders(tmp_path: Path) -> Non
         assert names(address) == ["0.tar", "1.tar.gz"], address
     for address in (f"file://{tmp_path}", f"file://{tmp_path}/", f"file://{tmp_path}/*"):
         assert names(address) == ["0.tar", "1.tgz"], address
-    with pytest.raises(UserError, match="no shard matches"):
+    with pytest.raises(UserError, match="no tar matches"):
         names("memory://folders/nothing/")
     with pytest.raises(UserError, match="a folder of a web server, which cannot be listed"):
         names("https://host/data/")
@@ -139,7 +139,7 @@ def test_a_list_that_is_empty_or_no_text_is_one_line(tmp_path: Path) -> None:
 def write_output(folder: Path) -> None:
     table = PromptTable(str(folder), {})
     table.claim()
-    table.publish(Shard("/x/a.tar", "a"), [Row("key", "/x/a.tar", "ok")], 1.0)
+    table.publish(Unit("/x/a.tar", "a"), [Row("key", "/x/a.tar", "ok")], 1.0)
     touch(folder, "_regenerated/a.tar", "_regenerated/b/c.tar", "more/d.tar")
 
 
@@ -207,7 +207,7 @@ def test_every_key_has_one_row_however_its_tar_is_spelled(
     for number, run in enumerate(runs):
         patterns = [SPELLINGS[spelling](spelled / "data" / f"{stem}.tar") for spelling, stem in run]
         patterns += ["other"] if number >= add else []
-        shards = expand_shards(patterns, table.url)
+        shards = expand_inputs(patterns, table.url)
         table.claim()
         done, left = table.divide(shards)
         table.record([*done, *left])
@@ -225,7 +225,7 @@ def test_every_key_has_one_row_however_its_tar_is_spelled(
 def test_a_shard_that_is_signed_anew_is_the_same_shard(tmp_path: Path) -> None:
     table = PromptTable(str(tmp_path), {"steps": 1})
     first, second = (
-        expand_shards([f"https://b.s3.amazonaws.com/{{0..1}}.tar?X-Amz-Date={n}&X-Amz-Signature=secret{n}"])
+        expand_inputs([f"https://b.s3.amazonaws.com/{{0..1}}.tar?X-Amz-Date={n}&X-Amz-Signature=secret{n}"])
         for n in (1, 2)
     )
     assert [shard.source[-7:] for shard in second] == ["secret2", "secret2"]
