@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.sources.base import Item, LateCaption, Unit
-from pipeline.sources.caption_text import decoded, field_of
+from pipeline.sources.encoded_text import decoded, field_of
 from pipeline.sources.member_names import KeySplit, MemberNames, shorter_keys, text_of_name
 from pipeline.sources.tar_stream import open_tar
 
