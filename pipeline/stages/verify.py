@@ -25,6 +25,7 @@ from pipeline.run.serial import in_turn
 from pipeline.settings import CaptionSettings, PaintSettings, VerifySettings
 from pipeline.sources.ahead import ahead, batches
 from pipeline.sources.base import Item, LateCaption, Unit, UnitError
+from pipeline.sources.choice import described_source
 from pipeline.sources.tars import TarSource
 from pipeline.stages.learn import check_clip, load_model
 from pipeline.stages.verified_table import Keep, Regenerated, VerifiedTable, VerifyReport
@@ -225,10 +226,10 @@ def tar_source_of(description: Mapping[str, Any]) -> TarSource:
     Raises:
         UserError: its prompts are of texts.
     """
-    source = dict(description["source"])
-    if source.pop("kind", "tars") != "tars":
+    source = described_source(description["source"])
+    if not isinstance(source, TarSource):
         raise UserError("the prompts are of texts; expected the output of pez caption, whose images can be compared")
-    return TarSource(**source)
+    return source
 
 
 def _read(shard: Unit, source: TarSource) -> Iterator[Item]:

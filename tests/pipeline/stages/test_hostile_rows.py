@@ -56,7 +56,7 @@ def test_every_key_of_any_tar_is_one_row(captioner: Captioner, members: list[Mem
         tar.write_bytes(packed(members, form))
         keys = expected_keys(members)
         if not keys:
-            with pytest.raises(ShardError, match="holds no sample"):
+            with pytest.raises(ShardError, match="holds no image"):
                 captioned(str(tar), captioner, Path(folder, "out"))
             assert not Path(folder, "out").exists()
             return
