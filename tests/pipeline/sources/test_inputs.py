@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pez.errors import UserError
 from pipeline.rows import Row
 from pipeline.sources.base import Unit
-from pipeline.sources.inputs import expand_inputs
+from pipeline.sources.inputs import TABLES, TARS, Kind, expand_inputs
 from pipeline.table import PromptTable
 
 
@@ -236,3 +236,64 @@ def test_a_shard_that_is_signed_anew_is_the_same_shard(tmp_path: Path) -> None:
     assert table.divide(second) == (first, [])
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"secret" not in written
+
+
+def test_tables_are_expanded_as_tars_are(tmp_path: Path) -> None:
+    touch(tmp_path, "0.parquet", "1.jsonl", "2.JSONL.gz", "3.tar", "4.csv", "_5.parquet", "deep/6.parquet")
+    left_out: Counter[str] = Counter()
+    assert names(tmp_path, kind=TABLES, left_out=left_out) == ["0.parquet", "1.jsonl", "2.JSONL.gz"]
+    assert left_out == {"files that are no .parquet, .jsonl or .jsonl.gz": 2}
+    assert [unit.stem for unit in expand_inputs([str(tmp_path)], kind=TABLES)] == ["0", "1", "2"]
+    assert names(tmp_path / "**/*.parquet", kind=TABLES) == ["0.parquet", "6.parquet"]
+    assert names(tmp_path / "{0,1}.*", kind=TABLES) == ["0.parquet", "1.jsonl"]
+    assert names(tmp_path / "4.csv", kind=TABLES) == ["4.csv"], "its bytes tell"
+    (tmp_path / "list").write_text(f"{tmp_path}/1.jsonl\n")
+    assert names(f"@{tmp_path}/list", kind=TABLES) == ["1.jsonl"]
+    fs = fsspec.filesystem("memory")
+    for name in ("a.parquet", "b.tar"):
+        fs.pipe_file(f"/tables/{name}", b"x")
+    assert names("memory://tables", kind=TABLES) == ["a.parquet"]
+
+
+def test_what_another_job_wrote_is_input_where_tables_are_read(tmp_path: Path) -> None:
+    write_output(tmp_path / "out")
+    assert names(tmp_path / "out", kind=TABLES) == ["a.parquet"]
+    with pytest.raises(UserError, match="matches files in .*out alone, the output of a job"):
+        names(tmp_path / "out", kind=TABLES, output=str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern", "words"),
+    [
+        (TARS, "a.parquet", "is no tar .*: a table of texts is read by: pez distill --input TABLE"),
+        (TARS, "b.jsonl", "is no tar"),
+        (
+            TARS,
+            "c/",
+            r"no tar in .*: found 1 x .jsonl.gz; expected .tar, .tar.gz or .tgz \(a table of texts is read by: pez",
+        ),
+        (TABLES, "d.tar.gz", "is no table .*: a tar of images is read by: pez caption --input TAR"),
+        (
+            TABLES,
+            "e/",
+            r"no table in .*: found 1 x .tar; expected .parquet, .jsonl or .jsonl.gz \(a tar of images is read",
+        ),
+        (TABLES, "f/", r"no table in .*: found 1 x .csv; expected .* \(write them as JSON lines, one object a line\)"),
+        (TABLES, "gone.parquet", "no file .*; expected a table"),
+        (TABLES, "gone-*", "no table matches"),
+    ],
+    ids=range(8),
+)
+def test_a_file_of_another_command_is_one_line_that_names_it(
+    tmp_path: Path, kind: Kind, pattern: str, words: str
+) -> None:
+    touch(tmp_path, "a.parquet", "b.jsonl", "c/0.jsonl.gz", "d.tar.gz", "e/0.tar", "f/0.csv")
+    with pytest.raises(UserError, match=words) as error:
+        names(f"{tmp_path}/{pattern}", kind=kind)
+    assert "\n" not in str(error.value)
+
+
+def test_a_url_is_of_a_kind_by_its_path_alone() -> None:
+    with pytest.raises(UserError, match="is no tar"):
+        names("https://host/a.parquet?X-Amz-Signature=secret")
+    assert names("https://host/a.parquet?name=b.tar", kind=TABLES)

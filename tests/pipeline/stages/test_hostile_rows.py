@@ -289,5 +289,5 @@ def test_the_report_counts_what_is_in_no_row(make_tar: MakeTar, captioner: Capti
     tar = make_tar("a.tar", [("1.jpg", JPEG), ("1.png", JPEG), (".hidden.jpg", JPEG)])
     report, rows = captioned(tar, captioner, tmp_path / "out")
     assert [row["key"] for row in rows] == ["1"]
-    assert report.left_out == {"another image of its key": 1, "hidden, without an ending, or not a file": 1}
+    assert report.left_out == {"another image of its key": 1, "hidden, without an extension, or not a file": 1}
     assert PromptTable(str(tmp_path / "out"), DESCRIBED).finished(Shard(tar, "a")) == report
