@@ -13,10 +13,11 @@ Source: Wen et al. 2023, arXiv:2302.03668, section 4.3.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated
 
 import pez
-from jobs import command
+from jobs import command, driver
 from jobs.arguments import Group, flags_of
 from jobs.live import LivePrompts
 from jobs.options import (
@@ -30,7 +31,10 @@ from jobs.options import (
 from pez.demo import CLIPS
 from pez.errors import UserError
 from pipeline.settings import Bookkeeping, ClusterSettings, DistillSettings, ModelSettings
-from pipeline.terminal import Activity, open_console
+from pipeline.terminal import Activity, open_console, say
+
+if TYPE_CHECKING:
+    from pipeline.sources.base import Unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +85,43 @@ def distill(job: DistillJob) -> int:
     """Run the job; returns its exit status."""
     if job.demo and job.texts.model not in CLIPS:
         job = dataclasses.replace(job, texts=dataclasses.replace(job.texts, model="demo"))
-    return _shorten_texts(job)
+    return _shorten_tables(job) if job.input else _shorten_texts(job)
+
+
+def _shorten_tables(job: DistillJob) -> int:
+    """Learn a prompt for each row of the tables and write them as tables."""
+    assert job.output is not None, "checked"
+
+    def expand(output: str, left_out: Counter[str]) -> list[Unit]:
+        from pipeline.sources.inputs import TABLES, expand_inputs
+
+        return expand_inputs(job.input, output, left_out, TABLES)
+
+    return driver.run(
+        driver.TableJob(
+            settings=job.texts,
+            method=job.method,
+            expand=expand,
+            output=job.output,
+            bookkeeping=job.bookkeeping,
+            retry_failed=job.retry_failed,
+            device=job.device,
+            local=job.local,
+            cluster=job.cluster,
+            noun="text",
+            note=_note_on_the_demo(job.texts.model),
+        )
+    )
+
+
+def _note_on_the_demo(model: str) -> str | None:
+    """What the shipped models know."""
+    if model not in CLIPS:
+        return None
+    return (
+        f"note: the model {model} knows captions of drawn scenes only, and its prompts for other texts mean nothing; "
+        "take --model ViT-L-14 --pretrained openai, or leave --model out for ViT-H-14"
+    )
 
 
 def _shorten_texts(job: DistillJob) -> int:
@@ -93,6 +133,8 @@ def _shorten_texts(job: DistillJob) -> int:
 
         check_settings(job.texts, job.method)
         device = job.local_device()
+        if job.text and (note := _note_on_the_demo(job.texts.model)):
+            say(console, note)
         texts = job.text or _captions_of_scenes()
         activity.now(f"loading {job.texts.model}")
         clip = load_model(job.texts, device)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from jobs import command
 from jobs.arguments import Group
-from jobs.caption import tell_of_the_demo
+from jobs.caption import note_on_the_demo
 from jobs.options import (
     LearnOptions,
     expect_device,
@@ -145,8 +145,8 @@ def evaluate(job: EvaluateJob) -> int:
         check_reachable(name, pretrained)
         activity.now("reading images")
         originals = drawn(job.images) if job.demo else read(job)
-        if not job.demo:
-            tell_of_the_demo(job.caption.model, console)
+        if not job.demo and (note := note_on_the_demo(job.caption.model)):
+            say(console, note)
         if len(originals.keys) < job.images:
             say(
                 console,

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Annotated
 import pez
 from jobs import command
 from jobs.arguments import POSITIONAL, Group
-from jobs.caption import tell_of_the_demo
+from jobs.caption import note_on_the_demo
 from jobs.live import LivePrompts
 from jobs.options import DeviceOption, expect_device, refuse_beside_demo, refuse_ignored
 from pez.demo import CLIPS
 from pez.errors import UserError
 from pipeline.addresses import public_address, redact
 from pipeline.settings import ModelSettings
-from pipeline.terminal import Activity, open_console
+from pipeline.terminal import Activity, open_console, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,8 +67,8 @@ def invert(job: InvertJob) -> int:
         check_settings(settings, job.method)
         device = job.local_device()
         names, images = _read(job.images) if job.images else _drawn()
-        if job.images:
-            tell_of_the_demo(settings.model, console)
+        if job.images and (note := note_on_the_demo(settings.model)):
+            say(console, note)
         activity.now(f"loading {settings.model}")
         clip = load_model(settings, device)
     names = [" + ".join(names)] if job.together else names

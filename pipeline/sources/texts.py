@@ -62,7 +62,7 @@ class TextSource:
         """Bytes of a local file of JSON lines; rows of a local Parquet file."""
         if "://" in unit.source:
             return None
-        with contextlib.suppress(OSError, UserError):
+        with contextlib.suppress(OSError, ValueError):  # reading it says what is wrong
             if self._is_parquet(unit):
                 import pyarrow.parquet as pq
 

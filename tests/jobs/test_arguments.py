@@ -321,7 +321,9 @@ def test_an_unknown_command_is_one_line_with_those_there_are(
 ) -> None:
     status, out, err = pez_says(["capton", "--demo"], monkeypatch, capsys)
     assert (status, out) == (2, "")
-    assert err.startswith("error: there is no command 'capton'; do you mean caption? pez has caption, invert, distill, verify")
+    assert err.startswith(
+        "error: there is no command 'capton'; do you mean caption? pez has caption, invert, distill, verify"
+    )
     assert pez_says(["--demo"], monkeypatch, capsys)[0] == 2
     assert pez_says([], monkeypatch, capsys)[0] == 2
 

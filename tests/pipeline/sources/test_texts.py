@@ -299,6 +299,7 @@ def test_sizes_and_settings_are_told(tmp_path: Path) -> None:
         assert source.size(unit) == sum(item.size for item in source.read(unit))
     assert source.size(Unit("s3://bucket/a.parquet", "a")) is None
     assert source.size(Unit(str(tmp_path / "gone.jsonl"), "a")) is None
+    assert source.size(Unit(str(written(tmp_path / "b.parquet", b"PAR1 and no more")), "b")) is None
     assert source.describe() == {"kind": "texts", "column": "prompt"}
     assert TextSource("p", "id").describe() == {"kind": "texts", "column": "p", "key_column": "id"}
     with pytest.raises(UserError, match="column is empty; expected the name of a column"):
