@@ -215,7 +215,7 @@ def _write_picture(job: EvaluateJob, originals: Originals, made: dict[str, list[
 def _steps_of(job: EvaluateJob, images: int) -> int:
     """Steps until all prompts are learned, so many side by side."""
     method, rounds = job.method, -(-images // job.caption.lanes)
-    return rounds * (method.steps * method.restarts + (0 if method.exact else method.swaps))
+    return rounds * method.total_steps
 
 
 def drawn(count: int) -> Originals:

@@ -55,16 +55,18 @@ class Engine:
     ) -> None:
         self.objective, self.vocabulary, self.settings, self.lanes = objective, vocabulary, settings, lanes
         self._on_step = on_step
-        self._walk_lanes = self._swap_lanes = lanes  # what memory allowed so far
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget all tasks; the numbers of lanes that memory allows are kept."""
         with own_modes():
-            self._walk = Walk(self.objective, self.vocabulary, self.settings, self._walk_lanes)
+            self._walk = Walk(objective, vocabulary, settings, lanes)
+        self._swap_lanes = lanes
         self._queue: deque[Task] = deque()  # submitted, without a lane yet
         self._walked: list[Learned] = []  # waiting for swaps
         self._swapping = self._rounds = 0  # prompts of the batch in the swaps, and the rounds it has had
+
+    def clear(self) -> None:
+        """Forget all tasks; the numbers of lanes that memory allows are kept."""
+        self._walk.clear()
+        self._queue.clear()
+        self._walked = []
 
     @property
     def free(self) -> int:
@@ -148,15 +150,14 @@ class Engine:
             self._walk.step(self._on_step)
             return self._walk.take_finished()
         except torch.OutOfMemoryError:
-            smaller = _half(self._walk_lanes)
+            smaller = _half(self._walk.lanes)
             if not smaller:
                 raise
         # Not inside the except: the error holds what the failed step has in memory.
-        warnings.warn(f"out of memory with {self._walk_lanes} lanes; continuing with {smaller}", stacklevel=3)
+        warnings.warn(f"out of memory with {self._walk.lanes} lanes; continuing with {smaller}", stacklevel=3)
         # The tasks begin again: a result does not depend on what was done before.
         again = [task for _, task in sorted(self._walk.tasks.items())]
         self._queue.extendleft(reversed(again))
-        self._walk_lanes = smaller
         self._walk = Walk(self.objective, self.vocabulary, self.settings, smaller)
         return []
 
@@ -169,9 +170,7 @@ class Engine:
                 lanes = min(lanes, sixteens(len(part)))
             self._swapping, self._rounds = len(rest), 0
             try:
-                finished += improve(
-                    self.objective, self.vocabulary, part, self.settings, lanes, self._after_round
-                )
+                finished += improve(self.objective, self.vocabulary, part, self.settings, lanes, self._after_round)
                 continue
             except torch.OutOfMemoryError:
                 smaller = _half(lanes)

@@ -100,7 +100,7 @@ class _Measure:
         self.clip, self.settings, self.say = clip, settings, say
         self.models = [clip] if judge is None else [clip, judge]
         self.features = [model.image_features(pictures) for model in self.models]
-        # Baseline and exact mode take all tokens that the settings allow, the default those of them that survive decoding and re-encoding.
+        # The default takes those of the allowed tokens that survive decoding and re-encoding, the other two all of them.
         self.plain, self.vocabulary = (
             clip.vocabulary(dataclasses.replace(settings, method=method)) for method in ("pez", "default")
         )
@@ -116,7 +116,9 @@ class _Measure:
         """Load kernels and compile, so that no method's seconds hold it."""
         self.learn(self.vocabulary, dataclasses.replace(self.settings, steps=1, method="default"))
 
-    def learn(self, vocabulary: Vocabulary, settings: pez.PezSettings, on_step: OnStep | None = None) -> dict[int, Tensor]:
+    def learn(
+        self, vocabulary: Vocabulary, settings: pez.PezSettings, on_step: OnStep | None = None
+    ) -> dict[int, Tensor]:
         """(tokens,) int64 ids by the number of the scene, all learned at once."""
         engine = Engine(self.objective, vocabulary, settings, self.lanes, on_step)
         return {each.task.handle: each.token_ids for finished in engine.run(self.tasks()) for each in finished}

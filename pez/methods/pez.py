@@ -70,6 +70,11 @@ class Walk:
         self.best_score[lane] = -torch.inf
         self._start(lane, task, restart=0)
 
+    def clear(self) -> None:
+        """Make all lanes idle."""
+        self.tasks = {}
+        self.taken = [0] * self.lanes
+
     def step(self, on_step: Callable[[Step], None] | None = None) -> None:
         """One step of Algorithm 1 in every lane; one lane at least is busy."""
         assert self.target is not None, "a lane is busy"

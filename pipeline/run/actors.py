@@ -63,7 +63,7 @@ class CaptionActor(_Actor):
         super().__init__(plan.threads, disk)
         if self.problem is None:
             with self._told():
-                self.captioner = Captioner(settings, method, plan.device, plan.threads, shared=True)
+                self.captioner = Captioner(settings, method, plan.device, plan.threads)
                 self.table = PromptTable(url, described, columns=self.captioner.source.columns)
                 self.retry_failed = retry_failed
 
