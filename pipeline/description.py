@@ -15,7 +15,7 @@ from typing import Any
 import pez
 from pez.demo import CLIPS
 from pez.settings import ALGORITHM
-from pipeline.settings import CaptionSettings, ModelSettings
+from pipeline.settings import CaptionSettings, ModelSettings, VerifySettings
 
 _MODEL = ("model", "pretrained")
 _SOURCE = ("image_key", "caption_key", "key_split")
@@ -124,4 +124,4 @@ def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
     return flat
 
 
-_DEFAULTS = {f.name: f.default for kind in (CaptionSettings, pez.PezSettings) for f in dataclasses.fields(kind)}
+_DEFAULTS = {f.name: f.default for kind in (CaptionSettings, pez.PezSettings, VerifySettings) for f in dataclasses.fields(kind)}

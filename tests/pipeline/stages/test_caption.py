@@ -67,7 +67,7 @@ def test_a_row_tells_all(scene_tars: list[str], captioner: Captioner, table: Pro
     assert (row["key"], row["shard"], row["caption"]) == ("001", scene_tars[0], "caption 1")
     assert (row["width"], row["height"], row["steps"], row["seed"], row["model"]) == (64, 64, 20, 0, "demo")
     assert len(row["token_ids"]) == 6
-    assert json.loads(written.schema.metadata[b"pez"])["tokens"] == 6
+    assert json.loads(written.schema.metadata[b"pez"])["method"]["tokens"] == 6
 
 
 def test_anyone_recomputes_the_similarity_with_open_clip_alone(
