@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from jobs import command
 from jobs.arguments import Group
-from jobs.caption import tell_of_the_demo
+from jobs.caption import note_on_the_demo
 from jobs.options import (
     LearnOptions,
     expect_device,
@@ -145,8 +145,8 @@ def evaluate(job: EvaluateJob) -> int:
         check_reachable(name, pretrained)
         activity.now("reading images")
         originals = drawn(job.images) if job.demo else read(job)
-        if not job.demo:
-            tell_of_the_demo(job.caption.model, console)
+        if not job.demo and (note := note_on_the_demo(job.caption.model)):
+            say(console, note)
         if len(originals.keys) < job.images:
             say(
                 console,
@@ -236,16 +236,18 @@ def read(job: EvaluateJob) -> Originals:
         UserError: there is none.
     """
     from pez.images import decode_image
+    from pipeline.sources.base import LateCaption
     from pipeline.sources.inputs import expand_shards
-    from pipeline.sources.samples import read_samples, reading_options
+    from pipeline.sources.tars import TarSource
 
     keys: list[str] = []
     pictures: list[Image.Image] = []
     captions: list[str | None] = []
     shards = expand_shards(job.input)
-    samples = (read_samples(s, **reading_options(dataclasses.asdict(job.caption))) for s in shards)
-    for sample in itertools.chain.from_iterable(samples):
-        if sample.image is not None:
+    options = job.caption
+    source = TarSource(options.image_key, options.caption_key, options.key_split, options.allow_unfinished_tars)
+    for sample in itertools.chain.from_iterable(source.read(shard) for shard in shards):
+        if sample.image is not None and not isinstance(sample, LateCaption):
             try:
                 pictures.append(decode_image(sample.image))
             except ValueError:

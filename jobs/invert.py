@@ -16,19 +16,17 @@ from typing import TYPE_CHECKING, Annotated
 import pez
 from jobs import command
 from jobs.arguments import POSITIONAL, Group
-from jobs.caption import tell_of_the_demo
+from jobs.caption import note_on_the_demo
+from jobs.live import LivePrompts
 from jobs.options import DeviceOption, expect_device, refuse_beside_demo, refuse_ignored
 from pez.demo import CLIPS
 from pez.errors import UserError
 from pipeline.addresses import public_address, redact
 from pipeline.settings import ModelSettings
-from pipeline.terminal import Activity, Column, FittedTable, open_console, plain, say
+from pipeline.terminal import Activity, open_console, say
 
 if TYPE_CHECKING:
     from PIL import Image
-    from rich.console import Console
-
-    from pez.engine import Step, Task
 
 _LARGEST = 256 * 2**20  # bytes of an image file
 
@@ -69,12 +67,12 @@ def invert(job: InvertJob) -> int:
         check_settings(settings, job.method)
         device = job.local_device()
         names, images = _read(job.images) if job.images else _drawn()
-        if job.images:
-            tell_of_the_demo(settings.model, console)
+        if job.images and (note := note_on_the_demo(settings.model)):
+            say(console, note)
         activity.now(f"loading {settings.model}")
         clip = load_model(settings, device)
     names = [" + ".join(names)] if job.together else names
-    show = _Show(clip, names, job.method, console)
+    show = LivePrompts(clip, names, job.method, console)
     try:
         with show:
             if job.together:
@@ -84,9 +82,9 @@ def invert(job: InvertJob) -> int:
     except KeyboardInterrupt:
         best = show.best_prompts()
         if best:
-            console.print(_table(best, "best so far"))
+            console.print(show.table(best, "best so far"))
         raise KeyboardInterrupt(f"after {show.taken} of {show.steps} steps" if best else "") from None
-    console.print(_table([(n, p.text, p.similarity) for n, p in zip(names, prompts, strict=True)], "prompt"))
+    console.print(show.table([(n, p.text, p.similarity) for n, p in zip(names, prompts, strict=True)], "prompt"))
     return 0
 
 
@@ -152,7 +150,7 @@ def _bytes_of(address: str) -> bytes:
         with open(address, "rb") as file:
             data = file.read(_LARGEST + 1)
     else:
-        from pipeline.sources.shards import missing_driver
+        from pipeline.sources.stores import missing_driver
         from pipeline.sources.streams import ByteStream
 
         try:
@@ -175,65 +173,6 @@ def _bytes_of(address: str) -> bytes:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _table(rows: list[tuple[str, str, float]], title: str) -> FittedTable:
-    cells = [[name, prompt, f"{similarity:.3f}"] for name, prompt, similarity in rows]
-    return FittedTable([Column("image", "name"), Column(title), Column("similarity", "number")], cells)
-
-
-class _Show:
-    """The best prompts so far: a live table in a terminal, else a line for each that improved, every tenth of the way."""
-
-    def __init__(self, clip: pez.Clip, names: list[str], method: pez.PezSettings, console: Console) -> None:
-        from rich.live import Live
-
-        self.clip, self.names, self.console = clip, names, console
-        rounds = 0 if method.exact else method.swaps
-        self.steps = method.steps * method.restarts + rounds
-        self.taken = 0
-        self.best: dict[int, tuple[float, list[int], Task]] = {}
-        self.shown: dict[int, float] = {}
-        self.live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
-
-    def __enter__(self) -> _Show:
-        if self.live:
-            self.live.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.live:
-            self.live.__exit__(None, None, None)
-
-    def step(self, step: Step) -> None:
-        self.taken += 1
-        scores, ids = step.best_score.tolist(), step.best_ids.tolist()
-        for task, score, row in zip(step.tasks, scores, ids, strict=True):
-            if task is not None and score > self.best.get(task.handle, (-1.0,))[0]:
-                self.best[task.handle] = (score, row, task)
-        every = 10 if self.live else max(1, self.steps // 10)
-        if self.taken % every and self.taken not in (1, self.steps):
-            return
-        title = f"step {self.taken} of {self.steps}"
-        rows = [(self.names[i], self.clip.text_of(ids), score) for i, (score, ids, _) in sorted(self.best.items())]
-        if self.live:
-            self.live.update(_table(rows, f"best so far, {title}"))
-            return
-        for i, (name, text, score) in zip(sorted(self.best), rows, strict=True):
-            if score > self.shown.get(i, -1.0):
-                self.shown[i] = score
-                say(self.console, plain(f"{title}  {score:.3f}  {name}: {text}"))
-
-    def best_prompts(self) -> list[tuple[str, str, float]]:
-        """Name, text and the similarity of that text, of each image that has a prompt already."""
-        import torch
-
-        kept = [(self.names[i], self.clip.text_of(ids), task.target) for i, (_, ids, task) in sorted(self.best.items())]
-        if not kept:
-            return []
-        features = self.clip.text_features([text for _, text, _ in kept])
-        similarities = (features * torch.stack([target for *_, target in kept])).sum(-1).tolist()
-        return [(name, text, similarity) for (name, text, _), similarity in zip(kept, similarities, strict=True)]
 
 
 def main(prog: str | None = None) -> None:

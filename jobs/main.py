@@ -18,6 +18,7 @@ from pez.errors import UserError
 COMMANDS = {
     "caption": "learn a prompt for every image of WebDataset shards, into Parquet tables",
     "invert": "learn prompts for a few images and show them as they improve",
+    "distill": "shorten texts to prompts of a few tokens",
     "verify": "paint the prompts of an output and compare the pictures with the originals",
     "evaluate": "learned prompts beside captions and random ones, on your data",
     "plan": "hours and cost of a job, from a throughput that was measured",

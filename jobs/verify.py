@@ -15,7 +15,7 @@ from typing import Annotated
 
 from jobs import command
 from jobs.arguments import POSITIONAL
-from jobs.caption import all_are, connecting, show_first
+from jobs.driver import all_are, connecting, show_first
 from jobs.options import RunOptions, VerifyOptions, expect_device, expect_device_here, expect_generator, refuse_ignored
 from pez.errors import UserError
 from pipeline.sources.shards import Shard
@@ -55,6 +55,7 @@ def verify(job: VerifyJob) -> int:
                 check_verification,
                 resolved,
                 score_model,
+                tar_source_of,
                 verified_table,
                 verify_serially,
             )
@@ -62,6 +63,7 @@ def verify(job: VerifyJob) -> int:
 
         check_outside_package([job.output], "output")
         table = PromptTable.written(job.output)
+        tar_source_of(table.settings)
         job = dataclasses.replace(job, verification=resolved(job.verification))
         guide = model_of(table.settings)
         check_verification(job.verification, guide.model, guide.pretrained)

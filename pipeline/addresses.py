@@ -11,7 +11,9 @@ import posixpath
 import re
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-SHARD_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
+TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
+TABLE_EXTENSIONS = (".parquet", ".jsonl", ".jsonl.gz")
+INPUT_EXTENSIONS = (*TAR_EXTENSIONS, *TABLE_EXTENSIONS)
 
 _PROTOCOLS = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
 _CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")
@@ -81,12 +83,12 @@ def is_local(address: str) -> bool:
 def local_path(address: str) -> str:
     """The absolute path of a local address.
 
-    The links of its folders are resolved, and a link to a shard. A link to something of another name, as in caches that
-    name files by their content, keeps its own.
+    The links of its folders are resolved, and a link to a file of the input. A link to something of another name, as in caches
+    that name files by their content, keeps its own.
     """
     path = os.path.abspath(os.path.expanduser(re.sub(r"(?i)^(file|local)://", "", address)))
     whole = os.path.realpath(path)
-    if whole.lower().endswith(SHARD_EXTENSIONS) or not os.path.basename(path):
+    if whole.lower().endswith(INPUT_EXTENSIONS) or not os.path.basename(path):
         return whole
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 

@@ -15,14 +15,28 @@ from typing import Any
 import pez
 from pez.demo import CLIPS
 from pez.settings import ALGORITHM
-from pipeline.settings import CaptionSettings, ModelSettings, VerifySettings
+from pipeline.settings import (
+    CaptionSettings,
+    DistillSettings,
+    LearnSettings,
+    ModelSettings,
+    TarSettings,
+    TextSettings,
+    VerifySettings,
+)
+from pipeline.sources.base import Source
+from pipeline.sources.choice import source_of
 
 _MODEL = ("model", "pretrained")
-_SOURCE = ("image_key", "caption_key", "key_split")
 
 
-def describe(settings: CaptionSettings, method: pez.PezSettings, device: str) -> dict[str, Any]:
+def describe(
+    settings: LearnSettings, method: pez.PezSettings, device: str, source: Source | None = None
+) -> dict[str, Any]:
     """Describe a run as JSON values.
+
+    Args:
+        source: default = the one that the settings name.
 
     On a CPU in full precision the number of lanes changes no bit, so a job may be finished on another machine with another
     number. Elsewhere kernels may take other code paths for other shapes.
@@ -38,16 +52,17 @@ def describe(settings: CaptionSettings, method: pez.PezSettings, device: str) ->
         "version": ALGORITHM,
         "model": chosen(settings, names),
         "method": chosen(method),
-        "source": chosen(settings, _SOURCE),
+        "source": (source or source_of(settings)).describe(),
         "engine": engine,
     }
 
 
-def in_full(settings: CaptionSettings, method: pez.PezSettings, device: str) -> dict[str, Any]:
+def in_full(settings: LearnSettings, method: pez.PezSettings, device: str) -> dict[str, Any]:
     """All values of a run, defaults too, for people who read `_run.json`."""
     values = dataclasses.asdict(settings)
     model = {name: values.pop(name) for name in _MODEL}
-    source = {name: values.pop(name) for name in (*_SOURCE, "allow_unfinished_tars")}
+    kind = TextSettings if isinstance(settings, TextSettings) else TarSettings
+    source = {field.name: values.pop(field.name) for field in dataclasses.fields(kind) if field.name in values}
     engine = {"device": device, **values}
     return {"model": model, "method": dataclasses.asdict(method), "source": source, "engine": engine}
 
@@ -124,4 +139,8 @@ def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
     return flat
 
 
-_DEFAULTS = {f.name: f.default for kind in (CaptionSettings, pez.PezSettings, VerifySettings) for f in dataclasses.fields(kind)}
+_DEFAULTS = {
+    field.name: field.default
+    for kind in (CaptionSettings, DistillSettings, pez.PezSettings, VerifySettings)
+    for field in dataclasses.fields(kind)
+}

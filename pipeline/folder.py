@@ -17,7 +17,7 @@ from pez.errors import UserError
 from pipeline.addresses import is_local, public_address, redact
 from pipeline.errors import OutputError as OutputError
 from pipeline.settings import Bookkeeping as Bookkeeping
-from pipeline.sources.shards import listing_options, missing_driver
+from pipeline.sources.stores import listing_options, missing_driver
 
 READS_AT_ONCE = 32
 

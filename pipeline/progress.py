@@ -37,6 +37,7 @@ class JobProgress:
         done: that an earlier run captioned; None where the job captions none.
         every: seconds between plain lines.
         verified: shards that an earlier run verified; None where the job verifies none.
+        noun: what prompts are learned for.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class JobProgress:
         every: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
         verified: int | None = None,
+        noun: str = "image",
     ) -> None:
         self.shards, self.console, self.every, self.clock = shards, console, every, clock
+        self.noun = noun
         self.captions, self.verifies = done is not None, verified is not None
         self.started, self.told = clock(), clock()
         self.done = self.earlier = done or 0
@@ -191,9 +194,9 @@ class JobProgress:
         unfinished = [*self.busy, *self.parts.values()]
         images = self.images + sum(p.images for p in unfinished)
         similarity = self.similarity + sum(p.similarity for p in unfinished)
-        parts = [f"{self.done}/{self.shards} shards", count(images, "image")]
+        parts = [f"{self.done}/{self.shards} shards", count(images, self.noun)]
         if self.done < self.shards or not self.verifies:  # the clock runs on while others verify
-            parts.append(f"{images / seconds:.1f} images/s")
+            parts.append(f"{images / seconds:.1f} {self.noun}s/s")
         if images:
             parts.append(f"mean similarity {similarity / images:.3f}")
         if self.failed:
@@ -204,7 +207,7 @@ class JobProgress:
             step = sum(p.steps for p in self.busy) // learning
             parts.append(f"step {step} of {max(p.of for p in self.busy)}")
         elif self.busy and not any(p.images for p in self.busy):
-            parts.append("reading images")
+            parts.append(f"reading {self.noun}s")
         return parts
 
     def _verified(self) -> list[str]:

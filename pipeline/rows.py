@@ -55,12 +55,12 @@ SCHEMA = pa.schema([*CAPTIONED, *VERIFIED])
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One key's row; the columns of CAPTIONED."""
+    """One key's row; the columns of CAPTIONED, and those of the source."""
 
     key: str
     shard: str
     status: str
-    """ok, no_image, bad_image or not_finite"""
+    """ok, or the kind of problem: not_finite, or as in Item"""
     error_message: str | None = None
     width: int | None = None
     height: int | None = None
@@ -73,6 +73,8 @@ class Row:
     steps: int | None = None
     seed: int | None = None
     model: str | None = None
+    columns: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """values of the source's extra columns, by name"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +94,7 @@ class ShardReport:
     """key and reason of the first rows that are not ok"""
     fingerprint: str
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)
-    """members of the tar that are in no row, by reason, see read_samples"""
+    """members of the tar that are in no row, by reason, see Source.read"""
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> "ShardReport | None":

@@ -24,13 +24,26 @@ class ModelSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class CaptionSettings(ModelSettings):
-    """What decides the rows, beside the images; a rerun on the same output must have the same."""
+class LearnSettings(ModelSettings):
+    """The CLIP and how prompts are learned on a device."""
 
     compiled: bool = False
     """compile the text tower; for long runs on a GPU"""
     lanes: int = 64
     """prompts learned side by side in an actor, a multiple of 16"""
+
+    def __post_init__(self) -> None:
+        if self.lanes < 1 or self.lanes % 16 or self.lanes > _MOST_LANES:
+            raise UserError(
+                f"lanes is {self.lanes}; expected a multiple of 16, so that prompts do not depend on neighbours, "
+                f"of at most {_MOST_LANES}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TarSettings:
+    """How tars of images are read."""
+
     image_key: str | None = None
     """extension of the images in the tars, like jpg or 'jpg;png'; default = any usual one"""
     caption_key: str | None = None
@@ -38,15 +51,34 @@ class CaptionSettings(ModelSettings):
     key_split: KeySplit = "last"
     """dot of a name at which its key ends: at the last photo.1.jpg and photo.2.jpg are two keys; the first is WebDataset's"""
     allow_unfinished_tars: bool = False
-    """also take tars that end behind a whole member, without the two blocks of zeros that say that nothing is missing"""
+    """also take tars that end after a whole member, without the two blocks of zeros that say that nothing is missing"""
 
     def __post_init__(self) -> None:
         MemberNames(self.image_key, self.caption_key, self.key_split)
-        if self.lanes < 1 or self.lanes % 16 or self.lanes > _MOST_LANES:
-            raise UserError(
-                f"lanes is {self.lanes}; expected a multiple of 16, so that prompts do not depend on neighbours, "
-                f"of at most {_MOST_LANES}"
-            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSettings:
+    """How tables of texts are read."""
+
+    column: str = "prompt"
+    """column of the tables that holds the texts"""
+    key_column: str | None = None
+    """column that holds a key for each row, texts or whole numbers; default = the number of the row"""
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionSettings(TarSettings, LearnSettings):
+    """What decides the rows of captions, beside the images; a rerun on the same output must have the same."""
+
+    def __post_init__(self) -> None:
+        TarSettings.__post_init__(self)
+        LearnSettings.__post_init__(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillSettings(TextSettings, LearnSettings):
+    """What decides the rows of shortened texts, beside the texts; a rerun on the same output must have the same."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,11 @@ _EXTENSIONS = 6
 """that are named"""
 
 
-def nothing_captioned(reports: Iterable[ShardReport]) -> str | None:
-    """Where not one image was captioned: so, and what was found instead.
+def nothing_learned(reports: Iterable[ShardReport], noun: str = "image") -> str | None:
+    """Where not one prompt was learned: so, and what was found instead.
 
     Args:
+        noun: what prompts are learned for.
         reports: of finished shards; no more of them are read than up to the first with a prompt.
     """
     seen: list[ShardReport] = []
@@ -28,7 +29,8 @@ def nothing_captioned(reports: Iterable[ShardReport]) -> str | None:
     told = [line for line in (without_picture(seen), _first_reason(seen)) if line]
     others = ", ".join(f"{count} {status}" for status, count in sorted(failed.items()) if status != "no_image")
     advice = "; check --image-key" if failed["no_image"] else ""
-    return "; ".join([f"not one image was captioned{f': {others}' if others else ''}", *told]) + advice
+    done = "captioned" if noun == "image" else "shortened"
+    return "; ".join([f"not one {noun} was {done}{f': {others}' if others else ''}", *told]) + advice
 
 
 def without_picture(reports: Iterable[ShardReport]) -> str | None:
@@ -37,7 +39,7 @@ def without_picture(reports: Iterable[ShardReport]) -> str | None:
     for report in reports:
         count += report.failed.get("no_image", 0)
         for failure in report.failures:
-            if failure["reason"].startswith("no image of this key"):  # as pipeline.sources.samples has it
+            if failure["reason"].startswith("no image of this key"):  # as pipeline.sources.tars has it
                 found.update(failure["reason"].partition("; found ")[2].split(", "))
     if not count:
         return None

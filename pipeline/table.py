@@ -46,6 +46,7 @@ class PromptTable(OutputFolder):
         settings: everything that decides what the rows are, see `pipeline/description.py`.
         bookkeeping: see OutputFolder.
         in_full: the settings with all defaults, for people who read `_run.json`.
+        columns: extra ones, of the source.
     """
 
     def __init__(
@@ -54,9 +55,12 @@ class PromptTable(OutputFolder):
         settings: dict[str, Any],
         bookkeeping: Bookkeeping | None = None,
         in_full: dict[str, Any] | None = None,
+        columns: Sequence[pa.Field] = (),
     ) -> None:
         super().__init__(url, bookkeeping)
         self.in_full = in_full or settings
+        self.columns = tuple(columns)
+        assert not {field.name for field in self.columns} & set(SCHEMA.names), "extra columns have names of their own"
         self.settings = settings
         self.fingerprint = fingerprint(settings)
 
@@ -307,8 +311,10 @@ class PromptTable(OutputFolder):
         """
         columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in CAPTIONED.names}
         columns |= {name: [None] * len(rows) for name in VERIFIED.names}
+        columns |= {field.name: [row.columns.get(field.name) for row in rows] for field in self.columns}
+        schema = pa.schema([*CAPTIONED, *self.columns, *VERIFIED])
         settings = json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()
-        self.write_table(name, pa.table(columns, schema=SCHEMA.with_metadata({b"pez": settings, **(about or {})})))
+        self.write_table(name, pa.table(columns, schema=schema.with_metadata({b"pez": settings, **(about or {})})))
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Publish a table as one Parquet, in one step."""
@@ -325,7 +331,11 @@ class PromptTable(OutputFolder):
             FileNotFoundError: it is not there.
         """
         with self.fs.open(self.at(name), "rb") as file:
-            return [Row(**values) for values in pq.read_table(file, columns=CAPTIONED.names).to_pylist()]
+            extra = [field.name for field in self.columns]
+            table = pq.read_table(file, columns=[*CAPTIONED.names, *extra])
+            own, others = table.select(CAPTIONED.names).to_pylist(), table.select(extra).to_pylist()
+            others = others if extra else [{}] * len(own)
+            return [Row(**values, columns=dict(more)) for values, more in zip(own, others, strict=True)]
 
     def read_metadata(self, name: str) -> dict[bytes, bytes] | None:
         """The schema's metadata of a Parquet, or None where there is no Parquet.

@@ -12,7 +12,7 @@ from pipeline.rows import ShardReport
 from pipeline.run.resources import ActorPlan
 from pipeline.run.shared_disk import SharedDisk
 from pipeline.run.stage import Stage
-from pipeline.settings import CaptionSettings, VerifySettings
+from pipeline.settings import LearnSettings, VerifySettings
 from pipeline.sources.shards import Shard
 from pipeline.stages.learn import Captioner, Progress, caption_shard
 from pipeline.stages.parts import PartReport
@@ -52,7 +52,7 @@ class CaptionActor(_Actor):
 
     def __init__(
         self,
-        settings: CaptionSettings,
+        settings: LearnSettings,
         method: pez.PezSettings,
         plan: ActorPlan,
         url: str,
@@ -64,7 +64,7 @@ class CaptionActor(_Actor):
         if self.problem is None:
             with self._told():
                 self.captioner = Captioner(settings, method, plan.device, plan.threads, shared=True)
-                self.table = PromptTable(url, described)
+                self.table = PromptTable(url, described, columns=self.captioner.source.columns)
                 self.retry_failed = retry_failed
 
     def run(self, shard: Shard) -> ShardReport | PartReport:
@@ -100,7 +100,7 @@ class VerifyActor(_Actor):
 
 
 def actor_starter(
-    settings: CaptionSettings,
+    settings: LearnSettings,
     method: pez.PezSettings,
     plan: ActorPlan,
     url: str,

@@ -1,8 +1,9 @@
-"""What a file is that is no tar, by its first bytes, and what to do with it."""
+"""What a file is, by its first bytes, where it is not what was expected; and what to do with it."""
 
 import dataclasses
 import re
 import tarfile
+from typing import Any
 
 from pez.images import kind_of
 
@@ -22,9 +23,10 @@ class Found:
 
 _MAKE_A_TAR = "put the files of a folder into a tar: tar cf photos.tar photos"
 _UNPACK = "unpack it, and " + _MAKE_A_TAR
-_TABLE = "write its pictures into tars, as members like 0001.jpg and 0001.txt"
+_TABLE = "write its images into tars, as members like 0001.jpg and 0001.txt"
+_PARQUET = f"{_TABLE}; to shorten the texts of a column: pez distill --input TABLE --column NAME"
 _KINDS = (
-    (rb"PAR1", "a Parquet table", _TABLE),
+    (rb"PAR1", "a Parquet table", _PARQUET),
     (rb"ARROW1\0\0", "an Arrow table", _TABLE),
     (rb"\x89HDF\r\n", "an HDF5 file", _TABLE),
     (rb"\x93NUMPY", "a NumPy array", _TABLE),
@@ -46,19 +48,27 @@ _KINDS = (
     (rb"\x04\x22\x4d\x18", "compressed with lz4", "unpack it (lz4 -d), or compress it with gzip"),
     (rb"\x1f[\x9d\xa0]", "compressed with compress", "unpack it (uncompress), or compress it with gzip"),
     (rb"\x1f\x8b", "compressed with gzip twice", "unpack it once (gunzip)"),
-    (rb"%PDF-", "a PDF", "put its pictures into a tar: tar cf pictures.tar pictures"),
+    (rb"%PDF-", "a PDF", "put its images into a tar: tar cf images.tar images"),
     (
         rb"version https://git-lfs\.github\.com/spec/",
         "a git-lfs pointer and not the file",
         "get the file: git lfs pull",
     ),
     (rb"(\.git/annex/objects|/annex/objects)/", "a git-annex pointer and not the file", "get the file: git annex get"),
-    (rb"....ftyp", "a video or a picture of phones", _MAKE_A_TAR),
+    (rb"....ftyp", "a video or an image in HEIC", _MAKE_A_TAR),
     (rb"\x1aE\xdf\xa3|RIFF....AVI |OggS", "a video", _MAKE_A_TAR),
     (rb"RIFF....WAVE|ID3|fLaC", "a sound", _MAKE_A_TAR),
 )
 _ERROR_OF_A_STORE = re.compile(rb"<(?:\w+:)?Error>.*?<(?:\w+:)?Code>([\w.]{1,80})</", re.DOTALL)
 _TITLE = re.compile(rb"<title[^>]*>(.*?)</title", re.DOTALL | re.IGNORECASE)
+
+
+def read_head(file: Any) -> bytes:
+    """The first HEAD bytes of an open file, or all there are."""
+    head = b""
+    while len(head) < HEAD and (more := file.read(HEAD - len(head))):
+        head += more
+    return head
 
 
 def what_it_is(head: bytes) -> Found | None:
@@ -67,12 +77,12 @@ def what_it_is(head: bytes) -> Found | None:
     Args:
         head: HEAD bytes, or all there are.
     """
-    if _begins_a_tar(head):
+    if begins_a_tar(head):
         return None
     if not head:
         return Found("empty", "copy or make it again", permanent=False)
     if kind := kind_of(head):
-        return Found(f"a picture ({kind})", _MAKE_A_TAR)
+        return Found(f"an image ({kind})", _MAKE_A_TAR)
     for pattern, what, advice in _KINDS:
         if re.match(pattern, head, re.DOTALL):
             return Found(what, advice)
@@ -83,26 +93,27 @@ def _page(head: bytes) -> Found | None:
     """What a server gives in place of a file."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if error := _ERROR_OF_A_STORE.search(text):
-        return Found(f"a store's error, {error[1].decode()}", "check the address and the credentials", permanent=False)
+        return Found(f"a store's error, {error[1].decode()}", "check the URL and the credentials", permanent=False)
     if re.match(rb"(?i)<(!doctype html|html|head|body|\?xml)", text):
         kind = "an XML document" if text[:5].lower() == b"<?xml" else "a page of HTML"
         title = _TITLE.search(text)
         named = f" ({' '.join(title[1].decode('utf-8', 'replace').split())[:80]})" if title else ""
         return Found(
             f"{kind}{named} and not the file",
-            "it may need a login, or be the address of a page about the file (the Hugging Face hub's files are at /resolve/)",
+            "it may need a login, or be the URL of a page about the file (the Hugging Face hub's files are at /resolve/)",
             permanent=False,
         )
     if re.match(rb'[{\[]\s*("|\{|\]|\})', text):
         return Found(
             "JSON",
-            "expected a WebDataset shard; if a server told an error, check the address and the credentials",
+            "expected a WebDataset shard; if a server told an error, check the URL and the credentials",
             permanent=False,
         )
     return None
 
 
-def _begins_a_tar(head: bytes) -> bool:
+def begins_a_tar(head: bytes) -> bool:
+    """True where a file that begins so may be a tar."""
     if len(head) < tarfile.BLOCKSIZE or not head.strip(b"\0"):
         return bool(head) and not head.strip(b"\0")
     try:

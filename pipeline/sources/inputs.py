@@ -1,10 +1,11 @@
-"""What to read: what a user typed, to a list of shards.
+"""What to read: the --input patterns of a user, expanded into units of work.
 
-Braces, globs, folders, lists and single addresses; local, or of any store that fsspec opens. Nothing that a job wrote is
-ever input again.
+Braces, globs, folders, lists and single URLs; local, or of any store that fsspec opens. Each command reads files of one kind:
+tars of images, or tables of texts.
 """
 
 import codecs
+import dataclasses
 import glob
 import json
 import os
@@ -12,62 +13,112 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
+from urllib.parse import urlsplit
 
 import braceexpand
 import fsspec
 
 from pez.errors import UserError
-from pipeline.addresses import SHARD_EXTENSIONS, is_local, public_address, redact
-from pipeline.sources.shards import Shard, listing_options, missing_driver, name_shards
+from pipeline.addresses import TABLE_EXTENSIONS, TAR_EXTENSIONS, is_local, public_address, redact
+from pipeline.sources.base import Unit
+from pipeline.sources.stores import listing_options, missing_driver, one_line
+from pipeline.sources.units import name_units
 
 _BELOW_OUTPUT = "below the output of a job"
 _WITH_HOST = ("ftp", "sftp", "ssh", "smb", "webhdfs", "hdfs")
-_OTHER_FILES = "files that are no .tar, .tar.gz or .tgz"
 
 
-def expand_shards(
-    patterns: Sequence[str], output: str | None = None, left_out: Counter[str] | None = None
-) -> list[Shard]:
-    """Expand what a user typed into shards.
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """The files that a command reads."""
+
+    noun: str
+    extensions: tuple[str, ...]
+    other: tuple[str, ...]
+    """extensions of the files that another command reads"""
+    other_command: str
+    """what reads them"""
+    advice: str
+    """what to do with a folder of other files"""
+    reads_outputs: bool = False
+    """the tables that an earlier job wrote are input too"""
+
+    @property
+    def expected(self) -> str:
+        """`.tar, .tar.gz or .tgz`."""
+        return f"{', '.join(self.extensions[:-1])} or {self.extensions[-1]}"
+
+    def holds(self, url: str) -> bool:
+        """Whether a file is of this kind, by its name."""
+        return url.lower().endswith(self.extensions)
+
+
+TARS = Kind(
+    "tar",
+    TAR_EXTENSIONS,
+    TABLE_EXTENSIONS,
+    "a table of texts is read by: pez distill --input TABLE --column NAME --output OUT",
+    "pack them: tar cf shard.tar FOLDER",
+)
+TABLES = Kind(
+    "table",
+    TABLE_EXTENSIONS,
+    TAR_EXTENSIONS,
+    "a tar of images is read by: pez caption --input TAR --output OUT",
+    "write them as JSON lines, one object a line",
+    reads_outputs=True,
+)
+
+
+def expand_inputs(
+    patterns: Sequence[str], output: str | None = None, left_out: Counter[str] | None = None, kind: Kind = TARS
+) -> list[Unit]:
+    """Expand the patterns of a user into units.
 
     Args:
-        patterns: addresses with braces (`{00000..00999}`) or globs (`*`, `?`, `[..]`, `**`), folders (their .tar, .tar.gz and
-            .tgz files), or `@file` with one pattern a line.
-        output: folder of the job; nothing below it is input.
-        left_out: counts, by reason, the files that a folder or a glob holds and that are not taken. Hidden names, and those
-            that begin with `_`, are no input unless they are typed.
+        patterns: URLs or paths with braces (`{00000..00999}`) or globs (`*`, `?`, `[..]`, `**`), folders (their files with
+            the extensions of the kind), or `@file` with one pattern a line.
+        output: folder of the job; nothing below it is input. Nor is what other jobs wrote, except where tables are read.
+        left_out: counts, by reason, the files in a folder or a glob that are not input. Hidden names, and those that begin
+            with `_`, are not input unless they are typed.
 
     Returns:
-        shards in the order given, each file once, however often and however it is spelled.
+        units in the order given, each file once, however often and however it is spelled.
 
     Raises:
-        UserError: nothing matches, a local file is missing, a file lies in a job's output, or an address is of a kind that
-            cannot be opened; one line.
+        UserError: nothing matches, a local file is missing, a file is of the kind of another command or lies in the output,
+            or a URL is of a protocol that cannot be opened; one line.
     """
     left_out = Counter() if left_out is None else left_out
-    outputs = _Outputs(output)
-    found: dict[str, str] = {}  # source by public address
+    expansion = _Expansion(kind, _Outputs(output, kind.reads_outputs), left_out)
+    found: dict[str, str] = {}  # source by public URL
     for pattern in patterns:
-        for source in _expand(pattern, outputs, left_out):
+        for source in expansion.of(pattern):
             found.setdefault(public_address(source), source)
     if not found:
-        raise UserError("no input given; expected --input with the address of a tar, or --demo")
-    return name_shards(list(found), list(found.values()))
+        raise UserError(f"no input given; expected --input with the URL of a {kind.noun}, or --demo")
+    return name_units(list(found), list(found.values()))
 
 
 class _Outputs:
-    """Knows which folders jobs have written."""
+    """Knows which folders jobs have written.
 
-    def __init__(self, output: str | None) -> None:
+    Args:
+        output: of this job.
+        own_only: other jobs' outputs do not count.
+    """
+
+    def __init__(self, output: str | None, own_only: bool) -> None:
         self.output = None if output is None else public_address(output.rstrip("/"))
+        self.own_only = own_only
         self._known: dict[str, bool] = {}
 
     def of(self, source: str) -> str | None:
-        """The output folder that an address lies in, or None. Of a store, only this job's is known."""
+        """The output folder that a file lies in, or None. In a store, only this job's is known."""
         url = public_address(source)
         if self.output is not None and url.startswith(self.output + "/"):
             return self.output
-        folder = os.path.dirname(url) if is_local(url) else ""
+        folder = os.path.dirname(url) if is_local(url) and not self.own_only else ""
         while folder and folder != os.path.dirname(folder):
             if self._is_output(folder):
                 return folder
@@ -84,47 +135,103 @@ class _Outputs:
         return self._known[folder]
 
 
-def _expand(pattern: str, outputs: _Outputs, left_out: Counter[str]) -> list[str]:
-    """Addresses to open, one or more."""
-    if pattern.startswith("@"):
-        return [source for line in _listed(pattern[1:]) for source in _expand(line, outputs, left_out)]
-    if not pattern.strip():
-        raise UserError("an empty input; expected the address of a tar, a folder or a glob")
-    if is_local(pattern) and os.path.exists(_local(pattern)):
-        return _one(_local(pattern), pattern, outputs, left_out)
-    try:
-        braced = list(braceexpand.braceexpand(pattern))
-    except ValueError as error:
-        raise UserError(f"cannot expand the braces of {redact(pattern)!r}: {redact(_one_line(error))}") from error
-    return [source for one in braced for source in _one(one, pattern, outputs, left_out)]
+@dataclasses.dataclass(frozen=True)
+class _Expansion:
+    """Turns patterns into what to open."""
+
+    kind: Kind
+    outputs: _Outputs
+    left_out: Counter[str]
+
+    def of(self, pattern: str) -> list[str]:
+        """What to open for a pattern, one or more."""
+        if pattern.startswith("@"):
+            return [source for line in _listed(pattern[1:]) for source in self.of(line)]
+        if not pattern.strip():
+            raise UserError(f"an empty input; expected the URL of a {self.kind.noun}, a folder or a glob")
+        if is_local(pattern) and os.path.exists(_local(pattern)):
+            return self._one(_local(pattern), pattern)
+        try:
+            braced = list(braceexpand.braceexpand(pattern))
+        except ValueError as error:
+            raise UserError(f"cannot expand the braces of {redact(pattern)!r}: {redact(one_line(error))}") from error
+        return [source for one in braced for source in self._one(one, pattern)]
+
+    def _one(self, url: str, typed: str) -> list[str]:
+        """What to open for a pattern without braces."""
+        _check_protocol(url)
+        shown = redact(typed)
+        if is_local(url):
+            path = _local(url)
+            if not os.path.exists(path) and glob.has_magic(path):
+                names = (name for name in _matches(path) if os.path.isfile(name))
+                return self._chosen(names, path, shown)
+            if os.path.isdir(path):
+                entries = (entry.path for entry in os.scandir(path) if entry.is_file())
+                return self._chosen(entries, path + "/", shown)
+            if not os.path.exists(path):
+                raise UserError(f"no file {path}; expected a {self.kind.noun}")
+        elif "::" not in url and not url.lower().startswith(("http://", "https://")):
+            is_glob = glob.has_magic(url)
+            if is_glob or not self.kind.holds(url):
+                listed = _listed_by_store(url, is_glob)
+                if listed is not None:
+                    return self._chosen(listed, url if is_glob else url.rstrip("/") + "/", shown)
+        elif url.endswith("/"):
+            raise UserError(
+                f"{shown!r} is a folder of a web server, which cannot be listed; name its {self.kind.noun}s, with braces"
+            )
+        if folder := self.outputs.of(url):
+            raise UserError(f"{shown!r} lies in {folder}, the output of a job; expected input outside of it")
+        self._expect_kind(url, shown)
+        return [_local(url) if is_local(url) else url]
+
+    def _expect_kind(self, url: str, shown: str) -> None:
+        """Raises UserError where another command reads files of this name."""
+        name = (url if is_local(url) else urlsplit(url).path).lower()
+        if name.endswith(self.kind.other):
+            raise UserError(f"{shown!r} is no {self.kind.noun} ({self.kind.expected}): {self.kind.other_command}")
+
+    def _chosen(self, names: Iterable[str], pattern: str, shown: str) -> list[str]:
+        """Of the files that a folder holds or a glob matches, those that are input, in order."""
+        typed = set(pattern.split("/"))
+        typed_hidden = [part for part in typed if part.startswith((".", "_"))]  # like _part-*.tar
+
+        def hidden(part: str) -> bool:
+            if not part.startswith((".", "_")) or part in typed:
+                return False
+            return not any(fnmatchcase(part, one) for one in typed_hidden)
+
+        visible = [name for name in names if not any(hidden(part) for part in name.split("/"))]
+        ours = [name for name in visible if self.outputs.of(name)]
+        others = sorted(set(visible) - set(ours))
+        taken = [name for name in others if self.kind.holds(name)]
+        if not taken and not pattern.endswith("/"):  # a glob may name files without an extension
+            taken = [name for name in others if not name.lower().endswith(self.kind.other)]
+        if ours:
+            self.left_out[_BELOW_OUTPUT] += len(ours)
+        if len(taken) < len(others):
+            self.left_out[f"files that are no {self.kind.expected}"] += len(others) - len(taken)
+        if taken:
+            return taken
+        if ours:
+            folder = self.outputs.of(ours[0])
+            raise UserError(
+                f"{shown!r} matches files in {folder} alone, the output of a job; expected input outside of it"
+            )
+        if others:
+            raise UserError(self._none_of(others, shown))
+        raise UserError(f"no {self.kind.noun} matches {shown!r}; check the path and the quotes around * and {{}}")
+
+    def _none_of(self, names: Sequence[str], shown: str) -> str:
+        kinds = Counter(_extension(name) or "no extension" for name in names)
+        found, count = kinds.most_common(1)[0]
+        advice = self.kind.other_command if found in self.kind.other else self.kind.advice.replace("FOLDER", shown)
+        return f"no {self.kind.noun} in {shown!r}: found {count} x {found}; expected {self.kind.expected} ({advice})"
 
 
-def _one(address: str, typed: str, outputs: _Outputs, left_out: Counter[str]) -> list[str]:
-    """Addresses behind one without braces."""
-    _check_protocol(address)
-    shown = redact(typed)
-    if is_local(address):
-        path = _local(address)
-        if not os.path.exists(path) and glob.has_magic(path):
-            names = (name for name in _matches(path) if os.path.isfile(name))
-            return _chosen(names, path, shown, outputs, left_out)
-        if os.path.isdir(path):
-            entries = (entry.path for entry in os.scandir(path) if entry.is_file())
-            return _chosen(entries, path + "/", shown, outputs, left_out)
-        if not os.path.exists(path):
-            raise UserError(f"no file {path}; expected a tar")
-    elif "::" not in address and not address.lower().startswith(("http://", "https://")):
-        is_glob, is_shard = glob.has_magic(address), address.lower().endswith(SHARD_EXTENSIONS)
-        if is_glob or not is_shard:
-            listed = _listed_by_store(address, is_glob)
-            if listed is not None:
-                base = address if is_glob else address.rstrip("/") + "/"
-                return _chosen(listed, base, shown, outputs, left_out)
-    elif address.endswith("/"):
-        raise UserError(f"{shown!r} is a folder of a web server, which cannot be listed; name its tars, with braces")
-    if folder := outputs.of(address):
-        raise UserError(f"{shown!r} lies in {folder}, the output of a job; expected input outside of it")
-    return [_local(address) if is_local(address) else address]
+def _extension(name: str) -> str:
+    return os.path.splitext(name.lower().removesuffix(".gz"))[1] + ".gz" * name.lower().endswith(".gz")
 
 
 def _matches(pattern: str) -> Iterator[str]:
@@ -153,69 +260,37 @@ def _folders(folder: str, seen: set[str]) -> Iterator[str]:
         yield from _folders(one, seen)
 
 
-def _chosen(names: Iterable[str], pattern: str, shown: str, outputs: _Outputs, left_out: Counter[str]) -> list[str]:
-    """Of the files that a folder holds or a glob matches, those that are input, in order."""
-    typed = set(pattern.split("/"))
-    asked = [part for part in typed if part.startswith((".", "_"))]  # like _part-*.tar
-
-    def hidden(part: str) -> bool:
-        return part.startswith((".", "_")) and part not in typed and not any(fnmatchcase(part, one) for one in asked)
-
-    visible = [name for name in names if not any(hidden(part) for part in name.split("/"))]
-    ours = [name for name in visible if outputs.of(name)]
-    others = sorted(set(visible) - set(ours))
-    tars = [name for name in others if name.lower().endswith(SHARD_EXTENSIONS)]
-    taken = tars or ([] if pattern.endswith("/") else others)  # a glob may name shards without an extension
-    if ours:
-        left_out[_BELOW_OUTPUT] += len(ours)
-    if len(taken) < len(others):
-        left_out[_OTHER_FILES] += len(others) - len(taken)
-    if taken:
-        return taken
-    if ours:
-        folder = outputs.of(ours[0])
-        raise UserError(f"{shown!r} matches files in {folder} alone, the output of a job; expected input outside of it")
-    if others:
-        kinds = Counter(os.path.splitext(name)[1].lower() or "no extension" for name in others)
-        kind, count = kinds.most_common(1)[0]
-        advice = f"pack them: tar cf shard.tar {shown}" if is_local(shown) else "pack them as tars"
-        raise UserError(f"no tar in {shown!r}: found {count} x {kind}; expected .tar, .tar.gz or .tgz ({advice})")
-    raise UserError(f"no shard matches {shown!r}; check the path and the quotes around * and {{}}")
-
-
-def _listed_by_store(address: str, is_glob: bool) -> list[str] | None:
-    """Files of a store that a glob matches or a folder holds; None where the address is no folder."""
+def _listed_by_store(url: str, is_glob: bool) -> list[str] | None:
+    """Files of a store that a glob matches or a folder holds; None where the URL is no folder."""
     try:
-        fs, path = fsspec.core.url_to_fs(address, **listing_options(address))
+        fs, path = fsspec.core.url_to_fs(url, **listing_options(url))
         if is_glob:
             entries: list[dict[str, Any]] = list(fs.glob(path, detail=True).values())
-        elif not address.endswith("/") and not fs.isdir(path):
+        elif not url.endswith("/") and not fs.isdir(path):
             return None
         else:
             entries = fs.ls(path.rstrip("/"), detail=True)
     except FileNotFoundError:
         entries = []
     except Exception as error:  # each filesystem has its own errors
-        raise UserError(f"cannot list {redact(address)!r}: {redact(_one_line(error), address)}") from error
+        raise UserError(f"cannot list {redact(url)!r}: {redact(one_line(error), url)}") from error
     names = [entry["name"] for entry in entries if entry["type"] == "file"]
-    protocol, _, rest = address.partition("://")
+    protocol, _, rest = url.partition("://")
     if protocol.lower() in _WITH_HOST:  # their names are paths alone
         return [f"{protocol}://{rest.split('/', 1)[0]}/{name.lstrip('/')}" for name in names]
     return [fs.unstrip_protocol(name) for name in names]
 
 
-def _check_protocol(address: str) -> None:
-    if address.startswith("pipe:"):
-        raise UserError(
-            f"{address!r} would run a shell command; give an address that fsspec opens, like s3:// or http://"
-        )
-    protocol = address.split("://", 1)[0].split("::")[-1].lower() if "://" in address else "file"
+def _check_protocol(url: str) -> None:
+    if url.startswith("pipe:"):
+        raise UserError(f"{url!r} would run a shell command; give a URL that fsspec opens, like s3:// or http://")
+    protocol = url.split("://", 1)[0].split("::")[-1].lower() if "://" in url else "file"
     try:
         fsspec.get_filesystem_class(protocol)
     except ValueError as error:
-        raise UserError(f"{redact(address)!r}: {protocol}:// is not a kind of address that fsspec knows") from error
+        raise UserError(f"{redact(url)!r}: {protocol}:// is not a protocol that fsspec knows") from error
     except ImportError as error:
-        raise UserError(missing_driver(address, error)) from error
+        raise UserError(missing_driver(url, error)) from error
 
 
 def _listed(file: str) -> list[str]:
@@ -225,19 +300,19 @@ def _listed(file: str) -> list[str]:
         with fsspec.open(_local(file) if is_local(file) else file, "rb") as opened:
             text = _decoded(opened.read())
     except UnicodeDecodeError as error:
-        raise UserError(f"cannot read the list of shards {shown}: it is not UTF-8; save it as UTF-8") from error
+        raise UserError(f"cannot read the list of inputs {shown}: it is not UTF-8; save it as UTF-8") from error
     except ImportError as error:
         raise UserError(missing_driver(file, error)) from error
     except Exception as error:  # each filesystem has its own errors
-        reason = getattr(error, "strerror", None) or redact(_one_line(error), file)
-        raise UserError(f"cannot read the list of shards {shown}: {reason}") from error
+        reason = getattr(error, "strerror", None) or redact(one_line(error), file)
+        raise UserError(f"cannot read the list of inputs {shown}: {reason}") from error
     lines = [line.strip() for line in text.splitlines()]
     patterns = [line for line in lines if line and not line.startswith("#")]
     nested = next((p for p in patterns if p.startswith("@")), None)
     if nested:
-        raise UserError(f"{shown} names another list, {nested!r}; expected addresses of shards")
+        raise UserError(f"{shown} names another list, {nested!r}; expected URLs of files")
     if not patterns:
-        raise UserError(f"the list of shards {shown} is empty; expected one address a line")
+        raise UserError(f"the list of inputs {shown} is empty; expected one URL a line")
     return patterns
 
 
@@ -249,12 +324,11 @@ def _decoded(data: bytes) -> str:
     return data.decode("utf-8-sig")
 
 
-def _local(address: str) -> str:
-    """The absolute path of a local address, with its links as they are."""
-    path = address.split("://", 1)[1] if "://" in address else address
+def _local(url: str) -> str:
+    """The absolute path of a local file, with its links as they are."""
+    path = url.split("://", 1)[1] if "://" in url else url
     absolute = os.path.abspath(os.path.expanduser(path))
     return absolute + "/" if path.endswith("/") and os.path.isdir(absolute) else absolute
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+expand_shards = expand_inputs  # until its last user is renamed

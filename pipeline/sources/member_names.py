@@ -8,11 +8,11 @@ from pez.errors import UserError
 
 KeySplit = Literal["last", "first"]
 
-IMAGE_ENDINGS = (
+IMAGE_EXTENSIONS = (
     *("jpg", "jpeg", "jpe", "jif", "jfif", "jfi", "pjpeg", "pjpg", "pjp", "mpo"),
     *("png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", "avifs"),
 )
-CAPTION_ENDINGS = ("txt", "caption", "text")
+CAPTION_EXTENSIONS = ("txt", "caption", "text")
 
 _OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # hidden where they are made
 _OF_WEBDATASET = re.compile(
@@ -25,13 +25,13 @@ class MemberNames:
     """How names are read.
 
     Args:
-        image_key: endings of the members that hold the image, as WebDataset spells them: "jpg", ".jpg", "jpg;png", "left.jpg";
-            None = any usual image ending.
+        image_key: extensions of the members that hold the image, as WebDataset spells them: "jpg", ".jpg", "jpg;png",
+            "left.jpg"; None = any usual image extension.
         caption_key: the same for captions; "json:caption" is a field of a JSON member. None = txt, caption or text.
-        key_split: at which dot of a name's last part the key ends. With "last", an ending of two parts that is named counts.
+        key_split: at which dot of a name's last part the key ends. With "last", an extension of two parts that is named counts.
 
     Raises:
-        UserError: a key without an ending.
+        UserError: a key without an extension.
     """
 
     image_key: str | None = None
@@ -41,10 +41,10 @@ class MemberNames:
     def __post_init__(self) -> None:
         if self.key_split not in ("last", "first"):
             raise UserError(f"key_split is {self.key_split!r}; expected last or first")
-        images = _endings("image_key", self.image_key) or dict.fromkeys(IMAGE_ENDINGS)
+        images = _extensions("image_key", self.image_key) or dict.fromkeys(IMAGE_EXTENSIONS)
         if field := next((f for f in images.values() if f), None):
             raise UserError(f"image_key is {self.image_key!r}; a field, {field!r}, can be of captions only")
-        captions = _endings("caption_key", self.caption_key) or dict.fromkeys(CAPTION_ENDINGS)
+        captions = _extensions("caption_key", self.caption_key) or dict.fromkeys(CAPTION_EXTENSIONS)
         object.__setattr__(self, "_images", images)
         object.__setattr__(self, "_captions", captions)
         named = sorted((e for e in (*images, *captions) if "." in e), key=len, reverse=True)
@@ -55,46 +55,48 @@ class MemberNames:
     _of_parts: tuple[str, ...] = dataclasses.field(init=False, repr=False, compare=False)
 
     def split(self, name: str) -> tuple[str | None, str]:
-        """A name to its key and lower-case ending; hidden files and names without an ending have no key."""
+        """A name to its key and lower-case extension; hidden files and names without an extension have no key."""
         name = text_of_name(name)
         folder, slash, base = name.rpartition("/")
         if base.startswith(".") or "." not in base or base.lower() in _OF_SYSTEMS:
             return None, ""
         if self.key_split == "first":
-            stem, _, ending = base.partition(".")
-            return folder + slash + stem, ending.lower()
-        for ending in self._of_parts:
-            if base.lower().endswith("." + ending):
-                return name[: -len(ending) - 1], ending
-        key, _, ending = name.rpartition(".")
-        return key, ending.lower()
+            stem, _, extension = base.partition(".")
+            return folder + slash + stem, extension.lower()
+        for extension in self._of_parts:
+            if base.lower().endswith("." + extension):
+                return name[: -len(extension) - 1], extension
+        key, _, extension = name.rpartition(".")
+        return key, extension.lower()
 
-    def is_image(self, ending: str) -> bool:
-        return ending in self._images or (self.image_key is None and self._last_part(ending) in self._images)
+    def is_image(self, extension: str) -> bool:
+        return extension in self._images or (self.image_key is None and self._last_part(extension) in self._images)
 
-    def is_usual_image(self, ending: str) -> bool:
-        """The ending is one of those named, and does not only end in one as `mask.png` does."""
-        return ending in self._images
+    def is_usual_image(self, extension: str) -> bool:
+        """The extension is one of those named, and does not only end in one as `mask.png` does."""
+        return extension in self._images
 
-    def is_caption(self, ending: str) -> bool:
-        return ending in self._captions or (self.caption_key is None and self._last_part(ending) in self._captions)
+    def is_caption(self, extension: str) -> bool:
+        return extension in self._captions or (
+            self.caption_key is None and self._last_part(extension) in self._captions
+        )
 
-    def caption_field(self, ending: str) -> str | None:
+    def caption_field(self, extension: str) -> str | None:
         """The field of a JSON member that is the caption; None where the member's text is."""
-        return self._captions.get(ending)
+        return self._captions.get(extension)
 
     @property
     def expected(self) -> str:
         """What an image's name would have to end in, where that was asked for."""
         return " or ".join(self._images) if self.image_key is not None else ""
 
-    def is_of_webdataset(self, name: str, ending: str) -> bool:
+    def is_of_webdataset(self, name: str, extension: str) -> bool:
         """A member about the shard, like `__index__.json`, and no picture or caption."""
         about = _OF_WEBDATASET.match(text_of_name(name)) is not None
-        return about and not self.is_image(ending) and not self.is_caption(ending)
+        return about and not self.is_image(extension) and not self.is_caption(extension)
 
-    def _last_part(self, ending: str) -> str | None:
-        return ending.rpartition(".")[2] if self.key_split == "first" else None
+    def _last_part(self, extension: str) -> str | None:
+        return extension.rpartition(".")[2] if self.key_split == "first" else None
 
 
 def shorter_keys(key: str) -> list[str]:
@@ -109,15 +111,15 @@ def text_of_name(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _endings(option: str, value: str | None) -> dict[str, str | None]:
-    """Field by ending, None = the whole member."""
+def _extensions(option: str, value: str | None) -> dict[str, str | None]:
+    """Field by extension, None = the whole member."""
     found: dict[str, str | None] = {}
     for one in re.split(r"[;,]", value or ""):
-        ending, colon, field = one.strip().partition(":")
-        ending = ending.strip().removeprefix("*").strip(".").lower()
-        if ending and (field.strip() or not colon):
-            found[ending] = field.strip() or None
-        elif one.strip() or ending:
+        extension, colon, field = one.strip().partition(":")
+        extension = extension.strip().removeprefix("*").strip(".").lower()
+        if extension and (field.strip() or not colon):
+            found[extension] = field.strip() or None
+        elif one.strip() or extension:
             raise UserError(f"{option} is {value!r}; expected an extension like jpg, or several like 'jpg;png'")
     if value is not None and not found:
         raise UserError(f"{option} is {value!r}; expected an extension like jpg, or several like 'jpg;png'")

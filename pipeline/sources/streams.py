@@ -8,7 +8,7 @@ from typing import Any
 
 import fsspec
 
-from pipeline.sources.shards import listing_options
+from pipeline.sources.stores import listing_options
 
 _BLOCK = 8 * 2**20
 _SILENCE = 60.0  # seconds without a byte after which a server is taken for dead

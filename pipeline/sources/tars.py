@@ -1,246 +1,213 @@
-"""One tar as a stream of members, which notices whatever is not a whole tar and says what it is."""
+"""Tars of images as a source: every key is one item, with an image or with the reason why there is none."""
 
-import gzip
-import io
-import math
+import contextlib
+import dataclasses
+import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
-from pez.errors import UserError
-from pipeline.addresses import redact
-from pipeline.sources.first_bytes import HEAD, what_it_is
-from pipeline.sources.streams import ByteStream
+from pipeline.sources.base import Item, LateCaption, Unit
+from pipeline.sources.encoded_text import decoded, field_of
+from pipeline.sources.member_names import KeySplit, MemberNames, shorter_keys, text_of_name
+from pipeline.sources.tar_stream import open_tar
 
-_MAX_HEADER_BYTES = 2 * 2**20
-"""of what comes before one member: long names, and attributes, of which macOS writes a megabyte"""
-_READ_AT_ONCE = 2**17
-_READ_WHOLE = (  # by tarfile, as part of the next member's header
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
-_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "TokenRetrievalError")
-_REFUSED = ("403", "401", "Forbidden", "Unauthorized", "Access Denied", "AccessDenied", "gated", "Anonymous caller")
-_CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID or AWS_PROFILE",
-    "s3a": "AWS_ACCESS_KEY_ID or AWS_PROFILE",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or gcloud auth application-default login",
-    "gcs": "GOOGLE_APPLICATION_CREDENTIALS, or gcloud auth application-default login",
-    "hf": "HF_TOKEN, or hf auth login",
-    "http": "whether the address needs a login, or its signature has expired",
-    "https": "whether the address needs a login, or its signature has expired",
-}
+MAX_IMAGE_BYTES = 256 * 2**20
+MAX_CAPTION_BYTES = 2**20
+MAX_JSON_BYTES = 16 * 2**20
+MAX_WAITING_BYTES = 128 * 2**20
+"""of the captions of a tar that are away from their images, together"""
+_OVERHEAD = 1536  # bytes of a tar that an image and its caption take beside the image: headers and padding
 
 
-class ShardError(UserError):
-    """A shard that cannot be read to its end; none of it is published."""
-
-    def __init__(self, message: str, permanent: bool = False) -> None:
-        super().__init__(message)
-        self.permanent = permanent
-        """another try cannot help"""
-
-
-class open_tar:  # noqa: N801 - reads as a function
-    """A tar as a stream of members, which notices when the stream is not a whole tar.
+@dataclasses.dataclass(frozen=True)
+class TarSource:
+    """WebDataset shards: tars of images, each with its caption beside it.
 
     Args:
-        source: what is opened; it may hold a signature or a password.
-        url: what it is called in messages; default = the source.
-        allow_unfinished: take one that ends behind a whole member for whole, also without the two blocks of zeros.
+        image_key, caption_key, key_split: see MemberNames.
+        allow_unfinished_tars: also read a tar that ends after a whole member, without the zeros that end a tar.
+
+    A key is the name of a member without its extension, `a/photo.1.jpg` is `a/photo.1` (with an extension of two parts
+    given, that extension counts). It is a name only and never a path: `./a`, `../a` and `/a` are kept as they are. A key with
+    neither image nor caption belongs to the image whose key it lengthens by dotted parts, as `photo.meta.json` and
+    `photo.jpg`. Of several images or captions of a key the first is taken. A key that comes again adds its caption, if it had
+    none, and nothing else once its image was seen. Links are not followed, and sparse files not read: their keys are items
+    without an image.
     """
 
-    def __init__(self, source: str, url: str | None = None, allow_unfinished: bool = False) -> None:
-        self.source, self.url, self.allow_unfinished = source, url or source, allow_unfinished
+    image_key: str | None = None
+    caption_key: str | None = None
+    key_split: KeySplit = "last"
+    allow_unfinished_tars: bool = False
 
-    def __enter__(self) -> "open_tar":
-        self.file: ByteStream | None = None
-        self.last: tarfile.TarInfo | None = None
-        try:
-            head = self._open()
-            if found := what_it_is(head):
-                inside = "gzip, and inside " if self.packed else ""
-                raise ShardError(f"{self.url} is {inside}{found.what}, not a tar: {found.advice}", found.permanent)
-            self._begin()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+    nouns = ("image", "members like 0001.jpg")
+    columns = ()
 
-    def _open(self) -> bytes:
-        """Open the stream, unpacked.
+    def read(self, unit: Unit, left_out: Counter[str] | None = None) -> Iterator[Item]:
+        """Stream a tar, see Source.
 
-        Returns:
-            its first bytes.
+        Raises:
+            UnitError: not readable, not a tar, damaged or cut short: what looks like the end of a tar is not always one.
         """
-        try:
-            self.file = ByteStream(self.source)
-            head = _read_head(self.file)
-        except Exception as error:  # each filesystem has its own errors
-            raise self._unreadable(error) from error
-        self.stream = _Watched(self.file, head)
-        self.packed = head[:2] == b"\x1f\x8b"
-        if self.packed:
-            self.stream.reads_at_end = -math.inf  # an unpacker asks on and on
-            unpacker = gzip.GzipFile(fileobj=self.stream)
-            try:
-                head = _read_head(unpacker)
-            except Exception as error:
-                raise self._error(error) from error
-            self.stream = _Watched(unpacker, head)
-        return head
+        names = MemberNames(self.image_key, self.caption_key, self.key_split)
+        reader = _Reader(names, Counter() if left_out is None else left_out)
+        with open_tar(unit.source, unit.url, self.allow_unfinished_tars) as tar:
+            for member in tar:
+                yield from reader.take(member, tar)
+        yield from reader.rest()
 
-    def _begin(self) -> None:
-        class Member(_Member):  # with a count of its own
-            pass
+    def size(self, unit: Unit) -> int | None:
+        """Bytes of a local tar that is not compressed."""
+        if "://" in unit.source or unit.source.lower().endswith(("gz", "bz2", "xz", "zst")):
+            return None
+        with contextlib.suppress(OSError):
+            return os.stat(unit.source).st_size
+        return None
 
-        self.header = Member
-        try:
-            self.tar = tarfile.open(fileobj=self.stream, mode="r|", bufsize=_READ_AT_ONCE, tarinfo=Member)  # noqa: SIM115
-        except Exception as error:  # tarfile raises nearly anything on hostile headers
-            raise self._error(error) from error
-
-    def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        members = iter(self.tar)
-        while (member := self._next(members)) is not None:
-            self.last = member
-            yield member
-            self.tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
-        end = self.tar.offset
-        if self.stream.last_content > end or (self.last is None and self.stream.position < 2 * tarfile.BLOCKSIZE):
-            raise ShardError(f"{self.url} is damaged or cut short after {end} bytes; make or copy it again")
-        if self.stream.position < end + 2 * tarfile.BLOCKSIZE and not self.allow_unfinished:
-            raise self._unfinished()
-
-    def read(self, member: tarfile.TarInfo) -> bytes:
-        try:
-            file = self.tar.extractfile(member)
-            assert file is not None, "a regular file"
-            data = file.read()
-        except Exception as error:
-            raise self._error(error) from error
-        if len(data) != member.size:
-            raise ShardError(f"{self.url} is cut short inside {member.name!r}; make or copy it again")
-        return data
-
-    def __exit__(self, *_: object) -> None:
-        if self.file is not None:
-            self.file.close()
-
-    def _next(self, members: Iterator[tarfile.TarInfo]) -> tarfile.TarInfo | None:
-        self.header.bytes_before = 0
-        try:
-            member = next(members, None)
-            if member is None:
-                self.stream.drain()
-            return member
-        except Exception as error:  # tarfile raises nearly anything on hostile headers
-            if isinstance(error, tarfile.ReadError) and self._ends_inside_padding():
-                return None
-            raise self._error(error) from error
-
-    def _ends_inside_padding(self) -> bool:
-        """All of the last member is there, and of the zeros behind it not all: its content is whole."""
-        self.stream.drain()
-        return self.last is not None and (
-            self.last.offset_data + self.last.size <= self.stream.position < self.tar.offset
-        )
-
-    def _unfinished(self) -> ShardError:
-        name = self.url.rsplit("/", 1)[-1]
-        padding = max(self.tar.offset - self.stream.position, 0) + 2 * tarfile.BLOCKSIZE
-        packed = "gunzip -c" if self.packed else "cat"
-        whole = f"({packed} {name}; head -c {padding} /dev/zero) > whole.tar"
-        return ShardError(
-            f"{self.url} ends after {self.stream.position} bytes, behind a whole member but without the two blocks of zeros "
-            f"that end a tar: it was cut short there, or never finished; copy or make it again. Where nothing is missing, "
-            f"{whole} makes it whole, and --allow-unfinished-tars takes it as it is"
-        )
-
-    def _error(self, error: BaseException) -> ShardError:
-        if isinstance(error, (OSError, EOFError, ImportError)):
-            return self._unreadable(error)
-        if str(error) == "unexpected end of data":  # of tarfile
-            return ShardError(f"{self.url} is cut short after {self.stream.position} bytes; make or copy it again")
-        return ShardError(f"{self.url} is not a tar, or damaged ({self._words(error)}); expected a WebDataset shard")
-
-    def _unreadable(self, error: BaseException) -> ShardError:
-        # fsspec says "not found" of a server that refuses, and keeps what the server said as the cause.
-        told = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
-        reason = self._words(told)
-        if isinstance(told, FileNotFoundError) and told.errno is None:  # of a store; its words are the path alone
-            reason = "there is no such file"
-        return ShardError(f"cannot read {self.url}: {reason}{self._credentials(told, reason)}")
-
-    def _credentials(self, error: BaseException, reason: str) -> str:
-        """What to check where there are none, or they do not open the file."""
-        where = _CREDENTIALS.get(self.source.split("://", 1)[0].lower()) if "://" in self.source else None
-        if where is None:
-            return ""
-        if type(error).__name__ in _NO_CREDENTIALS:
-            return f"; no credentials are set: {where}"
-        if isinstance(error, PermissionError) or any(word in reason for word in _REFUSED):
-            return f"; it is refused: check {where}"
-        return ""
-
-    def _words(self, error: BaseException) -> str:
-        return redact(" ".join(str(error).split()), self.source) or type(error).__name__
+    def describe(self) -> dict[str, Any]:
+        """See Source. That a tar may be unfinished changes no row."""
+        values = {"image_key": self.image_key, "caption_key": self.caption_key, "key_split": self.key_split}
+        return {name: value for name, value in values.items() if value not in (None, "last")}
 
 
-def _read_head(file: Any) -> bytes:
-    head = b""
-    while len(head) < HEAD and (more := file.read(HEAD - len(head))):
-        head += more
-    return head
+@dataclasses.dataclass
+class _Group:
+    index: int
+    image: bytes | None = None
+    has_image: bool = False
+    """readable or not, and also after it was emitted"""
+    is_usual: bool = False
+    caption: str | None = None
+    has_caption: bool = False
+    caption_bytes: int = 0
+    reason: str | None = None
+    emitted: bool = False
+    has_link: bool = False
+    others: list[str] = dataclasses.field(default_factory=list)
+
+    def item(self, key: str, expected: str) -> Item:
+        bare = Item(self.index, key, caption=self.caption, size=_OVERHEAD)
+        if self.reason is not None:
+            return dataclasses.replace(bare, status="bad_image", reason=self.reason)
+        if self.image is None:
+            found = ", ".join(dict.fromkeys(self.others[:4])) or "a caption"
+            extension = f", which would be .{expected}" if expected else ""
+            reason = f"no image of this key{extension}; found {found}"
+            return dataclasses.replace(bare, status="no_image", reason=reason)
+        return dataclasses.replace(bare, image=self.image, size=_OVERHEAD + len(self.image))
 
 
-class _Member(tarfile.TarInfo):
-    """A member with a bounded size of headers before it."""
+class _Reader:
+    """Takes the members of a tar one after another."""
 
-    bytes_before = 0
-    """of headers, since the last member"""
+    def __init__(self, names: MemberNames, left_out: Counter[str]) -> None:
+        self.names, self.left_out = names, left_out
+        self.groups: dict[str, _Group] = {}
+        self.current: str | None = None
+        self.waiting_bytes = 0
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
-        member = super().frombuf(buf, encoding, errors)
-        if member.type in _READ_WHOLE:
-            cls.bytes_before += max(member.size, 0)
-            if cls.bytes_before > _MAX_HEADER_BYTES:
-                raise tarfile.ReadError(f"a header of {cls.bytes_before} bytes; expected at most {_MAX_HEADER_BYTES}")
-        return member
+    def take(self, member: tarfile.TarInfo, tar: open_tar) -> Iterator[Item]:
+        if member.isdir():
+            return
+        key, extension = self.names.split(member.name)
+        if key is None or not (member.isfile() or member.issym() or member.islnk()):
+            self.left_out["hidden, without an extension, or not a file"] += 1
+            return
+        if self.names.is_of_webdataset(member.name, extension):
+            self.left_out["about the shard, like __index__.json"] += 1
+            return
+        if self.current is not None and key != self.current and self.groups[self.current].image is not None:
+            yield from self._emit(self.current)
+        self.current = key
+        group = self.groups.setdefault(key, _Group(len(self.groups)))
+        if not member.isfile():
+            if group.emitted:
+                self.left_out["of a key that was done"] += 1
+            group.has_link = True
+            group.others.append(f"a link to {text_of_name(member.linkname)[:200]}")
+        elif self.names.is_image(extension):
+            self._take_image(group, member, extension, tar)
+        elif self.names.is_caption(extension):
+            text = self._caption(group, member, extension, tar)
+            if text is not None and not self._keep(group, text):
+                self.left_out[f"captions away from their images, above {MAX_WAITING_BYTES} bytes together"] += 1
+            elif text is not None and group.emitted:
+                yield LateCaption(group.index, key, caption=text)
+        elif not group.emitted:
+            group.others.append(extension or "a file without an extension")
 
+    def rest(self) -> Iterator[Item]:
+        for key in self.groups:
+            yield from self._emit(key)
 
-class _Watched(io.RawIOBase):
-    """Reads through, and knows where the last byte other than zero was."""
+    def _emit(self, key: str) -> Iterator[Item]:
+        group = self.groups[key]
+        if not group.has_image and not group.has_caption and self.names.is_of_webdataset(f"{key}.", ""):
+            self.left_out["about the shard, like __index__.json"] += 1  # its extension might have been a caption's
+        elif not group.emitted and not self._is_beside_an_image(key, group):
+            yield group.item(key, self.names.expected)
+            self.waiting_bytes -= group.caption_bytes
+            group.emitted, group.image, group.caption, group.others = True, None, None, []
 
-    def __init__(self, file: IO[bytes] | Any, head: bytes) -> None:
-        self.file, self.head = file, head
-        self.position = 0
-        self.last_content = 0
-        self.reads_at_end: float = 0
+    def _is_beside_an_image(self, key: str, group: _Group) -> bool:
+        if group.has_image or group.has_caption or group.has_link:
+            return False
+        shorter = (self.groups.get(one) for one in shorter_keys(key))
+        return any(one is not None and one.has_image for one in shorter)
 
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        if size < 0:
-            data, self.head = self.head + self.file.read(), b""
+    def _take_image(self, group: _Group, member: tarfile.TarInfo, extension: str, tar: open_tar) -> None:
+        usual = self.names.is_usual_image(extension)
+        if group.emitted:
+            self.left_out["of a key that was done"] += 1
+            return
+        if group.has_image:
+            self.left_out["another image of its key"] += 1
+            if group.is_usual or not usual:
+                return
+        group.has_image, group.is_usual, group.image, group.reason = True, usual, None, None
+        if member.issparse():
+            group.reason = "the image is stored as a sparse file; make the tar without --sparse"
+        elif member.size > MAX_IMAGE_BYTES:
+            group.reason = f"image of {member.size} bytes; expected at most {MAX_IMAGE_BYTES}"
         else:
-            data, self.head = self.head[:size], self.head[size:]
-            if len(data) < size:
-                data += self.file.read(size - len(data))
-        content = len(data.rstrip(b"\0"))
-        if content:
-            self.last_content = self.position + content
-        self.position += len(data)
-        self.reads_at_end += not data
-        if self.reads_at_end > 100:  # tarfile walks through a member of 2**90 bytes in steps, also behind the end
-            raise EOFError(f"it ends after {self.position} bytes, inside a member")
-        return data
+            group.image = tar.read(member)
 
-    def drain(self) -> None:
-        while self.read(2**20):
-            pass
+    def _caption(self, group: _Group, member: tarfile.TarInfo, extension: str, tar: open_tar) -> str | None:
+        """The text of a member that may be the caption of its key."""
+        field = self.names.caption_field(extension)
+        if group.has_caption:
+            if field is None:
+                self.left_out["another caption of its key"] += 1
+            return None
+        limit = MAX_CAPTION_BYTES if field is None else MAX_JSON_BYTES
+        if member.size > limit or member.issparse():
+            self.left_out[f"{'caption' if field is None else extension} of more than {limit} bytes"] += 1
+            group.others.append(extension)
+            return None
+        data = tar.read(member)
+        if field is None:
+            return decoded(data).strip()
+        reason = f"{extension} without a text called {field!r}"
+        try:
+            text = field_of(data, field)
+        except ValueError:
+            text, reason = None, f"{extension} that cannot be read"
+        if text is not None and len(text) > MAX_CAPTION_BYTES:
+            text, reason = None, f"caption of more than {MAX_CAPTION_BYTES} bytes"
+        if text is None:
+            self.left_out[reason] += 1
+            group.others.append(extension)
+            return None
+        return text.strip()
+
+    def _keep(self, group: _Group, text: str) -> bool:
+        """Keep a caption until its image's row is made, or the shard's rows are; False where there is no room."""
+        size = len(text.encode())
+        if self.waiting_bytes + size > MAX_WAITING_BYTES:
+            return False
+        self.waiting_bytes += size
+        group.has_caption, group.caption_bytes = True, size
+        group.caption = None if group.emitted else text
+        return True

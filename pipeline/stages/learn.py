@@ -1,9 +1,7 @@
 """The journey of one shard: tar, images, features, prompts, table."""
 
-import contextlib
 import dataclasses
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
@@ -13,23 +11,17 @@ from torch import Tensor
 import pez
 from pez.demo import CLIPS
 from pez.engine import Learned, Step, Task
+from pez.images import ImageError, decode_image
 from pez.learn import learn_tasks
 from pez.models.clip import check_model
 from pipeline.description import describe as describe
 from pipeline.rows import Row, ShardReport
 from pipeline.run.serial import in_turn
-from pipeline.settings import CaptionSettings, ModelSettings
+from pipeline.settings import LearnSettings, ModelSettings
 from pipeline.sources.ahead import ahead, batches
-from pipeline.sources.samples import (
-    ImageError,
-    LateCaption,
-    Sample,
-    ShardError,
-    decode_image,
-    read_samples,
-    reading_options,
-)
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Item, LateCaption, Source, UnitError
+from pipeline.sources.base import Unit as Shard
+from pipeline.sources.choice import source_of
 from pipeline.stages.lanes import SharedLanes, WorkClock
 from pipeline.stages.parts import (
     PartReport,
@@ -43,8 +35,7 @@ from pipeline.stages.parts import (
 from pipeline.table import PromptTable
 
 _IMAGES_AT_ONCE = 16  # the image tower's batch, see pez.models.clip
-_IN_TAR = 1536  # bytes of a tar that an image and its caption have beside the image: headers and padding
-_NOT_FINITE = "the similarity is not a finite number; the model or its precision does not bear this image"
+_NOT_FINITE = "the similarity is not a finite number; the model or its precision does not bear this target"
 
 
 @dataclasses.dataclass
@@ -96,7 +87,7 @@ def caption_shard(
         retry_failed: of a finished shard, caption those again that are not ok.
 
     Raises:
-        ShardError: the tar cannot be read to its end, or holds no sample; nothing is published.
+        UnitError: the tar cannot be read to its end, or holds no sample; nothing is published.
     """
     if shard.part is not None:
         return _caption_part(shard, captioner, table)
@@ -106,9 +97,9 @@ def caption_shard(
         return merge_parts(shard, table)
     left_out: Counter[str] = Counter()
     with captioner.clock.work() as seconds:
-        rows = dict(captioner.caption(shard, captioner.samples(shard, left_out)))
+        rows = dict(captioner.caption(shard, captioner.items(shard, left_out)))
         if not rows:
-            raise ShardError(f"{shard.url} holds no sample; expected members like 0001.jpg")
+            raise captioner.nothing_in(shard)
         if report := table.finished(shard):  # by another run on the same output, meanwhile
             return report
         return table.publish(shard, [rows[i] for i in sorted(rows)], seconds(), left_out)
@@ -121,11 +112,11 @@ def _caption_part(part: Shard, captioner: "Captioner", table: PromptTable) -> Pa
     if report := finished_part(part, table):
         return report
     left_out: Counter[str] = Counter()
-    samples = PartSamples(part, captioner.samples(part, left_out))
+    samples = PartSamples(part, captioner.items(part, left_out))
     with captioner.clock.work() as seconds:
         rows = dict(captioner.caption(part, samples))
         if not samples.count:
-            raise ShardError(f"{part.url} holds no sample; expected members like 0001.jpg")
+            raise captioner.nothing_in(part)
         if table.finished(part):  # another run on the same output has just merged and removed the parts
             return part_of_whole(part, table)
         return publish_part(part, [rows[i] for i in sorted(rows)], samples, left_out, seconds(), table)
@@ -138,8 +129,8 @@ def _caption_failed(shard: Shard, earlier: ShardReport, captioner: "Captioner", 
     keys: list[tuple[int, str]] = []
     left_out: Counter[str] = Counter()
 
-    def again() -> Iterator[Sample]:
-        for sample in captioner.samples(shard, left_out):
+    def again() -> Iterator[Item]:
+        for sample in captioner.items(shard, left_out):
             if not isinstance(sample, LateCaption):
                 keys.append((sample.index, sample.key))
             if sample.key in failed:
@@ -149,7 +140,7 @@ def _caption_failed(shard: Shard, earlier: ShardReport, captioner: "Captioner", 
         new = {row.key: row for _, row in captioner.caption(shard, again())}
         spent = earlier.seconds + seconds()
     if [key for _, key in sorted(keys)] != [row.key for row in rows]:
-        raise ShardError(
+        raise UnitError(
             f"{shard.url} has other keys than when it was captioned; "
             f"remove {table.url}/{shard.stem}.parquet to caption all of it again"
         )
@@ -163,17 +154,20 @@ class Captioner:
     Args:
         threads: that decode images ahead of the optimiser.
         shared: `caption` may be called by several threads at once; their images share the lanes.
+        source: how units are read; default = as the settings say.
     """
 
     def __init__(
         self,
-        settings: CaptionSettings,
+        settings: LearnSettings,
         method: pez.PezSettings,
         device: str | torch.device = "cpu",
         threads: int = 2,
         shared: bool = False,
+        source: Source | None = None,
     ) -> None:
         self.settings, self.method, self.threads = settings, method, threads
+        self.source = source or source_of(settings)
         self.clip = load_model(settings, device)
         self.clip.vocabulary(method)  # a word that the model does not have ends the start, and not each shard
         self.lanes = SharedLanes(self._tasks_of, self._learn, settings.lanes // _IMAGES_AT_ONCE) if shared else None
@@ -199,36 +193,40 @@ class Captioner:
             if task is not None:
                 self._taken[id(task)] = self._taken.get(id(task), 0) + 1
 
-    def samples(self, shard: Shard, left_out: Counter[str]) -> Iterator[Sample]:
-        """A shard's samples, and in `left_out` the members that belong to none; see read_samples."""
-        options = reading_options(dataclasses.asdict(self.settings))
-        return read_samples(shard, left_out=left_out, late_captions=True, **options)
+    def items(self, shard: Shard, left_out: Counter[str]) -> Iterator[Item]:
+        """The items of a unit; see Source.read."""
+        return self.source.read(shard, left_out)
 
-    def caption(self, shard: Shard, samples: Iterable[Sample]) -> Iterator[tuple[int, Row]]:
+    def nothing_in(self, shard: Shard) -> UnitError:
+        """The error of a unit without any item."""
+        noun, expected = self.source.nouns
+        return UnitError(f"{shard.url} holds no {noun}; expected {expected}")
+
+    def caption(self, shard: Shard, samples: Iterable[Item]) -> Iterator[tuple[int, Row]]:
         """Learn a prompt for every sample that has an image.
 
         Yields:
             (index, row) for every sample, in the order in which they are done; in the end once more for each whose caption
             came late.
         """
-        progress = _ShardInWork(_size(shard), shard.parts if shard.part is not None else 1)
+        progress = _ShardInWork(self.source.size(shard), shard.parts if shard.part is not None else 1)
         rejected: list[tuple[int, Row]] = []
         late = _LateCaptions()
 
         def images() -> Iterator[Decoded]:
             for decoded in ahead(counted(), self._decode, self.threads, self.settings.lanes):
-                if isinstance(decoded.sample, LateCaption):
-                    late.texts[decoded.sample.index] = decoded.sample.caption or ""
-                elif decoded.pixels is None:
-                    rejected.append((decoded.sample.index, _rejection(shard, decoded.sample)))
+                if isinstance(decoded.item, LateCaption):
+                    late.texts[decoded.item.index] = decoded.item.caption or ""
+                elif decoded.item.status != "ok":
+                    rejected.append((decoded.item.index, _rejection(shard, decoded.item)))
                 else:
                     progress.read += 1
                     yield decoded
             progress.whole = True
 
-        def counted() -> Iterator[Sample]:
+        def counted() -> Iterator[Item]:
             for sample in samples:
-                progress.bytes_read += _IN_TAR + len(sample.image or b"")
+                progress.bytes_read += sample.size
                 yield sample
 
         some = batches(images(), _IMAGES_AT_ONCE)
@@ -242,7 +240,7 @@ class Captioner:
             for ended in results:
                 for learned, _ in ended:
                     self._taken.pop(id(learned.task), None)
-                captions = [learned.task.handle.sample.caption for learned, _ in ended]
+                captions = [learned.task.handle.own_caption for learned, _ in ended]
                 directions = torch.stack([learned.task.target for learned, _ in ended])
                 of_captions = self._caption_similarities(captions, directions)
                 kept = directions.cpu()
@@ -252,10 +250,10 @@ class Captioner:
                     if row.status == "ok":
                         progress.images += 1
                         progress.similarity += prompt.similarity
-                    if decoded.sample.caption is None:
+                    if decoded.item.caption is None:
                         bare = dataclasses.replace(decoded, pixels=None)
-                        late.rows[decoded.sample.index] = bare, prompt, direction.clone()
-                    yield decoded.sample.index, row
+                        late.rows[decoded.item.index] = bare, prompt, direction.clone()
+                    yield decoded.item.index, row
                 yield from late.without_image(rejected)
                 rejected.clear()
             yield from late.without_image(rejected)
@@ -276,45 +274,52 @@ class Captioner:
             of_captions = self._caption_similarities(captions, directions)
             for index, caption, of_caption in zip(batch, captions, of_captions, strict=True):
                 decoded, prompt, _ = late.rows[index]
-                sample = dataclasses.replace(decoded.sample, caption=caption)
-                yield index, self._row(shard, dataclasses.replace(decoded, sample=sample), prompt, of_caption)
+                item = dataclasses.replace(decoded.item, caption=caption)
+                yield index, self._row(shard, dataclasses.replace(decoded, item=item), prompt, of_caption)
 
     def _tasks_of(self, batch: "list[Decoded]") -> list[Task]:
-        features = self.clip.pixel_features(torch.stack([d.pixels for d in batch if d.pixels is not None]))
-        return [Task(d.sample.key, feature, handle=d) for d, feature in zip(batch, features, strict=True)]
+        """A target for each: of images through the image tower, of texts through the text tower; a source has one kind."""
+        if batch[0].pixels is None:
+            features = self.clip.text_features([self._read_part(d.item.text or "") for d in batch])
+        else:
+            features = self.clip.pixel_features(torch.stack([d.pixels for d in batch if d.pixels is not None]))
+        return [Task(d.item.key, feature, handle=d) for d, feature in zip(batch, features, strict=True)]
 
     def _learn(self, tasks: Iterable[Task | None]) -> Iterator[list[tuple[Learned, pez.Prompt]]]:
         return learn_tasks(self.clip, tasks, self.method, self.settings.lanes, self._count)
 
-    def _decode(self, sample: Sample) -> "Decoded":
-        if sample.image is None:
-            return Decoded(sample)
+    def _decode(self, item: Item) -> "Decoded":
+        bare = dataclasses.replace(item, image=None)
+        if item.image is None:
+            return Decoded(bare)
         try:
-            image = decode_image(sample.image)
+            image = decode_image(item.image)
         except ImageError as error:
-            return Decoded(dataclasses.replace(sample, image=None, status="bad_image", problem=str(error)))
-        return Decoded(dataclasses.replace(sample, image=None), self.clip.preprocess(image), image.width, image.height)
+            return Decoded(dataclasses.replace(bare, status="bad_image", reason=str(error)))
+        return Decoded(bare, self.clip.preprocess(image), image.width, image.height)
+
+    def _read_part(self, text: str) -> str:
+        """What the model may read of a text: its first tokens only, and a tokenizer is slow on a megabyte."""
+        return " ".join(text.split())[: 16 * self.clip.context_length]
 
     def _caption_similarities(self, captions: list[str | None], directions: Tensor) -> list[float | None]:
         if not any(captions):
             return [None] * len(captions)
-        # The model reads the first tokens only; a tokenizer is slow on a megabyte.
-        longest = 16 * self.clip.context_length
-        texts = [" ".join((c or "").split())[:longest] for c in captions]
+        texts = [self._read_part(caption or "") for caption in captions]
         similarities = (self.clip.text_features(texts) * directions).sum(-1).tolist()
         return [s if c else None for s, c in zip(similarities, captions, strict=True)]
 
     def _row(self, shard: Shard, decoded: "Decoded", prompt: pez.Prompt, of_caption: float | None) -> Row:
         if not math.isfinite(prompt.similarity + prompt.token_similarity + (of_caption or 0.0)):
-            sample = dataclasses.replace(decoded.sample, status="not_finite", problem=_NOT_FINITE)
-            return dataclasses.replace(_rejection(shard, sample), width=decoded.width, height=decoded.height)
+            item = dataclasses.replace(decoded.item, status="not_finite", reason=_NOT_FINITE)
+            return dataclasses.replace(_rejection(shard, item), width=decoded.width, height=decoded.height)
         return Row(
-            key=decoded.sample.key,
+            key=decoded.item.key,
             shard=shard.url,
             status="ok",
             width=decoded.width,
             height=decoded.height,
-            caption=decoded.sample.caption,
+            caption=decoded.item.caption,
             prompt=prompt.text,
             token_ids=list(prompt.token_ids),
             similarity=prompt.similarity,
@@ -323,6 +328,7 @@ class Captioner:
             steps=prompt.steps,
             seed=self.method.seed,
             model=self.clip.name,
+            columns=decoded.item.columns,
         )
 
 
@@ -342,14 +348,19 @@ class _LateCaptions:
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """A sample without its bytes, and its pixels if they could be decoded."""
+    """An item without its bytes, and its pixels if it has an image that could be decoded."""
 
-    sample: Sample
+    item: Item
     pixels: Tensor | None = None
     """(3, height, width) float, preprocessed for the model"""
     width: int | None = None
     """of the upright image"""
     height: int | None = None
+
+    @property
+    def own_caption(self) -> str | None:
+        """The text that came with an image; a text that is shortened has none."""
+        return self.item.caption if self.item.text is None else None
 
 
 def check_settings(settings: ModelSettings, method: pez.PezSettings) -> None:
@@ -368,7 +379,7 @@ def check_clip(model: str, pretrained: str, tokens: int = 1) -> None:
 
 def load_model(settings: ModelSettings, device: str | torch.device) -> pez.Clip:
     """The CLIP that the settings name."""
-    compiled = isinstance(settings, CaptionSettings) and settings.compiled
+    compiled = isinstance(settings, LearnSettings) and settings.compiled
     if settings.model in CLIPS:
         return pez.load_demo_clip(device, settings.precision, compiled, CLIPS[settings.model])
     return pez.load_clip(settings.model, settings.pretrained, device, settings.precision, compiled)
@@ -403,14 +414,5 @@ def run_serially(
     return in_turn(shards, work, attempts, on_note)
 
 
-def _size(shard: Shard) -> int | None:
-    """Bytes of a local tar, as far as that is cheap to tell."""
-    if "://" in shard.source or shard.source.lower().endswith(("gz", "bz2", "xz", "zst")):
-        return None
-    with contextlib.suppress(OSError):
-        return os.stat(shard.source).st_size
-    return None
-
-
-def _rejection(shard: Shard, sample: Sample) -> Row:
-    return Row(sample.key, shard.url, sample.status, sample.problem, caption=sample.caption)
+def _rejection(shard: Shard, item: Item) -> Row:
+    return Row(item.key, shard.url, item.status, item.reason, caption=item.caption, columns=item.columns)

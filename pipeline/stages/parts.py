@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.rows import Row, ShardReport
-from pipeline.sources.samples import LateCaption, Sample, ShardError
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Item, LateCaption, UnitError
+from pipeline.sources.base import Unit as Shard
 from pipeline.table import PromptTable
 
 
@@ -43,13 +43,13 @@ class PartReport:
 class PartSamples:
     """Passes a part's samples on and takes note of all the others."""
 
-    def __init__(self, shard: Shard, samples: Iterator[Sample]) -> None:
+    def __init__(self, shard: Shard, samples: Iterator[Item]) -> None:
         self.shard, self.samples = shard, samples
         self.count = 0
         self.keys = hashlib.sha256()
         self._indices: set[int] = set()
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[Item]:
         for sample in self.samples:
             if not isinstance(sample, LateCaption):
                 self.count += 1
@@ -130,7 +130,7 @@ def merge_parts(shard: Shard, table: PromptTable) -> ShardReport:
     """Make the shard's Parquet and report of its parts, then remove them.
 
     Raises:
-        ShardError: the parts are not of one tar, or not all there; none of them is kept then.
+        UnitError: the parts are not of one tar, or not all there; none of them is kept then.
     """
     reports: list[PartReport] = []
     rows: list[list[Row]] = []
@@ -145,9 +145,7 @@ def merge_parts(shard: Shard, table: PromptTable) -> ShardReport:
     count = sum(len(some) for some in rows)
     if len(reports) < shard.parts or len({r.keys for r in reports}) > 1 or count != reports[0].samples:
         table.remove(_folder(shard))
-        raise ShardError(
-            f"{shard.url} was replaced while its parts were captioned, or parts were removed; try it again"
-        )
+        raise UnitError(f"{shard.url} was replaced while its parts were captioned, or parts were removed; try it again")
     gaps, left = set(reports[0].gaps), [iter(some) for some in rows]
     merged = [next(left[i % shard.parts]) for i in range(count + len(gaps)) if i not in gaps]
     whole = table.publish(shard, merged, sum(r.seconds for r in reports), reports[0].left_out)

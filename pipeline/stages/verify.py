@@ -17,14 +17,16 @@ from torch import Tensor
 from pez.demo import CLIPS
 from pez.errors import UserError
 from pez.generators.files import check_generator, find_generator
+from pez.images import decode_image
 from pez.regeneration import Generator, load_generator, picture_similarities, seed_for
 from pez.settings import GeneratorPrecision
 from pipeline.description import chosen, model_of
 from pipeline.run.serial import in_turn
 from pipeline.settings import CaptionSettings, PaintSettings, VerifySettings
 from pipeline.sources.ahead import ahead, batches
-from pipeline.sources.samples import Sample, ShardError, decode_image, read_samples, reading_options
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Item, LateCaption, Unit, UnitError
+from pipeline.sources.choice import described_source
+from pipeline.sources.tars import TarSource
 from pipeline.stages.learn import check_clip, load_model
 from pipeline.stages.verified_table import Keep, Regenerated, VerifiedTable, VerifyReport
 from pipeline.table import PromptTable
@@ -48,35 +50,34 @@ class VerifyProgress:
     """rows of the shard"""
 
 
-def verify_shard(shard: Shard, verifier: "Verifier", table: VerifiedTable) -> VerifyReport:
+def verify_shard(shard: Unit, verifier: "Verifier", table: VerifiedTable) -> VerifyReport:
     """Paint a shard's prompts, compare the pictures with the originals, and add the columns that tell.
 
     Raises:
-        ShardError: the shard has no prompts yet, its tar cannot be read to its end, or the generator fails for any prompt.
+        UnitError: the shard has no prompts yet, its tar cannot be read to its end, or the generator fails for any prompt.
     """
     if report := table.finished(shard):  # an earlier run, or an actor that was lost after its last act
         return report
     if table.prompts.finished(shard) is None:
-        raise ShardError(f"{shard.url} has no prompts in {table.prompts.url}; run jobs.caption first")
+        raise UnitError(f"{shard.url} has no prompts in {table.prompts.url}; run jobs.caption first")
     start = time.monotonic()
     rows = table.prompts.read(shard)
     columns = (rows[name].to_pylist() for name in ("key", "prompt", "status"))
     prompts = {key: prompt for key, prompt, status in zip(*columns, strict=True) if status == "ok"}
-    reading = {
-        **reading_options(table.prompts.settings["source"]),
-        "allow_unfinished_tars": True,
-    }  # it was read to its end
+    source = dataclasses.replace(
+        tar_source_of(table.prompts.settings), allow_unfinished_tars=True
+    )  # read to its end before
     try:
         with table.pictures(shard) as keep:  # published only on a clean exit
-            found = dict(verifier.verify(shard, prompts, reading, keep))
+            found = dict(verifier.verify(shard, prompts, source, keep))
     except UnreadError as error:
         if "://" not in shard.url or shard.source != shard.url:
             raise
-        raise ShardError(
+        raise UnitError(
             f"{error}; if it needs a signature, run jobs.verify with --input and the signed address"
         ) from None
     except torch.OutOfMemoryError as error:
-        raise ShardError(f"out of memory with one picture at a time ({_one_line(error)}); take a larger GPU") from error
+        raise UnitError(f"out of memory with one picture at a time ({_one_line(error)}); take a larger GPU") from error
     return table.publish(shard, rows, found, verifier.about, time.monotonic() - start)
 
 
@@ -106,20 +107,20 @@ class Verifier:
         self.progress = VerifyProgress()
 
     def verify(
-        self, shard: Shard, prompts: Mapping[str, str], reading: Mapping[str, Any], keep: Keep
+        self, shard: Unit, prompts: Mapping[str, str], source: TarSource, keep: Keep
     ) -> Iterator[tuple[str, Regenerated]]:
         """Paint each prompt and compare the pictures with the original.
 
         Args:
             prompts: by key.
-            reading: how the shard was read when it was captioned, for read_samples.
+            source: how the shard was read when it was captioned.
             keep: is given each key's pictures.
 
         Yields:
             (key, result) for every key of the prompts.
         """
         self.progress = VerifyProgress(of=len(prompts))
-        originals = self._originals(shard, prompts, reading)
+        originals = self._originals(shard, prompts, source)
         count = self.settings.verify_images
         seeds = {key: [seed_for(self.settings.verify_seed, key, n) for n in range(count)] for key in prompts}
         wanted = []
@@ -141,11 +142,11 @@ class Verifier:
                     yield key, self._result(key, prompts[key], seeds[key], waiting, keep)
                     waiting = []
 
-    def _originals(self, shard: Shard, keys: Mapping[str, str], reading: Mapping[str, Any]) -> dict[str, Tensor | str]:
+    def _originals(self, shard: Unit, keys: Mapping[str, str], source: TarSource) -> dict[str, Tensor | str]:
         """Features of the shard's pictures, (dim,) each, or why there is none; the pictures themselves are not held."""
-        samples = (sample for sample in _read(shard, reading) if sample.key in keys)
+        items = (item for item in _read(shard, source) if item.key in keys)
         found: dict[str, Tensor | str] = {}
-        for some in batches(ahead(samples, self._decode, self.threads, 2 * _IMAGES_AT_ONCE), _IMAGES_AT_ONCE):
+        for some in batches(ahead(items, self._decode, self.threads, 2 * _IMAGES_AT_ONCE), _IMAGES_AT_ONCE):
             found.update({key: reason for key, reason in some if isinstance(reason, str)})
             good = [(key, pixels) for key, pixels in some if isinstance(pixels, Tensor)]
             if good:
@@ -153,13 +154,13 @@ class Verifier:
                 found.update(zip((key for key, _ in good), features, strict=True))
         return found
 
-    def _decode(self, sample: Sample) -> tuple[str, Tensor | str]:
-        if sample.image is None:
-            return sample.key, sample.problem or sample.status
+    def _decode(self, item: Item) -> tuple[str, Tensor | str]:
+        if item.image is None:
+            return item.key, item.reason or item.status
         try:
-            return sample.key, self.judge.preprocess(decode_image(sample.image))
+            return item.key, self.judge.preprocess(decode_image(item.image))
         except ValueError as error:
-            return sample.key, str(error)
+            return item.key, str(error)
 
     def _paint(self, prompts: list[str], seeds: list[int]) -> list[Image.Image | str | None]:
         """Pictures, None for those that were blanked, or the reason why there is none."""
@@ -185,7 +186,7 @@ class Verifier:
             try:
                 self.generator.images(["a photo"], [0])
             except Exception as error:  # no prompt is to blame
-                raise ShardError(f"the generator {self.settings.verify} fails: {reason}") from error
+                raise UnitError(f"the generator {self.settings.verify} fails: {reason}") from error
         return painted
 
     def _result(
@@ -212,14 +213,29 @@ class Verifier:
         return Regenerated(None, seeds, reason)
 
 
-class UnreadError(ShardError):
+class UnreadError(UnitError):
     """A shard's pictures cannot be read again."""
 
 
-def _read(shard: Shard, reading: Mapping[str, Any]) -> Iterator[Sample]:
+def tar_source_of(description: Mapping[str, Any]) -> TarSource:
+    """How the tars of an output were read.
+
+    Args:
+        description: of the run that learned its prompts.
+
+    Raises:
+        UserError: its prompts are of texts.
+    """
+    source = described_source(description["source"])
+    if not isinstance(source, TarSource):
+        raise UserError("the prompts are of texts; expected the output of pez caption, whose images can be compared")
+    return source
+
+
+def _read(shard: Unit, source: TarSource) -> Iterator[Item]:
     try:
-        yield from read_samples(shard, **reading)
-    except ShardError as error:
+        yield from (item for item in source.read(shard) if not isinstance(item, LateCaption))
+    except UnitError as error:
         raise UnreadError(str(error)) from error
 
 
@@ -341,7 +357,7 @@ def verified_table(table: PromptTable, settings: VerifySettings, device: str) ->
 
 
 def verify_serially(
-    shards: Sequence[Shard],
+    shards: Sequence[Unit],
     table: VerifiedTable,
     settings: VerifySettings,
     device: str,

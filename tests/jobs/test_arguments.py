@@ -14,6 +14,7 @@ from running import ROOT
 import pez
 from jobs import arguments, command, main
 from jobs.caption import CaptionJob
+from jobs.distill import DistillJob
 from jobs.evaluate import EvaluateJob
 from jobs.invert import InvertJob
 from jobs.options import expect_device_here
@@ -25,6 +26,7 @@ from pipeline.settings import ClusterSettings
 
 JOBS = {
     CaptionJob: ["--output", "out"],
+    DistillJob: ["--demo"],
     InvertJob: ["a.png"],
     VerifyJob: ["out", "--verify", "demo"],
     EvaluateJob: ["--demo"],
@@ -68,6 +70,8 @@ def test_there_are_list_options_to_try() -> None:
 def test_a_list_option_that_is_given_again_adds_up(job: type, flag: arguments.Flag) -> None:
     words = [word for word in JOBS[job] if word != "--demo"]
     more = ["--input", "x"] if job is EvaluateJob and flag.name != "--input" else []
+    if job is DistillJob and flag.name != "--text":
+        more = ["--output", "x"] if flag.name == "--input" else ["--text", "x"]
     seed = "--verify-seed" if job is VerifyJob else "--seed"
     spellings = [
         [flag.name, "a", "b", "c"],
@@ -199,6 +203,11 @@ def test_an_empty_text_is_one_line_before_any_work(job: type, flag: arguments.Fl
         (CaptionJob, ["--local", "--device", "cuda:-1"], "--device is 'cuda:-1'; expected cpu, cuda, or cuda:1"),
         (CaptionJob, ["--device", "cuda:1"], "--device is 'cuda:1'; expected cpu or cuda: Ray gives each actor a GPU"),
         (CaptionJob, ["--gpus-per-actor", "-0.5"], "--gpus-per-actor is -0.5; expected 0 to 1000"),
+        (DistillJob, ["--text", "a", "--input", "b.parquet"], "--text and --input are given; expected one of them"),
+        (DistillJob, ["--input", "b.parquet"], "no output given; expected --output with a folder for the tables"),
+        (DistillJob, ["--text", "a", "--output", "out"], "--output has no meaning without --input TABLE"),
+        (DistillJob, ["--column", "text", "--local"], "--column, --local have no meaning without --input TABLE"),
+        (DistillJob, ["--model", "ViT-B-32"], "--demo takes a shipped model"),
         (PlanJob, ["--gpus", "0"], "--gpus is 0; expected more than 0"),
         (PlanJob, ["--images", "0"], "--images is 0; expected more than 0"),
         (PlanJob, ["--parts", "20000", "--shard-size", "5"], "parts is 20000; expected 1 to 10,000"),
@@ -312,7 +321,9 @@ def test_an_unknown_command_is_one_line_with_those_there_are(
 ) -> None:
     status, out, err = pez_says(["capton", "--demo"], monkeypatch, capsys)
     assert (status, out) == (2, "")
-    assert err.startswith("error: there is no command 'capton'; do you mean caption? pez has caption, invert, verify")
+    assert err.startswith(
+        "error: there is no command 'capton'; do you mean caption? pez has caption, invert, distill, verify"
+    )
     assert pez_says(["--demo"], monkeypatch, capsys)[0] == 2
     assert pez_says([], monkeypatch, capsys)[0] == 2
 

@@ -115,7 +115,7 @@ def test_failed_shards_are_listed_and_the_status_is_1(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--input", "{tmp}/none-*.tar", "--model", "demo"], "no shard matches"),
+        (["--input", "{tmp}/none-*.tar", "--model", "demo"], "no tar matches"),
         (["--input", "{tmp}/gone.tar", "--model", "demo"], "no file {tmp}/gone.tar; expected a tar"),
         (["--demo", "--tokens", "31"], "31 tokens do not fit"),
         (["--demo", "--steps", "0"], "steps is 0; expected 1 or more"),

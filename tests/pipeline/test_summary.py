@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pipeline.rows import Row, ShardReport, report_of
 from pipeline.sources.shards import Shard
-from pipeline.summary import nothing_captioned, without_picture
+from pipeline.summary import nothing_learned, without_picture
 
 
 def report(stem: str, *found: str, ok: int = 0, bad: int = 0) -> ShardReport:
@@ -35,12 +35,12 @@ def test_a_job_with_one_prompt_is_no_job_without_and_no_further_report_is_read()
         yield report("b", ok=1)
         raise AssertionError("read on")
 
-    assert nothing_captioned(reports()) is None
-    assert nothing_captioned([]) is None
+    assert nothing_learned(reports()) is None
+    assert nothing_learned([]) is None
 
 
 def test_a_job_without_a_prompt_says_what_was_found_instead() -> None:
-    assert nothing_captioned([report("a", "jpg", "jpg, json"), report("b", bad=2)]) == (
+    assert nothing_learned([report("a", "jpg", "jpg, json"), report("b", bad=2)]) == (
         "not one image was captioned: 2 bad_image; 2 keys have no picture: extensions jpg, json; "
         "the first: cannot decode the image: cut; check --image-key"
     )

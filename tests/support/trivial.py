@@ -5,9 +5,11 @@ from typing import Any
 
 import ray
 
+from pez.images import decode_image
 from pipeline.rows import Row, ShardReport
 from pipeline.settings import CaptionSettings
-from pipeline.sources.samples import Sample, decode_image
+from pipeline.sources.base import Item as Sample
+from pipeline.sources.choice import source_of
 from pipeline.sources.shards import Shard
 from pipeline.stages.lanes import WorkClock
 from pipeline.stages.learn import Captioner, Progress
@@ -38,6 +40,7 @@ class SizeCaptioner(Captioner):
 
     def __init__(self, settings: CaptionSettings) -> None:
         self.settings = settings
+        self.source = source_of(settings)
         self.clock = WorkClock()
 
     def caption(self, shard: Shard, samples: Iterable[Sample]) -> Iterator[tuple[int, Row]]:

@@ -20,21 +20,22 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from items import items_of
 from random_tars import END, FORMATS, JPEG, MEMBERS, PICTURE, PNG, Member, expected_keys, has_image, packed
 from samples_on_disk import MakeTar, encoded
 
 from pez.errors import UserError
 from pipeline.sources.ahead import ahead
-from pipeline.sources.inputs import expand_shards
-from pipeline.sources.samples import MAX_IMAGE_BYTES, Sample, ShardError, read_samples
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Item, Unit, UnitError
+from pipeline.sources.inputs import expand_inputs
+from pipeline.sources.tars import MAX_IMAGE_BYTES, TarSource
 
 
-def samples(data: bytes, name: str = "a.tar") -> list[Sample]:
+def samples(data: bytes, name: str = "a.tar") -> list[Item]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
         path.write_bytes(data)
-        return list(read_samples(Shard(str(path), "a")))
+        return items_of(str(path))
 
 
 def header(name: str, size: int, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
@@ -54,14 +55,14 @@ def pax(**values: str) -> bytes:
     return header("pax", len(records), tarfile.XHDTYPE) + records + b"\0" * (-len(records) % 512)
 
 
-def check_law(found: list[Sample], members: list[Member]) -> None:
+def check_law(found: list[Item], members: list[Member]) -> None:
     keys = expected_keys(members)
     assert [s.key for s in sorted(found, key=lambda s: s.index)] == keys
     assert len({s.index for s in found}) == len(keys)
     for sample in found:
-        assert (sample.status == "ok") == (sample.image is not None) == (sample.problem is None)
+        assert (sample.status == "ok") == (sample.image is not None) == (sample.reason is None)
         assert (sample.status == "ok") == has_image(members, sample.key)
-        for text in (sample.key, sample.caption, sample.problem):
+        for text in (sample.key, sample.caption, sample.reason):
             (text or "").encode()  # a table takes it
 
 
@@ -93,7 +94,7 @@ def test_a_tar_cut_anywhere_is_an_error_or_whole(
     cut = stored[: int(share * len(stored)) // cut_to * cut_to]
     try:
         found = samples(cut)
-    except ShardError as error:
+    except UnitError as error:
         assert cut != stored
         assert "\n" not in str(error)  # noqa: PT017
     else:
@@ -116,7 +117,7 @@ def test_flipped_bytes_raise_nothing_but_a_failed_shard(
         data[at : at + len(new)] = new
     try:
         found = samples(bytes(data))
-    except ShardError as error:
+    except UnitError as error:
         assert "\n" not in str(error)  # noqa: PT017
     else:
         assert len({s.key for s in found}) == len(found)
@@ -147,7 +148,7 @@ def test_flipped_bytes_raise_nothing_but_a_failed_shard(
 def test_headers_that_lie_end_in_one_line_and_soon(data: bytes, words: str, before: bytes) -> None:
     if data[:2] == b"\x1f\x8b":
         before = gzip.compress(before) if before else before
-    with pytest.raises(ShardError, match=words) as error:
+    with pytest.raises(UnitError, match=words) as error:
         samples(before + data)
     assert "\n" not in str(error.value)
 
@@ -192,20 +193,20 @@ def test_a_tar_that_nobody_finished_says_how_to_make_it_whole_and_can_be_allowed
     path = tmp_path / "a.tar"
     path.write_bytes(data)
     words = r"ends after \d+ bytes, behind a whole member .*, and --allow-unfinished-tars takes it as it is"
-    with pytest.raises(ShardError, match=words) as error:
-        list(read_samples(Shard(str(path), "a")))
-    allowed = list(read_samples(Shard(str(path), "a"), allow_unfinished_tars=True))
+    with pytest.raises(UnitError, match=words) as error:
+        items_of(str(path))
+    allowed = items_of(str(path), allow_unfinished_tars=True)
     assert [(s.key, s.image) for s in allowed] == [("a", PNG), ("b", PNG)]
     command = str(error.value).partition("nothing is missing, ")[2].partition(" makes it whole")[0]
     subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
-    assert list(read_samples(Shard(str(tmp_path / "whole.tar"), "a"))) == allowed
+    assert items_of(str(tmp_path / "whole.tar")) == allowed
 
 
 @pytest.mark.parametrize("cut", [len(WHOLE) - 600, len(WHOLE) - 512 - 100, 1024 + 300, 100])
 def test_an_unfinished_tar_is_allowed_only_behind_a_whole_member(tmp_path: Path, cut: int) -> None:
     (tmp_path / "a.tar").write_bytes(WHOLE[:cut])
-    with pytest.raises(ShardError, match="a.tar"):
-        list(read_samples(Shard(str(tmp_path / "a.tar"), "a"), allow_unfinished_tars=True))
+    with pytest.raises(UnitError, match="a.tar"):
+        items_of(str(tmp_path / "a.tar"), allow_unfinished_tars=True)
 
 
 def zipped() -> bytes:
@@ -218,14 +219,14 @@ def zipped() -> bytes:
 @pytest.mark.parametrize(
     ("data", "what", "advice"),
     [
-        (JPEG, "a picture (JPEG)", "tar cf photos.tar photos"),
-        (PNG, "a picture (PNG)", "tar cf photos.tar photos"),
-        (encoded(PICTURE, "GIF"), "a picture (GIF)", "tar cf"),
-        (encoded(PICTURE, "WEBP"), "a picture (WEBP)", "tar cf"),
-        (encoded(PICTURE, "TIFF"), "a picture (TIFF)", "tar cf"),
-        (b"PAR1" + bytes(900), "a Parquet table", "write its pictures into tars"),
+        (JPEG, "an image (JPEG)", "tar cf photos.tar photos"),
+        (PNG, "an image (PNG)", "tar cf photos.tar photos"),
+        (encoded(PICTURE, "GIF"), "an image (GIF)", "tar cf"),
+        (encoded(PICTURE, "WEBP"), "an image (WEBP)", "tar cf"),
+        (encoded(PICTURE, "TIFF"), "an image (TIFF)", "tar cf"),
+        (b"PAR1" + bytes(900), "a Parquet table", "write its images into tars"),
         (zipped(), "a ZIP archive", "unpack it"),
-        (b"%PDF-1.7\n" + b"x" * 900, "a PDF", "tar cf pictures.tar pictures"),
+        (b"%PDF-1.7\n" + b"x" * 900, "a PDF", "tar cf images.tar images"),
         (b"7z\xbc\xaf\x27\x1c" + b"x" * 900, "a 7z archive", "unpack it"),
         (b"Rar!\x1a\x07\0" + b"x" * 900, "a RAR archive", "unpack it"),
         (b"\x28\xb5\x2f\xfd" + b"x" * 900, "compressed with zstd", "zstd -d"),
@@ -242,7 +243,7 @@ def test_what_is_no_tar_is_named_and_not_tried_again(data: bytes, what: str, adv
     if inside_gzip and data[:2] != b"\x1f\x8b":
         data, what = gzip.compress(data), f"gzip, and inside {what}"
     with pytest.raises(
-        ShardError, match=f"a.tar is (gzip, and inside )?{re.escape(what)}.*, not a tar: .*{advice}"
+        UnitError, match=f"a.tar is (gzip, and inside )?{re.escape(what)}.*, not a tar: .*{advice}"
     ) as error:
         samples(data)
     assert error.value.permanent
@@ -267,7 +268,7 @@ def test_what_is_no_tar_is_named_and_not_tried_again(data: bytes, what: str, adv
     ids=range(4),
 )
 def test_what_a_server_gives_in_place_of_a_file_is_named_and_tried_again(data: bytes, words: str) -> None:
-    with pytest.raises(ShardError, match=words) as error:
+    with pytest.raises(UnitError, match=words) as error:
         samples(data)
     assert not error.value.permanent
 
@@ -298,14 +299,14 @@ def test_what_is_left_out_is_counted(make_tar: MakeTar) -> None:
         ],
     )
     left_out: Counter[str] = Counter()
-    found = list(read_samples(Shard(tar, "a"), left_out=left_out))
+    found = items_of(tar, left_out)
     assert [(s.key, s.image, s.caption) for s in found] == [("1", JPEG, "first"), ("2", JPEG, None), ("3", JPEG, None)]
     assert left_out == {
         "another image of its key": 1,
         "another caption of its key": 1,
         "of a key that was done": 1,
         "caption of more than 1048576 bytes": 1,
-        "hidden, without an ending, or not a file": 2,
+        "hidden, without an extension, or not a file": 2,
     }
 
 
@@ -313,7 +314,7 @@ def test_a_link_is_a_key_without_an_image(tmp_path: Path) -> None:
     secret = tmp_path / "secret.jpg"
     secret.write_bytes(JPEG)
     data = header("a.jpg", 0, tarfile.SYMTYPE, str(secret)) + header("b.jpg", 0, tarfile.LNKTYPE, "a.jpg") + END
-    assert [(s.key, s.image, s.problem) for s in samples(data)] == [
+    assert [(s.key, s.image, s.reason) for s in samples(data)] == [
         ("a", None, f"no image of this key; found a link to {secret}"),
         ("b", None, "no image of this key; found a link to a.jpg"),
     ]
@@ -339,7 +340,7 @@ def test_names_are_never_paths(make_tar: MakeTar, tmp_path: Path, monkeypatch: p
     ]
     tar = make_tar("a.tar", [(name, JPEG) for name in names])
     before = sorted(tmp_path.rglob("*"))
-    assert [s.key for s in read_samples(Shard(tar, "a"))] == [name.removesuffix(".jpg") for name in names]
+    assert [s.key for s in items_of(tar)] == [name.removesuffix(".jpg") for name in names]
     assert sorted(tmp_path.rglob("*")) == before
     assert not Path("/tmp/pez-escaped.jpg").exists()
 
@@ -351,7 +352,7 @@ def test_a_pickle_in_a_tar_is_never_loaded(make_tar: MakeTar, tmp_path: Path) ->
 
     trap = pickle.dumps(Trap())
     tar = make_tar("a.tar", [("1.pkl", trap), ("1.pyd", trap), ("1.jpg", trap), ("2.txt", trap), ("2.pth", trap)])
-    assert [s.key for s in read_samples(Shard(tar, "a"))] == ["1", "2"]
+    assert [s.key for s in items_of(tar)] == ["1", "2"]
     assert not (tmp_path / "loaded").exists()
     pickle.loads(trap)
     assert (tmp_path / "loaded").exists(), "the trap works"
@@ -362,7 +363,7 @@ def test_an_address_that_runs_a_command_is_refused(tmp_path: Path, pattern: str)
     trace = tmp_path / "trace"
     Path(f"{trace}.list").write_text(f"pipe:touch {trace}\n")
     with pytest.raises(UserError, match="would run a shell command"):
-        expand_shards([pattern.format(trace)])
+        expand_inputs([pattern.format(trace)])
     assert not trace.exists()
 
 
@@ -383,16 +384,16 @@ def peak_growth(read: Iterator[object]) -> int:
 
 def test_a_member_of_100_mb_is_read(tmp_path: Path) -> None:
     stream_of(tmp_path / "a.tar", "big.bmp", 100 * 10**6)
-    found = list(read_samples(Shard(str(tmp_path / "a.tar"), "a")))
+    found = items_of(str(tmp_path / "a.tar"))
     assert [(s.key, len(s.image or b"")) for s in found] == [("big", 100 * 10**6), ("small", len(PNG))]
 
 
 def test_a_member_above_the_limit_is_a_row_and_is_not_held_in_memory(tmp_path: Path) -> None:
     size = MAX_IMAGE_BYTES + 1
     stream_of(tmp_path / "a.tar", "big.jpg", size)
-    found: list[Sample] = []
-    grown = peak_growth(found.append(s) for s in read_samples(Shard(str(tmp_path / "a.tar"), "a")))
-    assert [(s.key, s.status, s.problem) for s in found] == [
+    found: list[Item] = []
+    grown = peak_growth(found.append(s) for s in TarSource().read(Unit(str(tmp_path / "a.tar"), "a")))
+    assert [(s.key, s.status, s.reason) for s in found] == [
         ("big", "bad_image", f"image of {size} bytes; expected at most {MAX_IMAGE_BYTES}"),
         ("small", "ok", None),
     ]
@@ -407,8 +408,8 @@ def test_a_compressed_bomb_is_walked_through_in_small_memory(tmp_path: Path) -> 
             file.write(packer.compress(bytes(2**20)))
         file.write(packer.compress(header("b.jpg", 0) + END) + packer.flush())
     assert (tmp_path / "a.tar.gz").stat().st_size < 2**20
-    found: list[Sample] = []
-    grown = peak_growth(found.append(s) for s in read_samples(Shard(str(tmp_path / "a.tar.gz"), "a")))
+    found: list[Item] = []
+    grown = peak_growth(found.append(s) for s in TarSource().read(Unit(str(tmp_path / "a.tar.gz"), "a")))
     assert [(s.key, s.status) for s in found] == [("bomb", "bad_image"), ("b", "ok")]
     assert grown < 64 * 2**20
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pez.errors import UserError
 from pipeline.rows import Row
-from pipeline.sources.inputs import expand_shards
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
+from pipeline.sources.inputs import TABLES, TARS, Kind, expand_inputs
 from pipeline.table import PromptTable
 
 
@@ -25,7 +25,7 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def names(*patterns: object, **options: object) -> list[str]:
-    return [os.path.basename(s.url) for s in expand_shards([str(p) for p in patterns], **options)]  # type: ignore[arg-type]
+    return [os.path.basename(s.url) for s in expand_inputs([str(p) for p in patterns], **options)]  # type: ignore[arg-type]
 
 
 def test_a_folder_has_tars_of_every_spelling_and_says_what_else_it_has(tmp_path: Path) -> None:
@@ -91,8 +91,8 @@ def test_a_glob_of_tars_and_sidecars_takes_the_tars(tmp_path: Path) -> None:
             ["a.jpg", "b.jpg", "c.png"],
             r"no tar in .*: found 2 x .jpg; expected .tar, .tar.gz or .tgz \(pack them: tar cf",
         ),
-        ([".DS_Store"], "no shard matches"),
-        ([], "no shard matches"),
+        ([".DS_Store"], "no tar matches"),
+        ([], "no tar matches"),
     ],
 )
 def test_a_folder_without_tars_says_what_it_holds(tmp_path: Path, files: list[str], words: str) -> None:
@@ -115,7 +115,7 @@ def test_folders_of_stores_and_file_addresses_are_folders(tmp_path: Path) -> Non
         assert names(address) == ["0.tar", "1.tar.gz"], address
     for address in (f"file://{tmp_path}", f"file://{tmp_path}/", f"file://{tmp_path}/*"):
         assert names(address) == ["0.tar", "1.tgz"], address
-    with pytest.raises(UserError, match="no shard matches"):
+    with pytest.raises(UserError, match="no tar matches"):
         names("memory://folders/nothing/")
     with pytest.raises(UserError, match="a folder of a web server, which cannot be listed"):
         names("https://host/data/")
@@ -139,7 +139,7 @@ def test_a_list_that_is_empty_or_no_text_is_one_line(tmp_path: Path) -> None:
 def write_output(folder: Path) -> None:
     table = PromptTable(str(folder), {})
     table.claim()
-    table.publish(Shard("/x/a.tar", "a"), [Row("key", "/x/a.tar", "ok")], 1.0)
+    table.publish(Unit("/x/a.tar", "a"), [Row("key", "/x/a.tar", "ok")], 1.0)
     touch(folder, "_regenerated/a.tar", "_regenerated/b/c.tar", "more/d.tar")
 
 
@@ -207,7 +207,7 @@ def test_every_key_has_one_row_however_its_tar_is_spelled(
     for number, run in enumerate(runs):
         patterns = [SPELLINGS[spelling](spelled / "data" / f"{stem}.tar") for spelling, stem in run]
         patterns += ["other"] if number >= add else []
-        shards = expand_shards(patterns, table.url)
+        shards = expand_inputs(patterns, table.url)
         table.claim()
         done, left = table.divide(shards)
         table.record([*done, *left])
@@ -225,7 +225,7 @@ def test_every_key_has_one_row_however_its_tar_is_spelled(
 def test_a_shard_that_is_signed_anew_is_the_same_shard(tmp_path: Path) -> None:
     table = PromptTable(str(tmp_path), {"steps": 1})
     first, second = (
-        expand_shards([f"https://b.s3.amazonaws.com/{{0..1}}.tar?X-Amz-Date={n}&X-Amz-Signature=secret{n}"])
+        expand_inputs([f"https://b.s3.amazonaws.com/{{0..1}}.tar?X-Amz-Date={n}&X-Amz-Signature=secret{n}"])
         for n in (1, 2)
     )
     assert [shard.source[-7:] for shard in second] == ["secret2", "secret2"]
@@ -236,3 +236,64 @@ def test_a_shard_that_is_signed_anew_is_the_same_shard(tmp_path: Path) -> None:
     assert table.divide(second) == (first, [])
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"secret" not in written
+
+
+def test_tables_are_expanded_as_tars_are(tmp_path: Path) -> None:
+    touch(tmp_path, "0.parquet", "1.jsonl", "2.JSONL.gz", "3.tar", "4.csv", "_5.parquet", "deep/6.parquet")
+    left_out: Counter[str] = Counter()
+    assert names(tmp_path, kind=TABLES, left_out=left_out) == ["0.parquet", "1.jsonl", "2.JSONL.gz"]
+    assert left_out == {"files that are no .parquet, .jsonl or .jsonl.gz": 2}
+    assert [unit.stem for unit in expand_inputs([str(tmp_path)], kind=TABLES)] == ["0", "1", "2"]
+    assert names(tmp_path / "**/*.parquet", kind=TABLES) == ["0.parquet", "6.parquet"]
+    assert names(tmp_path / "{0,1}.*", kind=TABLES) == ["0.parquet", "1.jsonl"]
+    assert names(tmp_path / "4.csv", kind=TABLES) == ["4.csv"], "its bytes tell"
+    (tmp_path / "list").write_text(f"{tmp_path}/1.jsonl\n")
+    assert names(f"@{tmp_path}/list", kind=TABLES) == ["1.jsonl"]
+    fs = fsspec.filesystem("memory")
+    for name in ("a.parquet", "b.tar"):
+        fs.pipe_file(f"/tables/{name}", b"x")
+    assert names("memory://tables", kind=TABLES) == ["a.parquet"]
+
+
+def test_what_another_job_wrote_is_input_where_tables_are_read(tmp_path: Path) -> None:
+    write_output(tmp_path / "out")
+    assert names(tmp_path / "out", kind=TABLES) == ["a.parquet"]
+    with pytest.raises(UserError, match="matches files in .*out alone, the output of a job"):
+        names(tmp_path / "out", kind=TABLES, output=str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern", "words"),
+    [
+        (TARS, "a.parquet", "is no tar .*: a table of texts is read by: pez distill --input TABLE"),
+        (TARS, "b.jsonl", "is no tar"),
+        (
+            TARS,
+            "c/",
+            r"no tar in .*: found 1 x .jsonl.gz; expected .tar, .tar.gz or .tgz \(a table of texts is read by: pez",
+        ),
+        (TABLES, "d.tar.gz", "is no table .*: a tar of images is read by: pez caption --input TAR"),
+        (
+            TABLES,
+            "e/",
+            r"no table in .*: found 1 x .tar; expected .parquet, .jsonl or .jsonl.gz \(a tar of images is read",
+        ),
+        (TABLES, "f/", r"no table in .*: found 1 x .csv; expected .* \(write them as JSON lines, one object a line\)"),
+        (TABLES, "gone.parquet", "no file .*; expected a table"),
+        (TABLES, "gone-*", "no table matches"),
+    ],
+    ids=range(8),
+)
+def test_a_file_of_another_command_is_one_line_that_names_it(
+    tmp_path: Path, kind: Kind, pattern: str, words: str
+) -> None:
+    touch(tmp_path, "a.parquet", "b.jsonl", "c/0.jsonl.gz", "d.tar.gz", "e/0.tar", "f/0.csv")
+    with pytest.raises(UserError, match=words) as error:
+        names(f"{tmp_path}/{pattern}", kind=kind)
+    assert "\n" not in str(error.value)
+
+
+def test_a_url_is_of_a_kind_by_its_path_alone() -> None:
+    with pytest.raises(UserError, match="is no tar"):
+        names("https://host/a.parquet?X-Amz-Signature=secret")
+    assert names("https://host/a.parquet?name=b.tar", kind=TABLES)

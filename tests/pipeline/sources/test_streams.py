@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import s3fs
 from fsspec.implementations.memory import MemoryFileSystem
+from items import items_of
 from PIL import Image
 from samples_on_disk import MakeTar, encoded
 from weak_server import WeakServer
 
-from pipeline.sources.inputs import expand_shards
-from pipeline.sources.samples import Sample, ShardError, read_samples
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Item, Unit, UnitError
+from pipeline.sources.inputs import expand_inputs
 from pipeline.sources.streams import ByteStream
 
 
@@ -40,21 +40,21 @@ def tar(make_tar: MakeTar) -> bytes:
     return Path(make_tar("in/0.tar", members)).read_bytes()
 
 
-def samples(url: str) -> list[Sample]:
-    return list(read_samples(Shard(url, "0")))
+def samples(url: str) -> list[Item]:
+    return items_of(Unit(url, "0"))
 
 
 @pytest.fixture
-def undisturbed(tar: bytes, tmp_path: Path) -> list[Sample]:
+def undisturbed(tar: bytes, tmp_path: Path) -> list[Item]:
     return samples(str(tmp_path / "in" / "0.tar"))
 
 
 @pytest.mark.parametrize(("ranges", "length"), [(True, True), (False, True), (False, False)])
 def test_a_tar_over_http_has_the_samples_of_the_file(
-    tar: bytes, undisturbed: list[Sample], ranges: bool, length: bool
+    tar: bytes, undisturbed: list[Item], ranges: bool, length: bool
 ) -> None:
     with WeakServer({"0.tar": tar, "1.tar": tar}, ranges, length).running() as server:
-        shards = expand_shards([f"{server.url}/{{0..1}}.tar"])
+        shards = expand_inputs([f"{server.url}/{{0..1}}.tar"])
         assert [s.stem for s in shards] == ["0", "1"]
         assert samples(shards[0].url) == undisturbed
         assert len(undisturbed) == 12
@@ -63,20 +63,20 @@ def test_a_tar_over_http_has_the_samples_of_the_file(
 @pytest.mark.parametrize("break_at", [1, 700, 40_000, 200_001, 350_000])
 @pytest.mark.parametrize(("ranges", "length"), [(True, True), (False, True), (False, False)])
 def test_a_connection_that_breaks_loses_nothing_and_doubles_nothing(
-    tar: bytes, undisturbed: list[Sample], ranges: bool, length: bool, break_at: int
+    tar: bytes, undisturbed: list[Item], ranges: bool, length: bool, break_at: int
 ) -> None:
     with WeakServer({"0.tar": tar}, ranges, length, breaks=2, break_at=break_at).running() as server:
         assert samples(f"{server.url}/0.tar") == undisturbed
         assert server.breaks == 0
 
 
-def test_with_ranges_only_the_missing_part_is_read_again(tar: bytes, undisturbed: list[Sample]) -> None:
+def test_with_ranges_only_the_missing_part_is_read_again(tar: bytes, undisturbed: list[Item]) -> None:
     with WeakServer({"0.tar": tar}, breaks=1, break_at=300_000).running() as server:
         assert samples(f"{server.url}/0.tar") == undisturbed
         assert server.sent < len(tar) + 4 * 2**15
 
 
-def test_a_compressed_tar_goes_on_after_a_break(tar: bytes, undisturbed: list[Sample]) -> None:
+def test_a_compressed_tar_goes_on_after_a_break(tar: bytes, undisturbed: list[Item]) -> None:
     with WeakServer({"0.tar.gz": gzip.compress(tar)}, breaks=1, break_at=200_000).running() as server:
         assert samples(f"{server.url}/0.tar.gz") == undisturbed
 
@@ -85,13 +85,13 @@ def test_a_compressed_tar_goes_on_after_a_break(tar: bytes, undisturbed: list[Sa
 def test_a_line_that_always_breaks_is_given_up(tar: bytes, ranges: bool) -> None:
     with (
         WeakServer({"0.tar": tar}, ranges, breaks=99, break_at=200_000).running() as server,
-        pytest.raises(ShardError, match=r"cannot read http://.*/0.tar: .* \(4 tries at byte \d+\)$"),
+        pytest.raises(UnitError, match=r"cannot read http://.*/0.tar: .* \(4 tries at byte \d+\)$"),
     ):
         samples(f"{server.url}/0.tar")
 
 
 def test_a_page_that_is_not_there_says_404(tar: bytes) -> None:
-    with WeakServer({}).running() as server, pytest.raises(ShardError, match="cannot read .*gone.tar: 404.*Not Found"):
+    with WeakServer({}).running() as server, pytest.raises(UnitError, match="cannot read .*gone.tar: 404.*Not Found"):
         samples(f"{server.url}/gone.tar")
 
 
@@ -111,9 +111,9 @@ def test_an_address_that_is_refused_says_what_to_check_and_not_its_signature(sta
     url = f"http://127.0.0.1:{server.server_port}/0.tar"
     try:
         with pytest.raises(
-            ShardError, match=f"{status}.*; it is refused: check whether the address needs a login"
+            UnitError, match=f"{status}.*; it is refused: check whether the address needs a login"
         ) as error:
-            list(read_samples(Shard(url, "0", source=f"{url}?X-Amz-Signature=topsecret&X-Amz-Credential=me")))
+            items_of(Unit(url, "0", source=f"{url}?X-Amz-Signature=topsecret&X-Amz-Credential=me"))
     finally:
         server.shutdown()
         server.server_close()
@@ -128,7 +128,7 @@ def test_missing_credentials_are_named_as_such(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(
-        ShardError, match=r"cannot read s3://bucket/0.tar: .*no credentials are set: AWS_ACCESS_KEY_ID"
+        UnitError, match=r"cannot read s3://bucket/0.tar: .*no credentials are set: AWS_ACCESS_KEY_ID"
     ) as error:
         samples("s3://bucket/0.tar")
     s3fs.S3FileSystem.clear_instance_cache()
@@ -139,7 +139,7 @@ def test_a_server_that_refuses_says_so() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/0.tar"
-        with pytest.raises(ShardError, match="cannot read .*0.tar: Cannot connect") as error:
+        with pytest.raises(UnitError, match="cannot read .*0.tar: Cannot connect") as error:
             samples(url)
     assert "\n" not in str(error.value)
 
@@ -148,7 +148,7 @@ def test_a_page_of_html_is_not_a_tar() -> None:
     page = b"<html>please log in</html>" * 100
     with (
         WeakServer({"0.tar": page}).running() as server,
-        pytest.raises(ShardError, match="is a page of HTML and not the file, not a tar: it may need a login"),
+        pytest.raises(UnitError, match="is a page of HTML and not the file, not a tar: it may need a login"),
     ):
         samples(f"{server.url}/0.tar")
 
@@ -185,7 +185,7 @@ def passing(tar: bytes) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("error_at", [0, 5000, 250_000])
-def test_any_store_is_asked_again(passing: str, undisturbed: list[Sample], error_at: int) -> None:
+def test_any_store_is_asked_again(passing: str, undisturbed: list[Item], error_at: int) -> None:
     PassingErrors.error_at, PassingErrors.errors = error_at, 3
     assert samples(passing) == undisturbed
     assert PassingErrors.errors == 0
@@ -193,7 +193,7 @@ def test_any_store_is_asked_again(passing: str, undisturbed: list[Sample], error
 
 def test_a_store_that_stays_broken_is_a_failed_shard(passing: str) -> None:
     PassingErrors.error_at, PassingErrors.errors = 5000, 4
-    with pytest.raises(ShardError, match=r"cannot read passing://0.tar: .*Input/output error \(4 tries at byte \d+\)"):
+    with pytest.raises(UnitError, match=r"cannot read passing://0.tar: .*Input/output error \(4 tries at byte \d+\)"):
         samples(passing)
 
 

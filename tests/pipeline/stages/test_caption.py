@@ -133,7 +133,7 @@ def test_a_shard_cut_short_leaves_nothing(scene_tars: list[str], captioner: Capt
 
 
 def test_an_empty_shard_is_a_failure(make_tar: MakeTar, captioner: Captioner, table: PromptTable) -> None:
-    with pytest.raises(ShardError, match="holds no sample; expected members like 0001.jpg"):
+    with pytest.raises(ShardError, match="holds no image; expected members like 0001.jpg"):
         caption_shard(Shard(make_tar("in/a.tar", []), "a"), captioner, table)
 
 

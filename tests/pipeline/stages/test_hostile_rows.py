@@ -56,7 +56,7 @@ def test_every_key_of_any_tar_is_one_row(captioner: Captioner, members: list[Mem
         tar.write_bytes(packed(members, form))
         keys = expected_keys(members)
         if not keys:
-            with pytest.raises(ShardError, match="holds no sample"):
+            with pytest.raises(ShardError, match="holds no image"):
                 captioned(str(tar), captioner, Path(folder, "out"))
             assert not Path(folder, "out").exists()
             return
@@ -289,5 +289,5 @@ def test_the_report_counts_what_is_in_no_row(make_tar: MakeTar, captioner: Capti
     tar = make_tar("a.tar", [("1.jpg", JPEG), ("1.png", JPEG), (".hidden.jpg", JPEG)])
     report, rows = captioned(tar, captioner, tmp_path / "out")
     assert [row["key"] for row in rows] == ["1"]
-    assert report.left_out == {"another image of its key": 1, "hidden, without an ending, or not a file": 1}
+    assert report.left_out == {"another image of its key": 1, "hidden, without an extension, or not a file": 1}
     assert PromptTable(str(tmp_path / "out"), DESCRIBED).finished(Shard(tar, "a")) == report

@@ -121,7 +121,7 @@ def test_a_part_that_comes_after_the_merge_is_not_captioned(
 
 def test_a_part_of_an_empty_tar_says_so(make_tar: MakeTar, captioner: Captioner, table: PromptTable) -> None:
     part = split_shard(Shard(make_tar("in/a.tar", []), "a"), 2)[0]
-    with pytest.raises(ShardError, match="holds no sample; expected members like 0001.jpg"):
+    with pytest.raises(ShardError, match="holds no image; expected members like 0001.jpg"):
         caption_shard(part, captioner, table)
 
 

@@ -23,7 +23,7 @@ def test_shards_that_share_lanes_have_the_rows_of_one_after_the_other(scene_tars
     shards = [Shard(url, Path(url).stem) for url in scene_tars]
 
     def rows(captioner: Captioner, shard: Shard) -> list:
-        return sorted(captioner.caption(shard, captioner.samples(shard, Counter())), key=lambda found: found[0])
+        return sorted(captioner.caption(shard, captioner.items(shard, Counter())), key=lambda found: found[0])
 
     serial = Captioner(SETTINGS, METHOD)
     one_after_the_other = [rows(serial, shard) for shard in shards]

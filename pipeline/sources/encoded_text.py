@@ -1,4 +1,4 @@
-"""Bytes of a member to the caption in them: text in the usual encodings, or a field of JSON."""
+"""Bytes to the text in them: in the usual encodings, or a field of JSON."""
 
 import codecs
 import json
@@ -13,11 +13,19 @@ _BYTE_ORDER_MARKS = (  # the longer first: that of UTF-32 begins as that of UTF-
 
 
 def decoded(data: bytes) -> str:
-    """Text as UTF-8, or as its byte order mark says, or as UTF-16 where every second byte is zero or nearly so."""
-    for mark, encoding in _BYTE_ORDER_MARKS:
-        if data.startswith(mark):
-            return data[len(mark) :].decode(encoding, errors="replace")
-    return data.decode(_utf16_without_mark(data) or "utf-8", errors="replace")
+    """Text in the encoding that its bytes show, without the byte order mark."""
+    return data.decode(encoding_of(data), errors="replace").removeprefix("\ufeff")
+
+
+def encoding_of(data: bytes) -> str:
+    """UTF-8, or as the byte order mark says, or UTF-16 where every second byte is zero or nearly so."""
+    marked = next((encoding for mark, encoding in _BYTE_ORDER_MARKS if data.startswith(mark)), None)
+    return marked or _utf16_without_mark(data) or "utf-8"
+
+
+def without_half_characters(text: str) -> str:
+    """A text in which halves of characters, which JSON can spell and no table takes, are replaced."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def field_of(data: bytes, field: str) -> str | None:
@@ -38,8 +46,7 @@ def field_of(data: bytes, field: str) -> str | None:
         value = next((v for v in value if isinstance(v, str)), None)
     if not isinstance(value, str):
         return None
-    # JSON can spell halves of characters, which no table takes.
-    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return without_half_characters(value)
 
 
 def _at(value: object, field: str) -> object:

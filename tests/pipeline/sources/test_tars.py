@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from items import items_of
 from PIL import Image
 from samples_on_disk import MakeTar, encoded
 
+from pez.images import ImageError, decode_image
 from pipeline.settings import CaptionSettings
-from pipeline.sources.samples import ImageError, LateCaption, ShardError, decode_image, read_samples
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import LateCaption, UnitError
 
 PICTURE = Image.new("RGB", (8, 6), (200, 30, 30))
 BLUE = Image.new("RGB", (8, 6), "blue")
@@ -22,7 +23,7 @@ PNG, JPEG = encoded(PICTURE), encoded(PICTURE, "JPEG")
 
 
 def read(path: str, **keys: str) -> list[tuple[str, str, str | None]]:
-    return [(s.key, s.status, s.caption) for s in read_samples(Shard(path, "s"), **keys)]
+    return [(s.key, s.status, s.caption) for s in items_of(path, **keys)]
 
 
 def test_an_image_with_a_caption_is_one_sample(make_tar: MakeTar) -> None:
@@ -32,7 +33,7 @@ def test_an_image_with_a_caption_is_one_sample(make_tar: MakeTar) -> None:
 
 def test_a_key_without_an_image_says_what_was_found(make_tar: MakeTar) -> None:
     tar = make_tar("a.tar", [("1.txt", b"text"), ("2.jpg", JPEG), ("3.json", b"{}")])
-    assert [(s.key, s.status, s.problem) for s in read_samples(Shard(tar, "s"))] == [
+    assert [(s.key, s.status, s.reason) for s in items_of(tar)] == [
         ("2", "ok", None),
         ("1", "no_image", "no image of this key; found a caption"),
         ("3", "no_image", "no image of this key; found json"),
@@ -41,7 +42,7 @@ def test_a_key_without_an_image_says_what_was_found(make_tar: MakeTar) -> None:
 
 def test_the_index_is_the_order_of_the_keys(make_tar: MakeTar) -> None:
     tar = make_tar("a.tar", [("1.txt", b"text"), ("2.jpg", JPEG), ("1.jpg", JPEG)])
-    assert sorted((s.index, s.key) for s in read_samples(Shard(tar, "s"))) == [(0, "1"), (1, "2")]
+    assert sorted((s.index, s.key) for s in items_of(tar)) == [(0, "1"), (1, "2")]
 
 
 def test_parts_of_a_key_may_be_far_apart(make_tar: MakeTar) -> None:
@@ -62,7 +63,7 @@ def test_an_ending_of_two_parts_can_be_asked_for(make_tar: MakeTar) -> None:
 @pytest.mark.parametrize("image_key", ["jpg;png", ".jpg;.png", "JPG,PNG", "*.jpg; *.png", " .PNG ; jpg;"])
 def test_several_endings_are_spelled_as_people_spell_them(make_tar: MakeTar, image_key: str) -> None:
     tar = make_tar("a.tar", [("1.jpg", JPEG), ("2.PNG", PNG), ("3.gif", JPEG), ("1.txt", b"x"), ("2.cap", b"y")])
-    found = list(read_samples(Shard(tar, "s"), image_key, "txt;.cap", late_captions=True))
+    found = items_of(tar, late=True, image_key=image_key, caption_key="txt;.cap")
     assert {s.key: s.status for s in found if not isinstance(s, LateCaption)} == {"1": "ok", "2": "ok", "3": "no_image"}
     assert {s.key: s.caption for s in found if s.caption} == {"1": "x", "2": "y"}
 
@@ -78,8 +79,8 @@ def test_a_key_without_an_ending_is_refused_before_any_work(keys: dict[str, str]
 
 def test_a_key_without_the_named_image_says_which_was_expected_and_what_is_there(make_tar: MakeTar) -> None:
     tar = make_tar("a.tar", [("1.jpg", JPEG), ("1.cls", b"3"), ("1.jpeg", JPEG)])
-    [sample] = read_samples(Shard(tar, "s"), "png;webp")
-    assert sample.problem == "no image of this key, which would be .png or webp; found jpg, cls, jpeg"
+    [sample] = items_of(tar, image_key="png;webp")
+    assert sample.reason == "no image of this key, which would be .png or webp; found jpg, cls, jpeg"
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_json_without_the_caption_costs_the_caption_alone_and_is_counted(
 ) -> None:
     tar = make_tar("a.tar", [("1.jpg", JPEG), ("1.json", data), ("2.json", data)])
     left_out: Counter[str] = Counter()
-    found = list(read_samples(Shard(tar, "s"), None, "json:caption", left_out))
+    found = items_of(tar, left_out, caption_key="json:caption")
     assert [(s.key, s.status, s.caption) for s in found] == [("1", "ok", None), ("2", "no_image", None)]
     assert left_out == {reason: 2}
 
@@ -180,7 +181,7 @@ def test_members_beside_an_image_make_no_key_of_their_own(make_tar: MakeTar) -> 
         ("photo.3.txt", b"no picture"),
     ]
     left_out: Counter[str] = Counter()
-    found = list(read_samples(Shard(make_tar("a.tar", members), "s"), left_out=left_out))
+    found = items_of(make_tar("a.tar", members), left_out)
     assert [(s.key, s.status) for s in sorted(found, key=lambda s: s.index)] == [
         ("a/photo", "ok"),
         ("photo.1", "ok"),
@@ -190,7 +191,7 @@ def test_members_beside_an_image_make_no_key_of_their_own(make_tar: MakeTar) -> 
         ("__x__", "ok"),
         ("photo.3", "no_image"),
     ]
-    assert left_out == {"hidden, without an ending, or not a file": 1, "about the shard, like __index__.json": 1}
+    assert left_out == {"hidden, without an extension, or not a file": 1, "about the shard, like __index__.json": 1}
 
 
 def test_a_file_about_the_shard_is_no_key_where_captions_are_in_json(make_tar: MakeTar) -> None:
@@ -216,12 +217,11 @@ def test_keys_can_be_split_at_the_first_dot_as_webdataset_does(make_tar: MakeTar
         ("2.meta.json", b""),
     ]
     tar = make_tar("a.tar", members)
-    split = {"key_split": "first", "late_captions": True}
-    found = list(read_samples(Shard(tar, "s"), **split))
+    found = items_of(tar, late=True, key_split="first")
     assert [(s.key, s.image, s.caption) for s in found] == [("d.x/1", JPEG, "out"), ("2", JPEG, None)]
-    found = list(read_samples(Shard(tar, "s"), "mask.png", "outputs.txt", **split))
+    found = items_of(tar, late=True, image_key="mask.png", caption_key="outputs.txt", key_split="first")
     assert [(s.key, s.image, s.caption) for s in found] == [("d.x/1", None, "out"), ("2", PNG, None)]
-    found = list(read_samples(Shard(tar, "s"), "input.jpg", "outputs.txt", late_captions=True))
+    found = items_of(tar, late=True, image_key="input.jpg", caption_key="outputs.txt")
     assert (found[0].key, found[0].image, found[0].caption) == ("d.x/1", JPEG, "out")
 
 
@@ -229,17 +229,14 @@ def test_captions_far_from_their_images_come_after_them_and_are_bounded(
     make_tar: MakeTar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     members = [(f"{i}.jpg", JPEG) for i in range(6)] + [(f"{i}.txt", bytes([65 + i]) * 10) for i in (3, 0, 5, 1, 4, 2)]
-    shard = Shard(make_tar("a.tar", members), "s")
-    found = list(read_samples(shard, late_captions=True))
+    tar = make_tar("a.tar", members)
+    found = items_of(tar, late=True)
     assert [s.key for s in found if isinstance(s, LateCaption)] == ["3", "0", "5", "1", "4", "2"]
     assert {s.index: s.caption for s in found if s.caption} == {i: chr(65 + i) * 10 for i in range(6)}
-    left_out: Counter[str] = Counter()
-    assert len(list(read_samples(shard, left_out=left_out))) == 6
-    assert left_out == {"caption after its key was done": 6}
-    monkeypatch.setattr("pipeline.sources.samples.MAX_WAITING_BYTES", 35)
+    monkeypatch.setattr("pipeline.sources.tars.MAX_WAITING_BYTES", 35)
     for order in (members, [*members[6:], *members[:6]]):
-        left_out = Counter()
-        found = list(read_samples(Shard(make_tar("a.tar", order), "s"), None, None, left_out, late_captions=True))
+        left_out: Counter[str] = Counter()
+        found = items_of(make_tar("a.tar", order), left_out, late=True)
         assert sum(1 for s in found if not isinstance(s, LateCaption)) == 6
         assert left_out == {
             "captions away from their images, above 35 bytes together": 6 - len([s for s in found if s.caption])
@@ -279,7 +276,7 @@ def test_a_tar_cut_short_is_noticed_wherever_it_ends(make_tar: MakeTar, keep: in
     tar = make_tar("a.tar", [(f"{i}.png", PNG) for i in range(3)])  # a header and a block each
     assert len(PNG) <= 512
     Path(tar).write_bytes(Path(tar).read_bytes()[:keep])
-    with pytest.raises(ShardError, match="a.tar"):
+    with pytest.raises(UnitError, match="a.tar"):
         read(tar)
 
 
@@ -288,20 +285,20 @@ def test_a_damaged_header_in_the_middle_is_noticed(make_tar: MakeTar) -> None:
     data = bytearray(Path(tar).read_bytes())
     data[1024 + 10 : 1024 + 200] = b"x" * 190
     Path(tar).write_bytes(bytes(data))
-    with pytest.raises(ShardError, match="is damaged or cut short after 1024 bytes; make or copy it again"):
+    with pytest.raises(UnitError, match="is damaged or cut short after 1024 bytes; make or copy it again"):
         read(tar)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 700, b"<html>not found</html>" * 100])
 def test_what_is_not_a_tar_says_so(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(ShardError, match="a.tar"):
+    with pytest.raises(UnitError, match="a.tar"):
         read(str(tmp_path / "a.tar"))
 
 
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
     for url in (str(tmp_path / "gone.tar"), "memory://gone.tar"):
-        with pytest.raises(ShardError, match="cannot read .*gone.tar: .*[Nn]o such file"):
+        with pytest.raises(UnitError, match="cannot read .*gone.tar: .*[Nn]o such file"):
             read(url)
 
 

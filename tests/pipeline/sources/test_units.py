@@ -5,12 +5,12 @@ import fsspec  # noqa: F401 - its registry
 import pytest
 
 from pez.errors import UserError
-from pipeline.sources.inputs import expand_shards
+from pipeline.sources.inputs import expand_inputs
 from pipeline.table import PromptTable
 
 
 def urls(*patterns: str) -> list[str]:
-    return [shard.url for shard in expand_shards(patterns)]
+    return [shard.url for shard in expand_inputs(patterns)]
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_an_address_counts_once(tars: Path) -> None:
 
 
 def test_braces_expand_without_asking_a_store() -> None:
-    shards = expand_shards(["s3://bucket/x/{00000..00002}.tar"])
+    shards = expand_inputs(["s3://bucket/x/{00000..00002}.tar"])
     assert [s.stem for s in shards] == ["00000", "00001", "00002"]
 
 
@@ -40,7 +40,7 @@ def test_equal_names_in_two_folders_get_stems_of_their_own(tmp_path: Path) -> No
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "0.tar").touch()
-    stems = [s.stem for s in expand_shards([str(tmp_path / "x"), str(tmp_path / "y")])]
+    stems = [s.stem for s in expand_inputs([str(tmp_path / "x"), str(tmp_path / "y")])]
     assert len(set(stems)) == 2
     assert all(stem.startswith("0-") for stem in stems)
 
@@ -48,11 +48,11 @@ def test_equal_names_in_two_folders_get_stems_of_their_own(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [
-        ("{}/*.zip", "no shard matches"),
+        ("{}/*.zip", "no tar matches"),
         ("{}/gone.tar", "no file .*gone.tar; expected a tar"),
         ("{}/gone-{{0..3}}.tar", "no file .*gone-0.tar"),
-        ("@{}/gone", "cannot read the list of shards"),
-        ("ftpx://host/a.tar", "not a kind of address that fsspec knows"),
+        ("@{}/gone", "cannot read the list of inputs"),
+        ("ftpx://host/a.tar", "not a protocol that fsspec knows"),
         ("pipe:cat a.tar", "would run a shell command"),
     ],
 )
@@ -75,14 +75,14 @@ def test_a_missing_driver_is_named_with_what_to_install(
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, address.split(":")[0], raising=False)
     words = rf"driver of {address.split(':')[0]}:// is missing .*{package}.*; pip install -e '.\[{extra}\]'"
-    for use in (expand_shards, lambda patterns: PromptTable(patterns[0], {})):
+    for use in (expand_inputs, lambda patterns: PromptTable(patterns[0], {})):
         with pytest.raises(UserError, match=words) as error:
             use([address])
         assert "\n" not in str(error.value)
 
 
 def test_hugging_face_addresses_are_shards() -> None:
-    shards = expand_shards(["hf://datasets/org/name@main/data/{00..02}.tar"])
+    shards = expand_inputs(["hf://datasets/org/name@main/data/{00..02}.tar"])
     assert [s.url for s in shards] == [f"hf://datasets/org/name/data/0{i}.tar" for i in range(3)]
     assert [s.source for s in shards] == [f"hf://datasets/org/name@main/data/0{i}.tar" for i in range(3)]
     assert [s.stem for s in shards] == ["00", "01", "02"]

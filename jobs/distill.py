@@ -1,0 +1,170 @@
+"""Shorten texts to hard prompts of a few tokens with the same meaning to CLIP.
+
+    python -m jobs.distill --text 'a very long prompt ...' --tokens 4
+    python -m jobs.distill --input prompts.parquet --column prompt --output short --tokens 8
+    python -m jobs.distill --input out --column prompt --output short --tokens 4     # out: the output of jobs.caption
+
+A table is Parquet or JSON lines, one object a line. Each of its rows becomes a row of the output, in a Parquet of the same
+name; `caption` holds the original text. Re-run the command to resume; with --retry-failed it also redoes the failed rows.
+Exit status: 0 all tables are done, 1 some failed, 2 bad usage.
+Source: Wen et al. 2023, arXiv:2302.03668, section 4.3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated
+
+import pez
+from jobs import command, driver
+from jobs.arguments import Group, flags_of
+from jobs.live import LivePrompts
+from jobs.options import (
+    RunOptions,
+    expect_device,
+    expect_output,
+    refuse_beside_demo,
+    refuse_ignored,
+    refuse_without,
+)
+from pez.demo import CLIPS
+from pez.errors import UserError
+from pipeline.settings import Bookkeeping, ClusterSettings, DistillSettings, ModelSettings
+from pipeline.terminal import Activity, open_console, say
+
+if TYPE_CHECKING:
+    from pipeline.sources.base import Unit
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillJob(RunOptions):
+    """Options of the job."""
+
+    text: tuple[str, ...] = ()
+    """texts to shorten; their prompts are printed"""
+    input: tuple[str, ...] = ()
+    """tables of texts, Parquet or JSON lines: URLs with {000..999} or *, folders, outputs of ours, or @FILE with one a line"""
+    output: str | None = None
+    """folder for the Parquet files of --input: local, s3://, gs://"""
+    demo: bool = False
+    """shipped model, no network, no GPU; without texts, four captions of drawn scenes"""
+    bookkeeping: Bookkeeping | None = None
+    """where reports and settings are: inside the output (the default), or beside it in OUTPUT.pez for readers that take
+    every file of a folder, like Polars"""
+    retry_failed: bool = False
+    """also shorten those texts again that an earlier run has as failed rows, and only those"""
+    texts: Annotated[DistillSettings, Group("model")] = DistillSettings()
+    method: Annotated[pez.PezSettings, Group("method")] = pez.PezSettings()
+
+    def check(self, given: frozenset[str]) -> None:
+        """Refuse what could only be ignored, and what can be told without loading anything."""
+        if self.text and self.input:
+            raise UserError("--text and --input are given; expected one of them")
+        if not self.text and not self.input and not self.demo:
+            raise UserError("no text given; expected --text 'a long prompt', --input TABLE --output OUT, or --demo")
+        if self.demo:
+            refuse_beside_demo(self.texts, given)
+        refuse_without("input", given, _of_tables(), "without --input TABLE")
+        if self.input:
+            if self.output is None:
+                raise UserError("no output given; expected --output with a folder for the tables")
+            expect_output(self.output)
+        refuse_ignored(given)
+        expect_device(self.device, on_ray=bool(self.input) and not self.local)
+
+
+def _of_tables() -> set[str]:
+    """Options that only tables need."""
+    every = {flag.path[-1] for flag in (*flags_of(DistillSettings), *flags_of(ClusterSettings))}
+    every -= {flag.path[-1] for flag in flags_of(ModelSettings)}
+    return every | {"output", "bookkeeping", "retry_failed", "local"}
+
+
+def distill(job: DistillJob) -> int:
+    """Run the job; returns its exit status."""
+    if job.demo and job.texts.model not in CLIPS:
+        job = dataclasses.replace(job, texts=dataclasses.replace(job.texts, model="demo"))
+    return _shorten_tables(job) if job.input else _shorten_texts(job)
+
+
+def _shorten_tables(job: DistillJob) -> int:
+    """Learn a prompt for each row of the tables and write them as tables."""
+    assert job.output is not None, "checked"
+
+    def expand(output: str, left_out: Counter[str]) -> list[Unit]:
+        from pipeline.sources.inputs import TABLES, expand_inputs
+
+        return expand_inputs(job.input, output, left_out, TABLES)
+
+    return driver.run(
+        driver.TableJob(
+            settings=job.texts,
+            method=job.method,
+            expand=expand,
+            output=job.output,
+            bookkeeping=job.bookkeeping,
+            retry_failed=job.retry_failed,
+            device=job.device,
+            local=job.local,
+            cluster=job.cluster,
+            noun="text",
+            note=_note_on_the_demo(job.texts.model),
+        )
+    )
+
+
+def _note_on_the_demo(model: str) -> str | None:
+    """What the shipped models know."""
+    if model not in CLIPS:
+        return None
+    return (
+        f"note: the model {model} knows captions of drawn scenes only, and its prompts for other texts mean nothing; "
+        "take --model ViT-L-14 --pretrained openai, or leave --model out for ViT-H-14"
+    )
+
+
+def _shorten_texts(job: DistillJob) -> int:
+    """Learn and print a prompt for each text of the command line."""
+    console = open_console()
+    with Activity(console, "loading PyTorch") as activity:
+        with command.importing():
+            from pipeline.stages.learn import check_settings, load_model
+
+        check_settings(job.texts, job.method)
+        device = job.local_device()
+        if job.text and (note := _note_on_the_demo(job.texts.model)):
+            say(console, note)
+        texts = job.text or _captions_of_scenes()
+        activity.now(f"loading {job.texts.model}")
+        clip = load_model(job.texts, device)
+    rows: list[tuple[str, str, float]] = []
+    show = LivePrompts(clip, [], job.method, console, "text")
+    try:
+        for text in texts:
+            name = " ".join(text.split())
+            show = LivePrompts(clip, [name], job.method, console, "text")
+            with show:
+                prompt = pez.distill(clip, text, job.method, show.step)
+            rows.append((name, prompt.text, prompt.similarity))
+    except KeyboardInterrupt:
+        best = [*rows, *show.best_prompts()]
+        if best:
+            console.print(show.table(best, "best so far"))
+        raise KeyboardInterrupt(f"after {show.taken} of {show.steps} steps" if best else "") from None
+    console.print(show.table(rows, "prompt"))
+    return 0
+
+
+def _captions_of_scenes() -> tuple[str, ...]:
+    from pez.demo import scenes
+
+    return tuple(scenes.caption(scene) for scene in scenes.held_out_scenes(4))
+
+
+def main(prog: str | None = None) -> None:
+    command.run(DistillJob, __doc__, distill, prog)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""What the commands that learn prompts into tables share: from the input to the mark of a job that is done.
+
+Settings are checked before any work; units that an earlier run finished are left alone; the rest is learned, on Ray or in this
+process, and verified if that is asked for; then what happened is printed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pez
+from jobs import command
+from jobs.options import RunOptions, expect_device_here
+from pez.errors import UserError
+from pipeline.errors import OutputError
+from pipeline.settings import Bookkeeping, LearnSettings, VerifySettings
+from pipeline.terminal import Activity, count, open_console, plain, prompt_table, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.progress import JobProgress
+    from pipeline.rows import ShardReport
+    from pipeline.run.cluster import ActorPlan
+    from pipeline.settings import ClusterSettings
+    from pipeline.sources.base import Unit
+    from pipeline.stages.verified_table import VerifiedTable
+    from pipeline.table import PromptTable
+
+_READS_AT_ONCE = 32
+_EARLIER = 256  # reports of finished units that are read again, for the counts of what was left out
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TableJob(RunOptions):
+    """A job from units to tables of prompts."""
+
+    settings: LearnSettings
+    method: pez.PezSettings
+    expand: Callable[[str, Counter[str]], list[Unit]]
+    """from the output folder and a counter of what is left out to the units of the input"""
+    output: str
+    bookkeeping: Bookkeeping | None = None
+    retry_failed: bool = False
+    verification: VerifySettings = VerifySettings()
+    noun: str = "image"
+    """what prompts are learned for"""
+    note: str | None = None
+    """a line to print before the work"""
+
+
+def run(job: TableJob) -> int:
+    """Run the job; returns its exit status."""
+    console = open_console()
+    with Activity(console, "loading PyTorch" if job.local else "loading PyTorch and Ray") as activity:
+        with command.importing():
+            if not job.local:
+                import pipeline.run.cluster  # noqa: F401
+            from pipeline.description import describe, in_full
+            from pipeline.progress import JobProgress
+            from pipeline.run.hub import check_reachable
+            from pipeline.run.shared_disk import check_outside_package
+            from pipeline.settings import cluster_address
+            from pipeline.sources.choice import source_of
+            from pipeline.stages.learn import check_settings
+            from pipeline.stages.parts import sweep_parts
+            from pipeline.stages.verify import check_verification, resolved, score_model, verified_table
+            from pipeline.table import PromptTable
+
+        check_settings(job.settings, job.method)
+        verifies = job.verification.verify is not None
+        if verifies:
+            job = dataclasses.replace(job, verification=resolved(job.verification))
+            check_verification(job.verification, job.settings.model, job.settings.pretrained)
+        device = verify_device = job.local_device() if job.local else ""
+        check_outside_package([job.output], "output")
+        not_taken: Counter[str] = Counter()
+        units = job.expand(job.output, not_taken)
+        check_outside_package([unit.url for unit in units], "input")
+        plans = None
+        if not job.local:
+            expect_device_here(job.device, job.cluster)
+            activity.now(connecting(job.cluster))
+            plans = _plans(job)
+            device, verify_device = (plan.device for plan in plans)
+        activity.now(f"looking into {job.output}")
+        described = describe(job.settings, job.method, device)
+        columns = source_of(job.settings).columns
+        table = PromptTable(job.output, described, job.bookkeeping, in_full(job.settings, job.method, device), columns)
+        table.check()
+        done, pending = table.divide(units, job.retry_failed)
+        units = [*done, *pending]  # with the stems that they have in this folder
+        verified = verified_table(table, job.verification, verify_device) if verifies else None
+        work = _Work(table, units, pending, verified, verified.pending(done) if verified else [])
+        if job.local or not cluster_address(job.cluster):  # nodes elsewhere may have what is not here
+            if work.pending:
+                check_reachable(job.settings.model, job.settings.pretrained)
+            if verifies and (work.pending or work.unverified):
+                check_reachable(*score_model(job.verification, job.settings.model))
+    if job.note:
+        say(console, job.note)
+    already_verified = len(done) - len(work.unverified) if verified else None
+    progress = JobProgress(len(units), len(done), console, verified=already_verified, noun=job.noun)
+    failed: dict[str, str] = {}
+    try:
+        if not work.pending and not work.unverified:
+            say(console, f"nothing to do: {all_are(len(units), 'done and verified' if verifies else 'done')}")
+        else:
+            with progress:
+                failed = _on_ray(job, work, plans, progress) if plans else _serially(job, work, device, progress)
+    except KeyboardInterrupt:
+        done_so_far = f"{progress.done} of {len(units)} shards are done"
+        raise KeyboardInterrupt(f"{done_so_far}; run the same command to go on") from None
+    if not failed:
+        sweep_parts(units, table)
+    return _conclude(table, units, failed, progress.reports, not_taken, job.noun, console)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What is to be done in an output folder."""
+
+    table: PromptTable
+    units: list[Unit]
+    """all"""
+    pending: list[Unit]
+    """to caption, and then to verify"""
+    verified: VerifiedTable | None
+    """None = without verification"""
+    unverified: list[Unit]
+    """that an earlier run captioned"""
+
+    def begin(self, parts: int) -> list[Unit]:
+        """Claim the folder.
+
+        Returns:
+            what to caption, one after the other: the pending shards, or parts of them.
+        """
+        from pipeline.stages.parts import split_shard
+
+        earlier = self.table.claim()
+        self.table.record(self.units)
+        if self.verified:
+            self.verified.claim()
+        units = [unit for shard in self.pending for unit in split_shard(shard, parts)]
+        # Another run may be at work on this output: by starting elsewhere, two runs do each half of it.
+        start = secrets.randbelow(len(units)) if earlier and units else 0
+        return units[start:] + units[:start]
+
+
+def _plans(job: TableJob) -> tuple[ActorPlan, ActorPlan]:
+    """What the actors of captions and of verification get."""
+    from pipeline.run import cluster
+
+    cluster.connect(job.cluster)
+    plan = cluster.plan_actors(job.cluster, job.device)
+    return (plan, plan) if job.verification.verify is None else cluster.plan_verifiers(job.cluster, plan)
+
+
+def _serially(job: TableJob, work: _Work, device: str, progress: JobProgress) -> dict[str, str]:
+    """One stage after the other in this process: there is room for one model."""
+    from pipeline.stages.learn import Captioner, run_serially
+    from pipeline.stages.verify import verify_serially
+
+    captioner = None
+    if work.pending:
+        progress.doing(f"loading {job.settings.model}")
+        captioner = Captioner(job.settings, job.method, device)
+    units = work.begin(job.cluster.parts)  # a model that does not load has claimed nothing
+    failed: dict[str, str] = {}
+    if captioner is not None:
+        attempts, retry = job.cluster.attempts, job.retry_failed
+        progress.watch(captioner)
+        failed = run_serially(units, captioner, work.table, progress.report, attempts, progress.note, retry)
+        progress.watch(None)
+    del captioner
+    if work.verified is None:
+        return failed
+    shards = [*work.unverified, *(shard for shard in work.pending if shard.url not in failed)]
+    if shards:
+        progress.doing(f"loading the generator {job.verification.verify}")
+    told, attempts = progress.report_verified, job.cluster.attempts
+    return failed | verify_serially(
+        shards, work.verified, job.verification, device, told, progress.watch, attempts, progress.note
+    )
+
+
+def _on_ray(job: TableJob, work: _Work, plans: tuple[ActorPlan, ActorPlan], progress: JobProgress) -> dict[str, str]:
+    from pipeline.run import cluster
+    from pipeline.run.cluster import Stage
+
+    units = work.begin(job.cluster.parts)
+    progress.doing(f"starting {count(plans[0].actors, 'actor')} for {job.settings.model}")
+    table, at_once = work.table, job.cluster.shards_at_once
+    with cluster.seen_by_actors(table, [*units, *work.unverified]) as disk:
+        starter = cluster.actor_starter(
+            job.settings, job.method, plans[0], table.source, table.settings, job.retry_failed, at_once, disk
+        )
+        stages = [Stage("captions", starter, plans[0].actors, progress.report, asks=plans[0].asks, at_once=at_once)]
+        if work.verified:
+            stage = cluster.verify_stage(
+                job.verification, plans[1], work.verified, work.unverified, progress.report_verified, disk
+            )
+            stages.append(stage)
+        return cluster.run_on_ray(units, stages, job.cluster, progress.look, progress.note)
+
+
+def connecting(settings: ClusterSettings) -> str:
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    return f"joining the Ray cluster at {address}" if address else "starting Ray on this machine"
+
+
+def all_are(shards: int, what: str) -> str:
+    """`all 4 shards are done`."""
+    return f"the one shard is {what}" if shards == 1 else f"all {shards:,} shards are {what}"
+
+
+def _conclude(
+    table: PromptTable,
+    shards: list[Unit],
+    failed: dict[str, str],
+    reports: list[ShardReport],
+    not_taken: Counter[str],
+    noun: str,
+    console: Console,
+) -> int:
+    """The mark of a job that is done, then what people want to know of it: nothing that is shown decides over the mark.
+
+    Args:
+        reports: of this run.
+        not_taken: files that the input has beside the shards, by reason.
+    """
+    from pipeline.summary import nothing_learned
+
+    unmarked = None
+    if not failed:
+        told = {report.stem for report in reports}
+        earlier = (report for s in shards if s.stem not in told and (report := table.finished(s)))
+        try:
+            if (nothing := nothing_learned(itertools.chain(reports, earlier), noun)) is not None:
+                unmarked = f"failed: {nothing}"
+            else:
+                table.succeed(shards)
+        except OutputError as error:
+            unmarked = f"failed: {error}; run the same command to try again"
+    for url, reason in failed.items():
+        say(console, plain(f"failed: {url}: {reason}"), "red")
+    show_first(table, [shard for shard in shards if shard.url not in failed], console)
+    for line in _left_out(table, shards, reports, not_taken):
+        say(console, plain(line))
+    if failed:
+        say(console, f"{len(failed)} of {count(len(shards), 'shard')} failed; run the same command to try them again")
+        return 1
+    if unmarked:
+        say(console, plain(unmarked), "red")
+        return 1
+    say(console, plain(f"{count(len(shards), 'Parquet file')} in {table.url}"))
+    return 0
+
+
+def show_first(table: PromptTable, shards: list[Unit], console: Console) -> None:
+    """Print the first prompts of the first shard that is done."""
+    try:
+        shown = next((shard for shard in shards if table.finished(shard)), None)
+        if shown is not None:
+            console.print(prompt_table(table.read(shown)))
+    except (UserError, OSError) as error:  # it was written, and is not asked for but here
+        say(console, plain(f"note: the first prompts cannot be shown: {error}"))
+
+
+def _left_out(
+    table: PromptTable, shards: list[Unit], reports: list[ShardReport], not_taken: Counter[str]
+) -> Iterator[str]:
+    """What is in no row, or has no picture, by reason: of this run's shards, and of earlier ones where they are few."""
+    from pipeline.summary import without_picture
+
+    told = {report.stem for report in reports}
+    earlier = [shard for shard in shards if shard.stem not in told]
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        read = list(pool.map(table.finished, earlier if len(earlier) <= _EARLIER else ()))
+    every = [*reports, *(report for report in read if report is not None)]
+    reasons: Counter[str] = Counter()
+    for report in every:
+        reasons.update(report.left_out)
+    for noun, counts in (("file", not_taken), ("member", reasons)):
+        if counts.total():
+            by_reason = ", ".join(f"{reason} {number:,}" for reason, number in counts.most_common())
+            yield f"left out: {count(counts.total(), noun)} ({by_reason})"
+    if (line := without_picture(every)) is not None:
+        yield line

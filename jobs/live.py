@@ -1,0 +1,79 @@
+"""Prompts on the terminal while they are learned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pez
+from pipeline.terminal import Column, FittedTable, plain, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pez.engine import Step, Task
+
+
+class LivePrompts:
+    """The best prompts so far: a live table in a terminal, else a line for each that improved, every tenth of the way.
+
+    Args:
+        names: of the targets, in the order of their handles.
+        noun: what a target is.
+    """
+
+    def __init__(
+        self, clip: pez.Clip, names: list[str], method: pez.PezSettings, console: Console, noun: str = "image"
+    ) -> None:
+        from rich.live import Live
+
+        self.clip, self.names, self.console, self.noun = clip, names, console, noun
+        rounds = 0 if method.exact else method.swaps
+        self.steps = method.steps * method.restarts + rounds
+        self.taken = 0
+        self.best: dict[int, tuple[float, list[int], Task]] = {}
+        self.shown: dict[int, float] = {}
+        self.live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> LivePrompts:
+        if self.live:
+            self.live.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.live:
+            self.live.__exit__(None, None, None)
+
+    def step(self, step: Step) -> None:
+        self.taken += 1
+        scores, ids = step.best_score.tolist(), step.best_ids.tolist()
+        for task, score, row in zip(step.tasks, scores, ids, strict=True):
+            if task is not None and score > self.best.get(task.handle, (-1.0,))[0]:
+                self.best[task.handle] = (score, row, task)
+        every = 10 if self.live else max(1, self.steps // 10)
+        if self.taken % every and self.taken not in (1, self.steps):
+            return
+        title = f"step {self.taken} of {self.steps}"
+        rows = [(self.names[i], self.clip.text_of(ids), score) for i, (score, ids, _) in sorted(self.best.items())]
+        if self.live:
+            self.live.update(self.table(rows, f"best so far, {title}"))
+            return
+        for i, (name, text, score) in zip(sorted(self.best), rows, strict=True):
+            if score > self.shown.get(i, -1.0):
+                self.shown[i] = score
+                say(self.console, plain(f"{title}  {score:.3f}  {name}: {text}"))
+
+    def best_prompts(self) -> list[tuple[str, str, float]]:
+        """Name, text and the similarity of that text, of each image that has a prompt already."""
+        import torch
+
+        kept = [(self.names[i], self.clip.text_of(ids), task.target) for i, (_, ids, task) in sorted(self.best.items())]
+        if not kept:
+            return []
+        features = self.clip.text_features([text for _, text, _ in kept])
+        similarities = (features * torch.stack([target for *_, target in kept])).sum(-1).tolist()
+        return [(name, text, similarity) for (name, text, _), similarity in zip(kept, similarities, strict=True)]
+
+    def table(self, rows: list[tuple[str, str, float]], title: str) -> FittedTable:
+        """Name, prompt and similarity of each target."""
+        cells = [[name, prompt, f"{similarity:.3f}"] for name, prompt, similarity in rows]
+        return FittedTable([Column(self.noun, "name"), Column(title), Column("similarity", "number")], cells)

@@ -1,0 +1,97 @@
+"""Rows of a Parquet file, a batch at a time: memory does not grow with the file."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.sources.base import Unit, UnitError
+from pipeline.sources.stores import listing_options, unreadable, words_of
+from pipeline.sources.table_rows import BadValue, TableRow
+
+_BATCH = 1024  # rows
+_NAMED = 20  # columns that an error lists
+
+
+def read_parquet(unit: Unit, columns: Sequence[str]) -> Iterator[TableRow]:
+    """Stream the rows of a file.
+
+    Args:
+        columns: the texts, then the keys if they have a column.
+
+    Raises:
+        UnitError: not readable, damaged or cut short, or without these columns as texts (keys may be whole numbers).
+    """
+    with _opened(unit) as file:
+        _expect_columns(unit, file.schema_arrow, columns)
+        try:
+            for batch in file.iter_batches(_BATCH, columns=list(dict.fromkeys(columns))):
+                cells = [_cells(batch.column(batch.schema.get_field_index(name))) for name in columns]
+                for row in zip(*cells, strict=True):
+                    yield TableRow(*row)
+        except (OSError, pa.ArrowException) as error:
+            raise UnitError(f"{unit.url} is damaged ({words_of(error, unit.source)}); make or copy it again") from error
+
+
+@contextlib.contextmanager
+def _opened(unit: Unit) -> Iterator[pq.ParquetFile]:
+    with contextlib.ExitStack() as stack:
+        try:
+            fs, path = fsspec.core.url_to_fs(unit.source, **listing_options(unit.source))
+            file = stack.enter_context(fs.open(path, "rb"))
+        except Exception as error:  # each filesystem has its own errors
+            raise unreadable(unit.source, unit.url, error) from error
+        try:
+            parquet = pq.ParquetFile(file)
+        except pa.ArrowException as error:
+            found = words_of(error, unit.source)
+            raise UnitError(
+                f"{unit.url} is a Parquet file that is damaged or cut short ({found}); make or copy it again"
+            ) from error
+        except Exception as error:  # each filesystem has its own errors
+            raise unreadable(unit.source, unit.url, error) from error
+        yield parquet
+
+
+def _expect_columns(unit: Unit, schema: pa.Schema, columns: Sequence[str]) -> None:
+    """Raises UnitError unless each column is there once, and can hold texts."""
+    for position, name in enumerate(columns):
+        found = schema.get_all_field_indices(name)
+        if len(found) != 1:
+            how_many = "no column" if not found else f"{len(found)} columns"
+            names = ", ".join(repr(n) for n in schema.names[:_NAMED]) + (", ..." if len(schema.names) > _NAMED else "")
+            option = "--column" if position == 0 else "--key-column"
+            raise UnitError(
+                f"{unit.url} has {how_many} {name!r}; it has {names or 'none'}: name one with {option}", permanent=True
+            )
+        kind = schema.field(found[0]).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if _is_text(kind) or pa.types.is_null(kind) or (position and pa.types.is_integer(kind)):
+            continue
+        texts = [field.name for field in schema if _is_text(field.type)]
+        expected = "texts or whole numbers" if position else "texts"
+        others = f"; its columns of texts: {', '.join(map(repr, texts[:_NAMED]))}" if texts else ""
+        raise UnitError(f"{unit.url} has {kind} in its column {name!r}; expected {expected}{others}", permanent=True)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    view = getattr(pa.types, "is_string_view", lambda _: False)  # of newer versions
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or view(kind))
+
+
+def _cells(column: pa.Array) -> list[Any]:
+    """Python values; texts that are not UTF-8 are marked."""
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        return [_cell(value) for value in column]
+
+
+def _cell(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return BadValue("bytes that are not UTF-8")

@@ -1,0 +1,42 @@
+"""Names of units: each file of the input gets a stem that names its output, unique and stable."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pipeline.addresses import INPUT_EXTENSIONS
+from pipeline.sources.base import Unit
+
+_LONGEST_STEM = 180
+
+
+def name_units(urls: Sequence[str], sources: Sequence[str] | None = None) -> list[Unit]:
+    """Give each URL a stem; URLs that would share one each get a hash of their own.
+
+    Args:
+        urls: public URLs.
+        sources: what is opened, in the same order; default = the URLs.
+    """
+    stems = [_stem(url) for url in urls]
+    times = Counter(stem.lower() for stem in stems)  # some file systems take A and a for one name
+    return [
+        Unit(url, stem if times[stem.lower()] == 1 else hashed_stem(url), source=source)
+        for url, stem, source in zip(urls, stems, sources or urls, strict=True)
+    ]
+
+
+def hashed_stem(url: str) -> str:
+    """A stem that no other URL has."""
+    return f"{_stem(url)}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+
+
+def _stem(url: str) -> str:
+    name = urlsplit(url).path.rsplit("/", 1)[-1] if "://" in url else Path(url).name
+    extensions = sorted(INPUT_EXTENSIONS, key=len, reverse=True)
+    extension = next((end for end in extensions if name.lower().endswith(end)), "")
+    name = name[: len(name) - len(extension)]
+    if len(name.encode()) > _LONGEST_STEM:  # file systems take names of 255 bytes, and ours are longer than the stem
+        name = f"{name.encode()[: _LONGEST_STEM // 2].decode(errors='ignore')}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+    return name.lstrip("._") or "shard"  # directory readers skip names that begin with . or _

@@ -1,0 +1,185 @@
+"""`pez distill`: texts of the command line, tables, and what is refused in one line."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import pez
+from jobs import arguments, caption, command, distill
+from jobs.distill import DistillJob
+from pez.errors import UserError
+
+TEXTS = ["a big solid orange triangle at the bottom right of a wavy yellow scene", "a little blue square on brown"]
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """run(words) -> status, output, errors."""
+
+    def run_words(*words: object, job: Any = distill) -> tuple[int, str, str]:
+        options, work = (DistillJob, distill.distill) if job is distill else (caption.CaptionJob, caption.caption)
+        monkeypatch.setattr("sys.argv", ["pez", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            command.run(options, job.__doc__, work, "pez")
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, *capsys.readouterr()
+
+    return run_words
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return list(pq.read_table(folder).sort_by("key").to_pylist())
+
+
+FAST = ["--model", "demo", "--tokens", 4, "--steps", 20, "--swaps", 4]
+
+
+def test_texts_of_the_command_line_are_shortened(run: Run, demo_clip: pez.Clip) -> None:
+    status, out, errors = run("--text", *TEXTS, *FAST)
+    assert status == 0, errors
+    settings = pez.PezSettings(tokens=4, steps=20, swaps=4)
+    for line, text in zip(out.splitlines()[-2:], TEXTS, strict=True):
+        prompt = pez.distill(demo_clip, text, settings)
+        assert prompt.text in line
+        assert f"{prompt.similarity:.3f}" in line
+
+
+def test_the_demo_shortens_captions_of_drawn_scenes(run: Run) -> None:
+    status, out, _ = run("--demo", "--tokens", 2, "--steps", 4, "--swaps", 0)
+    assert status == 0
+    assert len(out.splitlines()[-5:]) == 5
+    assert out.splitlines()[-5].split() == ["text", "prompt", "similarity"]
+
+
+def test_no_text_is_one_line() -> None:
+    with pytest.raises(
+        UserError, match="no text given; expected --text 'a long prompt', --input TABLE --output OUT, or"
+    ):
+        arguments.read(DistillJob, "", "pez distill", [])
+
+
+def test_a_text_that_is_empty_is_one_line(run: Run) -> None:
+    status, _, errors = run("--text", " ", *FAST)
+    assert (status, errors) == (2, "error: --text is empty; expected something, or leave the option out\n")
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Path:
+    """Two tables, a Parquet file with a row that has no text, and JSON lines with a bad line."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    texts = [*TEXTS, None, "three red stars"]
+    pq.write_table(pa.table({"prompt": texts, "id": ["a", "b", "c", "d"]}), folder / "a.parquet")
+    lines = [
+        json.dumps({"prompt": "a yellow ring", "id": 1}),
+        "{broken",
+        json.dumps({"prompt": "a grey heart", "id": 2}),
+    ]
+    (folder / "b.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_a_table_becomes_a_table_of_short_prompts(run: Run, tables: Path, tmp_path: Path, demo_clip: pez.Clip) -> None:
+    out = tmp_path / "out"
+    status, shown, errors = run("--input", tables, "--output", out, "--local", *FAST)
+    assert status == 0, errors
+    found = rows(out)
+    assert [(row["key"], row["status"], row["caption"]) for row in found] == [
+        ("000000", "ok", TEXTS[0]),
+        ("000000", "ok", "a yellow ring"),
+        ("000001", "ok", TEXTS[1]),
+        ("000001", "bad_text", None),
+        ("000002", "no_text", None),
+        ("000002", "ok", "a grey heart"),
+        ("000003", "ok", "three red stars"),
+    ]
+    for row in (row for row in found if row["status"] == "ok"):
+        features = demo_clip.text_features([row["caption"], row["prompt"]])
+        assert float(features[0] @ features[1]) == pytest.approx(row["similarity"], abs=1e-5)
+        assert len(row["token_ids"]) == 4
+        assert row["width"] is row["height"] is row["caption_similarity"] is None
+    report = json.loads((out / "_reports" / "b.json").read_text())
+    assert (report["rows"], report["ok"], report["failed"]) == (3, 2, {"bad_text": 1})
+    assert "line 2 is no JSON" in report["failures"][0]["reason"]
+    assert (out / "_SUCCESS").exists()
+    assert "5 texts" in shown
+    assert "image" not in shown
+    settings = json.loads((out / "_run.json").read_text())["settings"]
+    assert settings["source"] == {"kind": "texts", "column": "prompt"}
+
+
+def test_a_job_is_resumed_and_other_columns_are_refused(run: Run, tables: Path, tmp_path: Path) -> None:
+    words = ["--input", tables, "--output", tmp_path / "out", "--local", *FAST]
+    assert run(*words, "--key-column", "id")[0] == 0
+    assert [row["key"] for row in rows(tmp_path / "out")] == ["000001", "1", "2", "a", "b", "c", "d"]
+    assert "nothing to do: all 2 shards are done" in run(*words, "--key-column", "id")[1]
+    status, _, errors = run(*words)
+    assert status == 2
+    assert "key_column was 'id' and is None; choose another --output" in errors
+    data = [json.dumps({"prompt": "a yellow ring", "id": 1}), json.dumps({"prompt": "mended", "id": "000001"})]
+    (tables / "b.jsonl").write_text("\n".join([*data, json.dumps({"prompt": "a grey heart", "id": 2})]) + "\n")
+    status, _, errors = run(*words, "--key-column", "id", "--retry-failed")
+    assert status == 0, errors
+    assert {row["key"]: row["status"] for row in rows(tmp_path / "out")} == dict.fromkeys(
+        ["000001", "1", "2", *"abd"], "ok"
+    ) | {"c": "no_text"}
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_change_no_row(run: Run, tables: Path, tmp_path: Path, parts: int) -> None:
+    outs = [tmp_path / "whole", tmp_path / "parts"]
+    for out, count in zip(outs, (1, parts), strict=True):
+        assert run("--input", tables, "--output", out, "--parts", count, "--local", *FAST)[0] == 0
+    whole, cut = (pq.read_table(out).sort_by([("shard", "ascending"), ("key", "ascending")]) for out in outs)
+    assert whole.equals(cut)
+
+
+def test_the_output_of_captions_is_input(run: Run, scene_tars: list[str], tmp_path: Path) -> None:
+    out, short = tmp_path / "out", tmp_path / "short"
+    words = ["--model", "demo", "--steps", 10, "--swaps", 2, "--local"]
+    assert run("--input", scene_tars[0], "--output", out, "--tokens", 8, *words, job=caption)[0] == 0
+    status, _, errors = run(
+        "--input", out, "--column", "prompt", "--key-column", "key", "--output", short, "--tokens", 3, *words
+    )
+    assert status == 0, errors
+    long = {row["key"]: row["prompt"] for row in rows(out)}
+    assert {row["key"]: row["caption"] for row in rows(short)} == long
+    assert all(len(row["token_ids"]) == 3 for row in rows(short))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "status", "words"),
+    [
+        ("a.tar", b"x", 2, "is no table .*: a tar of images is read by: pez caption --input TAR"),
+        ("a.parquet", b"PAR1 and no more", 1, "a.parquet is a Parquet file that is damaged or cut short"),
+        ("a.jsonl", b'{"text": "a cat"}\n', 1, "has no column 'prompt'; it has 'text': name one with --column"),
+        ("a.jsonl", b"", 1, "a.jsonl is empty|a.jsonl holds no row"),
+        ("a.csv", b"prompt\na cat\n", 1, "is no table: found 'prompt'; expected Parquet, or JSON lines"),
+        ("a.jsonl", b'{"prompt": ""}\n', 1, "not one text was shortened: 1 no_text"),
+    ],
+)
+def test_what_cannot_be_shortened_is_one_line(
+    run: Run, tmp_path: Path, name: str, data: bytes, status: int, words: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    found, out, errors = run(
+        "--input", tmp_path / name, "--output", tmp_path / "out", "--local", "--attempts", 1, *FAST
+    )
+    assert found == status, errors
+    assert sum(bool(re.search(words, line)) for line in (errors if status == 2 else out).splitlines()) == 1
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_a_table_given_to_caption_names_the_command_that_takes_it(run: Run, tables: Path, tmp_path: Path) -> None:
+    words = ["--input", tables / "a.parquet", "--output", tmp_path / "out", "--local", "--model", "demo"]
+    status, _, errors = run(*words, job=caption)
+    assert status == 2
+    assert "is no tar (.tar, .tar.gz or .tgz): a table of texts is read by: pez distill --input TABLE" in errors
