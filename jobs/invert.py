@@ -103,18 +103,18 @@ def _read(given: tuple[str, ...]) -> tuple[list[str], list[Image.Image]]:
     Raises:
         UserError: one that cannot be read, or is no image.
     """
-    from pez.images import decode_image
+    from pez.images import ImageError, decode_image
 
     names, images = [], []
     for address in (address for each in given for address in _expanded(each)):
         shown = public_address(address) if "://" in address else address
         try:
-            images.append(decode_image(_bytes_of(address)))
-        except UserError:
-            raise
+            data = _bytes_of(address)
         except OSError as error:
             raise UserError(f"cannot read {shown}: {error.strerror or _one_line(error)}") from error
-        except ValueError as error:
+        try:
+            images.append(decode_image(data))
+        except ImageError as error:
             raise UserError(f"{shown}: {error}") from error
         names.append(shown.rstrip("/").rsplit("/", 1)[-1])
     return names, images

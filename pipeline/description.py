@@ -15,7 +15,15 @@ from typing import Any
 import pez
 from pez.demo import CLIPS
 from pez.settings import ALGORITHM
-from pipeline.settings import CaptionSettings, DistillSettings, LearnSettings, ModelSettings, TarSettings, TextSettings
+from pipeline.settings import (
+    CaptionSettings,
+    DistillSettings,
+    LearnSettings,
+    ModelSettings,
+    TarSettings,
+    TextSettings,
+    VerifySettings,
+)
 from pipeline.sources.base import Source
 from pipeline.sources.choice import source_of
 
@@ -133,6 +141,6 @@ def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
 
 _DEFAULTS = {
     field.name: field.default
-    for kind in (CaptionSettings, DistillSettings, pez.PezSettings)
+    for kind in (CaptionSettings, DistillSettings, pez.PezSettings, VerifySettings)
     for field in dataclasses.fields(kind)
 }

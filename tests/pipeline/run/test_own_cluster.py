@@ -130,5 +130,5 @@ def test_what_is_submitted_leaves_data_and_outputs_at_home(make_tar: MakeTar, tm
         [sys.executable, "-m", "zipfile", "-l", package], capture_output=True, text=True, check=True
     )
     packed = {line.split()[0] for line in listed.stdout.splitlines()[1:]}
-    assert "pipeline/run/cluster.py" in {name.partition("/")[2] or name for name in packed} | packed
+    assert "pipeline/cluster.py" in {name.partition("/")[2] or name for name in packed} | packed
     assert not [name for name in packed for out in kept_out if name.endswith(out)]

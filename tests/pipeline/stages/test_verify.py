@@ -237,7 +237,7 @@ def test_a_generator_that_does_not_load_claims_nothing(
     assert statuses == [2, 2, 0]
     assert told.err.count("cannot load the generator") == 2
     assert len(told.err.strip().splitlines()) == 2
-    assert json.loads((out / "_verify.json").read_text())["settings"]["verify"] == "demo"
+    assert json.loads((out / "_verify.json").read_text())["settings"]["generator"]["verify"] == "demo"
 
 
 def test_a_damaged_marker_is_made_again(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
@@ -282,7 +282,7 @@ def test_files_of_models_are_named_from_the_root(tmp_path: Path, monkeypatch: py
 def test_originals_are_read_as_they_were_captioned(
     make_tar: MakeTar, images: list[Image.Image], tmp_path: Path, verifier: Verifier
 ) -> None:
-    table = PromptTable(str(tmp_path / "left"), CAPTIONED | {"image_key": "left.png"})
+    table = PromptTable(str(tmp_path / "left"), CAPTIONED | {"source": {"image_key": "left.png"}})
     table.claim()
     shard = Shard(make_tar("in/l.tar", [("0.right.png", encoded(images[1])), ("0.left.png", encoded(images[0]))]), "l")
     table.publish(shard, [Row("0", shard.url, "ok", prompt=PROMPTS[0])], 1.0)
