@@ -13,9 +13,7 @@ from torchvision.transforms import Compose, ToTensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from pez import lists
-from pez.demo import CLIPS, load_demo_clip
 from pez.errors import UserError
-from pez.models.load import check_model, load_open_clip
 from pez.models.text_encoder import TextEncoder, frame_of, framed, text_encoder, text_tower
 from pez.modes import own_modes
 from pez.pictures import Pictures, rgb_images
@@ -24,46 +22,9 @@ from pez.tokens import Tokens
 from pez.vocabulary import Vocabulary
 from pez.words import letter_tokens, word_tokens
 
-__all__ = ["Clip", "check_model", "load_clip"]
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 _FEATURES_AT_ONCE = 16  # rows of every image or text batch, short ones are padded: results do not depend on neighbours
-
-
-def load_clip(
-    name: str = "ViT-H-14",
-    pretrained: str | None = "laion2b_s32b_b79k",
-    device: str | torch.device = "cpu",
-    precision: Precision = "fp32",
-    compiled: bool = False,
-) -> "Clip":
-    """Load an open_clip model.
-
-    Args:
-        name: an open_clip name ("ViT-H-14"), "hf-hub:ORG/REPO", "local-dir:FOLDER" with open_clip_config.json, "demo" or
-            "demo-judge".
-        pretrained: a tag of that name; a file with a tag's weights, as TAG=FILE; any checkpoint file; "none" = random
-            weights, with a warning. All names but open_clip's carry their weights and ignore it.
-        device: where the model lives.
-        precision: of the optimisation; images and texts are always encoded in float32 (float64 with "fp64").
-        compiled: compile the text tower's block; for long runs on a GPU.
-
-    A file has the activation and the preprocessing of the tag that is named; or of the tag that its hash or its folder in the
-    hub's cache tells; or of an open_clip_config.json beside it. Else one warning says what was assumed.
-
-    Nothing that comes with a model is run as code: checkpoints are safetensors or are read as plain tensors.
-
-    Raises:
-        UserError: no such model, no such checkpoint, weights that do not fit the model or are not finite; one line.
-    """
-    if precision not in DTYPES:
-        raise UserError(f"precision is {precision!r}; expected one of {', '.join(DTYPES)}")
-    if name in CLIPS:
-        return load_demo_clip(device, precision, compiled, CLIPS[name])
-    with own_modes():
-        model, preprocess, tokenizer, label = load_open_clip(name, pretrained)
-        return Clip(model, preprocess, tokenizer, label, torch.device(device), precision, compiled=compiled)
 
 
 class Clip:
