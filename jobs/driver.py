@@ -26,6 +26,7 @@ from pipeline.terminal import Activity, count, open_console, plain, prompt_table
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pipeline.failures import FailureLog
     from pipeline.progress import JobProgress
     from pipeline.rows import ShardReport
     from pipeline.run.cluster import ActorPlan
@@ -64,6 +65,7 @@ def run(job: TableJob) -> int:
             if not job.local:
                 import pipeline.run.cluster  # noqa: F401
             from pipeline.description import describe, in_full
+            from pipeline.failures import FailureLog
             from pipeline.progress import JobProgress
             from pipeline.run.hub import check_reachable
             from pipeline.run.shared_disk import check_outside_package
@@ -109,17 +111,23 @@ def run(job: TableJob) -> int:
     already_verified = len(done) - len(work.unverified) if verified else None
     progress = JobProgress(len(units), len(done), console, verified=already_verified, noun=job.noun)
     failed: dict[str, str] = {}
+    failures = FailureLog(table)
     try:
         if not work.pending and not work.unverified:
             say(console, f"nothing to do: {all_are(len(units), 'done and verified' if verifies else 'done')}")
         else:
             with progress:
-                failed = _on_ray(job, work, plans, progress) if plans else _serially(job, work, device, progress)
+                if plans:
+                    failed = _on_ray(job, work, plans, progress, failures)
+                else:
+                    failed = _serially(job, work, device, progress, failures)
     except KeyboardInterrupt:
         done_so_far = f"{progress.done} of {len(units)} shards are done"
         raise KeyboardInterrupt(f"{done_so_far}; run the same command to go on") from None
     if not failed:
         sweep_parts(units, table)
+    failures.conclude(failed, units)
+    failed = failures.located(failed, units)
     return _conclude(table, units, failed, progress.reports, not_taken, job.noun, console)
 
 
@@ -164,7 +172,7 @@ def _plans(job: TableJob) -> tuple[ActorPlan, ActorPlan]:
     return (plan, plan) if job.verification.verify is None else cluster.plan_verifiers(job.cluster, plan)
 
 
-def _serially(job: TableJob, work: _Work, device: str, progress: JobProgress) -> dict[str, str]:
+def _serially(job: TableJob, work: _Work, device: str, progress: JobProgress, failures: FailureLog) -> dict[str, str]:
     """One stage after the other in this process: there is room for one model."""
     from pipeline.stages.learn import Captioner, run_serially
     from pipeline.stages.verify import verify_serially
@@ -178,7 +186,9 @@ def _serially(job: TableJob, work: _Work, device: str, progress: JobProgress) ->
     if captioner is not None:
         attempts, retry = job.cluster.attempts, job.retry_failed
         progress.watch(captioner)
-        failed = run_serially(units, captioner, work.table, progress.report, attempts, progress.note, retry)
+        failed = run_serially(
+            units, captioner, work.table, progress.report, attempts, progress.note, retry, failures.record
+        )
         progress.watch(None)
     del captioner
     if work.verified is None:
@@ -188,11 +198,17 @@ def _serially(job: TableJob, work: _Work, device: str, progress: JobProgress) ->
         progress.doing(f"loading the generator {job.verification.verify}")
     told, attempts = progress.report_verified, job.cluster.attempts
     return failed | verify_serially(
-        shards, work.verified, job.verification, device, told, progress.watch, attempts, progress.note
+        shards, work.verified, job.verification, device, told, progress.watch, attempts, progress.note, failures.record
     )
 
 
-def _on_ray(job: TableJob, work: _Work, plans: tuple[ActorPlan, ActorPlan], progress: JobProgress) -> dict[str, str]:
+def _on_ray(
+    job: TableJob,
+    work: _Work,
+    plans: tuple[ActorPlan, ActorPlan],
+    progress: JobProgress,
+    failures: FailureLog,
+) -> dict[str, str]:
     from pipeline.run import cluster
     from pipeline.run.cluster import Stage
 
@@ -209,7 +225,7 @@ def _on_ray(job: TableJob, work: _Work, plans: tuple[ActorPlan, ActorPlan], prog
                 job.verification, plans[1], work.verified, work.unverified, progress.report_verified, disk
             )
             stages.append(stage)
-        return cluster.run_on_ray(units, stages, job.cluster, progress.look, progress.note)
+        return cluster.run_on_ray(units, stages, job.cluster, progress.look, progress.note, failures.record)
 
 
 def connecting(settings: ClusterSettings) -> str:

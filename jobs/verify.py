@@ -46,6 +46,7 @@ def verify(job: VerifyJob) -> int:
             if not job.local:
                 import pipeline.run.cluster  # noqa: F401
             from pipeline.description import model_of
+            from pipeline.failures import FailureLog
             from pipeline.progress import JobProgress
             from pipeline.run.hub import check_reachable
             from pipeline.run.shared_disk import check_outside_package
@@ -89,6 +90,7 @@ def verify(job: VerifyJob) -> int:
             check_reachable(*score_model(job.verification, guide.model))
     progress = JobProgress(len(shards), None, console, verified=len(shards) - len(pending))
     failed: dict[str, str] = {}
+    failures = FailureLog(table)
     try:
         if not pending:
             say(console, f"nothing to do: {all_are(len(shards), 'verified')}")
@@ -108,6 +110,7 @@ def verify(job: VerifyJob) -> int:
                         progress.watch,
                         job.cluster.attempts,
                         progress.note,
+                        failures.record,
                     )
                 else:
                     actors = count(plan.actors, "actor")
@@ -115,11 +118,14 @@ def verify(job: VerifyJob) -> int:
                     told = progress.report_verified
                     with cluster.seen_by_actors(table, pending) as disk:
                         stage = cluster.verify_stage(job.verification, plan, verified, (), told, disk)
-                        failed = cluster.run_on_ray(pending, [stage], job.cluster, progress.look, progress.note)
+                        failed = cluster.run_on_ray(
+                            pending, [stage], job.cluster, progress.look, progress.note, failures.record
+                        )
     except KeyboardInterrupt:
         told_so_far = f"{progress.verified} of {count(len(shards), 'shard')} verified"
         raise KeyboardInterrupt(f"{told_so_far}; run the same command to go on") from None
-    for url, reason in failed.items():
+    failures.conclude(failed, shards)
+    for url, reason in failures.located(failed, shards).items():
         say(console, plain(f"failed: {url}: {reason}"), "red")
     show_first(table, [shard for shard in shards if shard.url not in failed], console)
     if failed:

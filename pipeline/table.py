@@ -289,16 +289,24 @@ class PromptTable(OutputFolder):
         return None if values is None else ShardReport.read(values)
 
     def publish(
-        self, shard: Shard, rows: Sequence[Row], seconds: float, left_out: Mapping[str, int] | None = None
+        self,
+        shard: Shard,
+        rows: Sequence[Row],
+        seconds: float,
+        left_out: Mapping[str, int] | None = None,
+        warnings: Sequence[str] = (),
     ) -> ShardReport:
         """Write a shard's rows, then its report: a crash between the two leaves the shard to be done again.
+
+        Args:
+            left_out, warnings: for the report.
 
         Raises:
             OutputError: the folder does not take them: full, read-only, or an object store that keeps failing.
             UserError: another run has claimed the folder with other settings.
         """
         self.check_claim()
-        report = report_of(shard, rows, seconds, self.fingerprint, left_out)
+        report = report_of(shard, rows, seconds, self.fingerprint, left_out, warnings)
         self.write_rows(f"{shard.stem}.parquet", rows)
         self.put(f"_reports/{shard.stem}.json", (json.dumps(dataclasses.asdict(report), indent=2) + "\n").encode())
         return report

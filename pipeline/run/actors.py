@@ -9,6 +9,7 @@ import ray
 import pez
 from pipeline.description import model_of
 from pipeline.rows import ShardReport
+from pipeline.run import warning_log
 from pipeline.run.resources import ActorPlan
 from pipeline.run.shared_disk import SharedDisk
 from pipeline.run.stage import Stage
@@ -28,6 +29,7 @@ class _Actor:
         import torch
 
         torch.set_num_threads(threads)
+        warning_log.install()
         self.problem: Exception | None = None
         with self._told():
             disk.check(ray.util.get_node_ip_address())

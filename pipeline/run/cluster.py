@@ -17,7 +17,7 @@ from pipeline.run.pool import Pool
 from pipeline.run.ray_connection import connect
 from pipeline.run.resources import ActorPlan, caption_plan, verify_plan
 from pipeline.run.shared_disk import SharedDisk, shared_disk
-from pipeline.run.stage import ActorStartError, Stage
+from pipeline.run.stage import ActorStartError, OnFailure, Stage
 from pipeline.settings import ClusterSettings
 from pipeline.sources.shards import Shard
 from pipeline.table import PromptTable
@@ -62,6 +62,7 @@ def run_on_ray(
     settings: ClusterSettings,
     on_progress: Callable[[list[Any]], None] = lambda _: None,
     on_note: Callable[[str], None] = lambda _: None,
+    on_failure: OnFailure = lambda *_: None,
 ) -> dict[str, str]:
     """Take shards through the stages, each a pool of actors; a shard enters the next stage when it has left the last.
 
@@ -69,6 +70,7 @@ def run_on_ray(
         shards: or parts of them; a shard is merged, by an actor, when all its parts are done, and leaves the stage then.
         on_progress: called now and then with what the busy actors of all stages have done of their shards.
         on_note: called with one line for each thing that went wrong and was mended.
+        on_failure: called with each attempt that fails: the unit, the reason and the traceback.
 
     Returns:
         reason by address, of the shards that were given up.
@@ -76,7 +78,7 @@ def run_on_ray(
     Raises:
         ActorStartError: a model cannot be loaded; nothing was done by the actor that says so.
     """
-    pools = [Pool(stage, settings, on_note) for stage in stages]
+    pools = [Pool(stage, settings, on_note, on_failure) for stage in stages]
     for pool in pools:
         pool.beside = [other for other in pools if other is not pool]
     pools[0].add(shards)

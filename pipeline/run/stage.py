@@ -7,6 +7,9 @@ from typing import Any
 from pez.errors import UserError
 from pipeline.sources.shards import Shard
 
+OnFailure = Callable[[Shard, str, str], None]
+"""takes the unit of an attempt that failed, the reason in one line, and the traceback, empty where there is none"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:

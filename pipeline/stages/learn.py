@@ -1,5 +1,6 @@
 """The journey of one shard: tar, images, features, prompts, table."""
 
+import contextlib
 import dataclasses
 import math
 from collections import Counter
@@ -16,7 +17,9 @@ from pez.learn import learn_tasks
 from pez.models.clip import check_model
 from pipeline.description import describe as describe
 from pipeline.rows import Row, ShardReport
+from pipeline.run import warning_log
 from pipeline.run.serial import in_turn
+from pipeline.run.stage import OnFailure
 from pipeline.settings import LearnSettings, ModelSettings
 from pipeline.sources.ahead import ahead, batches
 from pipeline.sources.base import Item, LateCaption, Source, UnitError
@@ -96,13 +99,13 @@ def caption_shard(
     if shard.parts > 1:
         return merge_parts(shard, table)
     left_out: Counter[str] = Counter()
-    with captioner.clock.work() as seconds:
+    with captioner.clock.work() as seconds, captioner.recording() as warnings:
         rows = dict(captioner.caption(shard, captioner.items(shard, left_out)))
         if not rows:
             raise captioner.nothing_in(shard)
         if report := table.finished(shard):  # by another run on the same output, meanwhile
             return report
-        return table.publish(shard, [rows[i] for i in sorted(rows)], seconds(), left_out)
+        return table.publish(shard, [rows[i] for i in sorted(rows)], seconds(), left_out, warnings())
 
 
 def _caption_part(part: Shard, captioner: "Captioner", table: PromptTable) -> PartReport:
@@ -113,13 +116,13 @@ def _caption_part(part: Shard, captioner: "Captioner", table: PromptTable) -> Pa
         return report
     left_out: Counter[str] = Counter()
     samples = PartSamples(part, captioner.items(part, left_out))
-    with captioner.clock.work() as seconds:
+    with captioner.clock.work() as seconds, captioner.recording() as warnings:
         rows = dict(captioner.caption(part, samples))
         if not samples.count:
             raise captioner.nothing_in(part)
         if table.finished(part):  # another run on the same output has just merged and removed the parts
             return part_of_whole(part, table)
-        return publish_part(part, [rows[i] for i in sorted(rows)], samples, left_out, seconds(), table)
+        return publish_part(part, [rows[i] for i in sorted(rows)], samples, left_out, seconds(), table, warnings())
 
 
 def _caption_failed(shard: Shard, earlier: ShardReport, captioner: "Captioner", table: PromptTable) -> ShardReport:
@@ -136,7 +139,7 @@ def _caption_failed(shard: Shard, earlier: ShardReport, captioner: "Captioner", 
             if sample.key in failed:
                 yield sample
 
-    with captioner.clock.work() as seconds:
+    with captioner.clock.work() as seconds, captioner.recording() as warnings:
         new = {row.key: row for _, row in captioner.caption(shard, again())}
         spent = earlier.seconds + seconds()
     if [key for _, key in sorted(keys)] != [row.key for row in rows]:
@@ -145,7 +148,9 @@ def _caption_failed(shard: Shard, earlier: ShardReport, captioner: "Captioner", 
             f"remove {table.url}/{shard.stem}.parquet to caption all of it again"
         )
     table.remove(f"_verified/{shard.stem}.json")  # it was of the earlier rows
-    return table.publish(shard, [new.get(row.key, row) for row in rows], spent, left_out)
+    return table.publish(
+        shard, [new.get(row.key, row) for row in rows], spent, left_out, [*earlier.warnings, *warnings()]
+    )
 
 
 class Captioner:
@@ -168,12 +173,19 @@ class Captioner:
     ) -> None:
         self.settings, self.method, self.threads = settings, method, threads
         self.source = source or source_of(settings)
-        self.clip = load_model(settings, device)
+        with warning_log.recording() as self.opening:
+            self.clip = load_model(settings, device)
         self.clip.vocabulary(method)  # a word that the model does not have ends the start, and not each shard
         self.lanes = SharedLanes(self._tasks_of, self._learn, settings.lanes // _IMAGES_AT_ONCE) if shared else None
         self.clock = WorkClock()
         self._in_work: dict[int, _ShardInWork] = {}
         self._taken: dict[int, int] = {}  # steps of each task that is being learned, by its identity
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[Callable[[], list[str]]]:
+        """Around the work on one unit; gives a function for the warnings that concern it, those of loading included."""
+        with warning_log.recording() as found:
+            yield lambda: list(dict.fromkeys([*self.opening, *found]))
 
     @property
     def progress(self) -> Progress:
@@ -393,6 +405,7 @@ def run_serially(
     attempts: int = 1,
     on_note: Callable[[str], None] = lambda _: None,
     retry_failed: bool = False,
+    on_failure: OnFailure = lambda *_: None,
 ) -> dict[str, str]:
     """Caption shard after shard in this process; those that failed come again after the others.
 
@@ -401,6 +414,7 @@ def run_serially(
         attempts: tries that a shard has before it is given up.
         on_note: called with one line for each failure that is tried again.
         retry_failed: see caption_shard.
+        on_failure: see in_turn.
 
     Returns:
         reason by address, of the shards that failed.
@@ -411,7 +425,7 @@ def run_serially(
         on_report(caption_shard(shard, captioner, table, retry_failed))
         return parts.whole_after(shard) if shard.part is not None else None
 
-    return in_turn(shards, work, attempts, on_note)
+    return in_turn(shards, work, attempts, on_note, on_failure)
 
 
 def _rejection(shard: Shard, item: Item) -> Row:

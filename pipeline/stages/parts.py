@@ -38,6 +38,8 @@ class PartReport:
     """members of the tar that are in no row of the whole shard"""
     gaps: list[int] = dataclasses.field(default_factory=list)
     """numbers below the last sample's that no sample of the whole shard has"""
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    """see ShardReport"""
 
 
 class PartSamples:
@@ -105,6 +107,7 @@ def publish_part(
     left_out: Mapping[str, int],
     seconds: float,
     table: PromptTable,
+    warnings: Sequence[str] = (),
 ) -> PartReport:
     """Write a part's rows and report as one file."""
     assert part.part is not None
@@ -121,6 +124,7 @@ def publish_part(
         fingerprint=table.fingerprint,
         left_out=dict(left_out),
         gaps=samples.gaps,
+        warnings=list(warnings),
     )
     table.write_rows(_name(part), rows, {_ABOUT: json.dumps(dataclasses.asdict(report)).encode()})
     return report
@@ -148,7 +152,8 @@ def merge_parts(shard: Shard, table: PromptTable) -> ShardReport:
         raise UnitError(f"{shard.url} was replaced while its parts were captioned, or parts were removed; try it again")
     gaps, left = set(reports[0].gaps), [iter(some) for some in rows]
     merged = [next(left[i % shard.parts]) for i in range(count + len(gaps)) if i not in gaps]
-    whole = table.publish(shard, merged, sum(r.seconds for r in reports), reports[0].left_out)
+    warnings = list(dict.fromkeys(text for report in reports for text in report.warnings))
+    whole = table.publish(shard, merged, sum(r.seconds for r in reports), reports[0].left_out, warnings)
     table.remove(_folder(shard))
     return whole
 

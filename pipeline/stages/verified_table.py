@@ -67,6 +67,8 @@ class VerifyReport:
     failures: list[dict[str, str]]
     """key and reason of the first rows that could not be regenerated"""
     fingerprint: str
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    """what was done otherwise than asked for"""
 
 
 Keep = Callable[[str, str, Sequence[Image.Image | None]], None]
@@ -145,8 +147,10 @@ class VerifiedTable:
         if about.get("fingerprint") != self.fingerprint:
             return None
         try:
-            return VerifyReport(**{f.name: values[f.name] for f in dataclasses.fields(VerifyReport)})
-        except KeyError:
+            return VerifyReport(
+                **{f.name: values[f.name] for f in dataclasses.fields(VerifyReport) if f.name in values}
+            )
+        except TypeError:  # a field is missing
             return None
 
     def _marker(self, stem: str) -> dict[str, Any] | None:
@@ -165,7 +169,13 @@ class VerifiedTable:
         return written if written is not None and written.get("fingerprint") != self.fingerprint else None
 
     def publish(
-        self, shard: Shard, rows: pa.Table, found: Mapping[str, Regenerated], about: dict[str, Any], seconds: float
+        self,
+        shard: Shard,
+        rows: pa.Table,
+        found: Mapping[str, Regenerated],
+        about: dict[str, Any],
+        seconds: float,
+        warnings: Sequence[str] = (),
     ) -> VerifyReport:
         """Write a shard's rows again with the columns of verification filled in, then the marker.
 
@@ -190,7 +200,7 @@ class VerifiedTable:
         for field, values in zip(VERIFIED, columns, strict=True):
             plain = plain.append_column(field, pa.array(values, field.type))
         told = json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()
-        report = self._report(shard, found, seconds)
+        report = dataclasses.replace(self._report(shard, found, seconds), warnings=list(dict.fromkeys(warnings)))
         self.prompts.write_table(
             f"{shard.stem}.parquet", plain.replace_schema_metadata({**(rows.schema.metadata or {}), _ABOUT: told})
         )
