@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
 
 CAPTIONED = pa.schema(
     [
@@ -107,7 +107,7 @@ class ShardReport:
 
 
 def report_of(
-    shard: Shard, rows: Sequence[Row], seconds: float, run: str, left_out: Mapping[str, int] | None = None
+    shard: Unit, rows: Sequence[Row], seconds: float, run: str, left_out: Mapping[str, int] | None = None
 ) -> ShardReport:
     """Count a shard's rows."""
     bad = [row for row in rows if row.status != "ok"]
