@@ -18,7 +18,7 @@ from jobs.arguments import POSITIONAL
 from jobs.driver import all_are, connecting, show_first
 from jobs.options import RunOptions, VerifyOptions, expect_device, expect_device_here, expect_generator, refuse_ignored
 from pez.errors import UserError
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
 from pipeline.terminal import Activity, count, open_console, plain, say
 
 
@@ -51,7 +51,7 @@ def verify(job: VerifyJob) -> int:
             from pipeline.run.hub import check_reachable
             from pipeline.run.shared_disk import check_outside_package
             from pipeline.settings import cluster_address
-            from pipeline.sources.inputs import expand_shards
+            from pipeline.sources.inputs import expand_inputs
             from pipeline.stages.verify import (
                 check_verification,
                 resolved,
@@ -72,7 +72,7 @@ def verify(job: VerifyJob) -> int:
         if not shards:
             raise UserError(f"no finished shard in {table.url}; run jobs.caption first")
         if job.input:
-            shards = with_sources(shards, expand_shards(job.input))
+            shards = with_sources(shards, expand_inputs(job.input))
         plan = None
         if job.local:
             device = job.local_device()
@@ -135,7 +135,7 @@ def verify(job: VerifyJob) -> int:
     return 0
 
 
-def with_sources(shards: Sequence[Shard], given: Sequence[Shard]) -> list[Shard]:
+def with_sources(shards: Sequence[Unit], given: Sequence[Unit]) -> list[Unit]:
     """Shards of the output, each opened where it was given, if it was.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
 
 CAPTIONED = pa.schema(
     [
@@ -109,7 +109,7 @@ class ShardReport:
 
 
 def report_of(
-    shard: Shard,
+    shard: Unit,
     rows: Sequence[Row],
     seconds: float,
     run: str,

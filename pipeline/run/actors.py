@@ -14,6 +14,7 @@ from pipeline.run.resources import ActorPlan
 from pipeline.run.shared_disk import SharedDisk
 from pipeline.run.stage import Stage
 from pipeline.settings import LearnSettings, VerifySettings
+from pipeline.sources.base import Source
 from pipeline.sources.shards import Shard
 from pipeline.stages.learn import Captioner, Progress, caption_shard
 from pipeline.stages.parts import PartReport
@@ -61,11 +62,12 @@ class CaptionActor(_Actor):
         described: dict[str, Any],
         retry_failed: bool,
         disk: SharedDisk,
+        source: Source | None,
     ) -> None:
         super().__init__(plan.threads, disk)
         if self.problem is None:
             with self._told():
-                self.captioner = Captioner(settings, method, plan.device, plan.threads, shared=True)
+                self.captioner = Captioner(settings, method, plan.device, plan.threads, shared=True, source=source)
                 self.table = PromptTable(url, described, columns=self.captioner.source.columns)
                 self.retry_failed = retry_failed
 
@@ -110,16 +112,18 @@ def actor_starter(
     retry_failed: bool = False,
     at_once: int = 1,
     disk: SharedDisk = SharedDisk(),  # noqa: B008 - frozen
+    source: Source | None = None,
 ) -> Callable[[], Any]:
     """What makes the job's actors.
 
     Args:
         at_once: shards that an actor may be given at a time.
         disk: what each must see.
+        source: how units are read; default = as the settings say.
     """
     # One more thread answers progress() while shards are in work.
     options = {"num_cpus": plan.cpus, "num_gpus": plan.gpus, "max_concurrency": at_once + 1}
-    told = (settings, method, plan, url, described, retry_failed, disk)
+    told = (settings, method, plan, url, described, retry_failed, disk, source)
     return lambda: CaptionActor.options(**options).remote(*told)  # type: ignore[attr-defined]
 
 

@@ -13,8 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.rows import Row, ShardReport
-from pipeline.sources.base import Item, LateCaption, UnitError
-from pipeline.sources.base import Unit as Shard
+from pipeline.sources.base import Item, LateCaption, Unit, UnitError
 from pipeline.table import PromptTable
 
 
@@ -45,7 +44,7 @@ class PartReport:
 class PartSamples:
     """Passes a part's samples on and takes note of all the others."""
 
-    def __init__(self, shard: Shard, samples: Iterator[Item]) -> None:
+    def __init__(self, shard: Unit, samples: Iterator[Item]) -> None:
         self.shard, self.samples = shard, samples
         self.count = 0
         self.keys = hashlib.sha256()
@@ -71,7 +70,7 @@ class PartsLeft:
     def __init__(self) -> None:
         self.done: Counter[str] = Counter()
 
-    def whole_after(self, part: Shard) -> Shard | None:
+    def whole_after(self, part: Unit) -> Unit | None:
         """The shard, to be merged, where the part that has just been done was its last."""
         self.done[part.url] += 1
         if self.done[part.url] < part.parts:
@@ -80,12 +79,12 @@ class PartsLeft:
         return dataclasses.replace(part, part=None)
 
 
-def split_shard(shard: Shard, parts: int) -> list[Shard]:
+def split_shard(shard: Unit, parts: int) -> list[Unit]:
     """A shard as so many parts; one is the shard itself."""
     return [dataclasses.replace(shard, part=i, parts=parts) for i in range(parts)] if parts > 1 else [shard]
 
 
-def finished_part(part: Shard, table: PromptTable) -> PartReport | None:
+def finished_part(part: Unit, table: PromptTable) -> PartReport | None:
     """The report of a part that is done, or None."""
     about = table.read_metadata(_name(part))
     values = json.loads((about or {}).get(_ABOUT, b"{}"))
@@ -94,14 +93,14 @@ def finished_part(part: Shard, table: PromptTable) -> PartReport | None:
     return PartReport(**values)
 
 
-def part_of_whole(part: Shard, table: PromptTable) -> PartReport:
+def part_of_whole(part: Unit, table: PromptTable) -> PartReport:
     """The report of a part that is not needed, as its shard is done."""
     assert part.part is not None
     return PartReport(part.url, part.part, part.parts, 0, "", 0, 0.0, 0.0, table.fingerprint)
 
 
 def publish_part(
-    part: Shard,
+    part: Unit,
     rows: Sequence[Row],
     samples: PartSamples,
     left_out: Mapping[str, int],
@@ -130,7 +129,7 @@ def publish_part(
     return report
 
 
-def merge_parts(shard: Shard, table: PromptTable) -> ShardReport:
+def merge_parts(shard: Unit, table: PromptTable) -> ShardReport:
     """Make the shard's Parquet and report of its parts, then remove them.
 
     Raises:
@@ -158,7 +157,7 @@ def merge_parts(shard: Shard, table: PromptTable) -> ShardReport:
     return whole
 
 
-def sweep_parts(shards: Sequence[Shard], table: PromptTable) -> None:
+def sweep_parts(shards: Sequence[Unit], table: PromptTable) -> None:
     """Remove what other divisions and lost runs left of finished shards."""
     left = table.folders("_parts")
     for shard in shards:
@@ -169,9 +168,9 @@ def sweep_parts(shards: Sequence[Shard], table: PromptTable) -> None:
 _ABOUT = b"pez-part"  # of a Parquet's schema metadata
 
 
-def _folder(shard: Shard) -> str:
+def _folder(shard: Unit) -> str:
     return f"_parts/{shard.stem}"
 
 
-def _name(part: Shard) -> str:
+def _name(part: Unit) -> str:
     return f"{_folder(part)}/{part.part}-of-{part.parts}.parquet"

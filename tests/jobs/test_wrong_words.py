@@ -9,7 +9,7 @@ import pez
 from jobs import caption, command
 from pipeline.run.cluster import ActorPlan, ActorStartError, Stage, actor_starter, run_on_ray
 from pipeline.settings import CaptionSettings, ClusterSettings
-from pipeline.sources.shards import name_shards
+from pipeline.sources.units import name_units
 from pipeline.stages.learn import Captioner, describe
 
 SETTINGS = CaptionSettings(model="demo", lanes=16)
@@ -47,7 +47,7 @@ def test_an_unknown_word_in_the_allowlist_ends_a_job_on_ray(scene_tars: list[str
     notes: list[str] = []
     with pytest.raises(ActorStartError, match="'qqqqxzqq' in the allowlist"):
         run_on_ray(
-            name_shards(scene_tars),
+            name_units(scene_tars),
             [Stage("captions", starter, 1, lambda _: None)],
             ClusterSettings(),
             on_note=notes.append,

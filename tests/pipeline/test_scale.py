@@ -28,7 +28,7 @@ import pez
 from jobs.caption import CaptionJob, caption
 from pipeline.run import cluster
 from pipeline.settings import CaptionSettings, ClusterSettings
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
 from pipeline.stages.learn import Captioner, caption_shard, describe
 from pipeline.table import PromptTable
 
@@ -111,7 +111,7 @@ def test_the_driver_stays_small_and_quick_over_many_shards_and_a_resume_reads_no
     assert sum(name.startswith("_reports/") for name in reads) <= 2  # of the shard that is shown at the end
     start = time.monotonic()
     table = PromptTable(str(out), describe(job.caption, job.method, "cpu"))
-    shards = [Shard(f"memory://shards/{i:08d}.tar", f"{i:08d}") for i in range(SHARDS)]
+    shards = [Unit(f"memory://shards/{i:08d}.tar", f"{i:08d}") for i in range(SHARDS)]
     assert table.divide(shards, retry_failed=True)[1] == []
     seconds_to_read = time.monotonic() - start
     print(
@@ -169,11 +169,11 @@ def picture() -> bytes:
     return encoded(Image.effect_noise((1200, 900), 80).convert("RGB"), "BMP")
 
 
-def generated(image: bytes, gigabytes: float) -> Shard:
+def generated(image: bytes, gigabytes: float) -> Unit:
     fsspec.register_implementation("generated", GeneratedTars, clobber=True)
     GeneratedTars.image = image
     members = round(gigabytes * 2**30 / len(image))
-    return Shard(f"generated://{members}.tar", f"{members}")
+    return Unit(f"generated://{members}.tar", f"{members}")
 
 
 def test_a_shard_is_streamed_and_never_held(tmp_path: Path, picture: bytes) -> None:

@@ -21,7 +21,7 @@ from samples_on_disk import MakeTar, encoded
 import pez
 from pipeline.run.cluster import ActorPlan, Stage, actor_starter, run_on_ray, verify_stage
 from pipeline.settings import CaptionSettings, ClusterSettings, VerifySettings
-from pipeline.sources.shards import name_shards
+from pipeline.sources.units import name_units
 from pipeline.stages.learn import Captioner, describe, run_serially
 from pipeline.stages.verify import verified_table, verify_serially
 from pipeline.table import PromptTable
@@ -34,7 +34,7 @@ VERIFY = VerifySettings(verify="demo", verify_steps=1)
 def test_both_stages_on_ray_with_a_verifier_killed_write_what_a_serial_run_writes(
     scene_tars: list[str], tmp_path: Path
 ) -> None:
-    shards = name_shards(scene_tars)
+    shards = name_units(scene_tars)
     described = describe(SETTINGS, METHOD, "cpu")
     serial, spread = (PromptTable(str(tmp_path / name), described) for name in ("serial", "ray"))
     assert run_serially(shards, Captioner(SETTINGS, METHOD), serial, lambda _: None) == {}
