@@ -215,7 +215,7 @@ def _write_picture(job: EvaluateJob, originals: Originals, made: dict[str, list[
 def _steps_of(job: EvaluateJob, images: int) -> int:
     """Steps until all prompts are learned, so many side by side."""
     method, rounds = job.method, -(-images // job.caption.lanes)
-    return rounds * (method.steps * method.restarts + (0 if method.exact else method.swaps))
+    return rounds * method.total_steps
 
 
 def drawn(count: int) -> Originals:
@@ -264,7 +264,7 @@ def read(job: EvaluateJob) -> Originals:
 
 def random_prompts(guide: Clip, method: pez.PezSettings, keys: Sequence[str]) -> list[str]:
     """Prompts of as many random tokens as the learned ones have, of the same vocabulary."""
-    from pez.engine import generator_for
+    from pez.seeds import generator_for
 
     vocabulary = guide.vocabulary(method)
     seeds = [generator_for(method.seed, key, 0) for key in keys]

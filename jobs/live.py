@@ -10,7 +10,7 @@ from pipeline.terminal import Column, FittedTable, plain, say
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pez.engine import Step, Task
+    from pez.tasks import Step, Task
 
 
 class LivePrompts:
@@ -27,8 +27,7 @@ class LivePrompts:
         from rich.live import Live
 
         self.clip, self.names, self.console, self.noun = clip, names, console, noun
-        rounds = 0 if method.exact else method.swaps
-        self.steps = method.steps * method.restarts + rounds
+        self.steps = method.total_steps
         self.taken = 0
         self.best: dict[int, tuple[float, list[int], Task]] = {}
         self.shown: dict[int, float] = {}
@@ -47,7 +46,7 @@ class LivePrompts:
         self.taken += 1
         scores, ids = step.best_score.tolist(), step.best_ids.tolist()
         for task, score, row in zip(step.tasks, scores, ids, strict=True):
-            if task is not None and score > self.best.get(task.handle, (-1.0,))[0]:
+            if score > self.best.get(task.handle, (-1.0,))[0]:
                 self.best[task.handle] = (score, row, task)
         every = 10 if self.live else max(1, self.steps // 10)
         if self.taken % every and self.taken not in (1, self.steps):

@@ -1,23 +1,21 @@
 """Images or texts in, hard prompts out."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from pez.engine import Learned, Step, Task, learn, sixteens
+from pez.engine import Engine, OnStep
 from pez.errors import UserError
-from pez.models.clip import Clip, ClipObjective
+from pez.methods.pez import sixteens
+from pez.models.clip import Clip
 from pez.modes import own_modes
-from pez.objectives.objective import Target
+from pez.objectives.clip import ClipObjective, Target
 from pez.pictures import Pictures, rgb_images
 from pez.prompt import Prompt
-from pez.settings import PezSettings
-
-OnStep = Callable[[Step], None]
-
-_LANES_ON_CPU, _LANES_ON_GPU = 64, 1024
+from pez.settings import PezSettings, lanes_for
+from pez.tasks import Learned, Task
 
 
 def learn_prompts(
@@ -121,53 +119,46 @@ def learn_for_targets(
     lanes: int | None = None,
 ) -> list[Prompt]:
     """Learn one prompt for each target, in their order."""
-    # Drawn inside of learn_tasks, and so in its modes.
-    tasks = (Task(k, t.direction(), handle=i) for i, (k, t) in enumerate(zip(keys, targets, strict=True)))
-    prompts: dict[int, Prompt] = {}
     if lanes is None:
-        lanes = _LANES_ON_CPU if clip.device.type == "cpu" else min(_LANES_ON_GPU, sixteens(len(targets)))
-    for learned in learn_tasks(clip, tasks, settings, lanes, on_step):
-        prompts.update((result.task.handle, prompt) for result, prompt in learned)
+        lanes = lanes_for(clip.device.type)
+        if clip.device.type != "cpu":
+            lanes = min(lanes, sixteens(len(targets)))
+    engine = engine_for(clip, settings, lanes, on_step)
+    with own_modes():
+        tasks = [Task(k, t.direction(), handle=i) for i, (k, t) in enumerate(zip(keys, targets, strict=True))]
+    prompts: dict[int, Prompt] = {}
+    for finished in engine.run(tasks):
+        handles = (learned.task.handle for learned in finished)
+        prompts.update(zip(handles, prompts_of(clip, finished), strict=True))
     return [prompts[i] for i in range(len(targets))]
 
 
-def learn_tasks(
-    clip: Clip, tasks: Iterable[Task | None], settings: PezSettings, lanes: int, on_step: OnStep | None = None
-) -> Iterator[list[tuple[Learned, Prompt]]]:
-    """Learn a prompt for every task as they come, and score each as the text that a user pastes.
+def engine_for(clip: Clip, settings: PezSettings, lanes: int, on_step: OnStep | None = None) -> Engine:
+    """An engine whose tasks' targets are directions, (dim,) in the clip's full precision.
 
     Args:
-        tasks: targets are directions, (dim,) in the clip's full precision and on its device; None = none is ready yet.
         lanes: prompts learned side by side, a multiple of 16.
 
-    Yields:
-        results with their prompts, in lists of those that end together.
+    Raises:
+        UserError: more tokens than the model has room for, or a vocabulary without tokens.
     """
-    results = _learn_tasks(clip, tasks, settings, lanes, on_step)
-    while True:
-        with own_modes():  # not around a yield, where it would reach the caller
-            some = next(results, None)
-        if some is None:
-            return
-        yield some
+    return Engine(ClipObjective(clip.encoder(settings.tokens)), clip.vocabulary(settings), settings, lanes, on_step)
 
 
-def _learn_tasks(
-    clip: Clip, tasks: Iterable[Task | None], settings: PezSettings, lanes: int, on_step: OnStep | None
-) -> Iterator[list[tuple[Learned, Prompt]]]:
-    objective = ClipObjective(clip.encoder(settings.tokens))
-    for ended in learn(objective, clip.vocabulary(settings), tasks, settings, lanes, on_step):
-        ids = torch.stack([result.token_ids for result in ended])
-        directions = torch.stack([result.task.target for result in ended])
+def prompts_of(clip: Clip, finished: Sequence[Learned]) -> list[Prompt]:
+    """Write what was learned as text, and score that text: what a user pastes is what counts."""
+    with own_modes():
+        ids = torch.stack([learned.token_ids for learned in finished])
+        directions = torch.stack([learned.task.target for learned in finished])
         texts = [clip.text_of(row) for row in ids.tolist()]
-        of_text = (clip.text_features(texts) * directions).sum(-1).tolist()
+        similarities = (clip.text_features(texts) * directions).sum(-1).tolist()
         of_tokens = (clip.token_features(ids) * directions).sum(-1).tolist()
-        yield [
-            (result, Prompt(text, tuple(row), similarity, token_similarity, result.steps))
-            for result, text, row, similarity, token_similarity in zip(
-                ended, texts, ids.tolist(), of_text, of_tokens, strict=True
-            )
-        ]
+    return [
+        Prompt(text, tuple(row), similarity, token_similarity, learned.steps)
+        for learned, text, row, similarity, token_similarity in zip(
+            finished, texts, ids.tolist(), similarities, of_tokens, strict=True
+        )
+    ]
 
 
 def hash_of(pixels: Tensor) -> str:

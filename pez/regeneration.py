@@ -127,7 +127,7 @@ class Generator:
                     raise
                 smaller = self.batch // 2
                 warnings.warn(
-                    f"out of memory with {self.batch} pictures at once; going on with {smaller}", stacklevel=2
+                    f"out of memory with {self.batch} pictures at once; continuing with {smaller}", stacklevel=2
                 )
                 self.batch = smaller
                 if self.device.type == "cuda":

@@ -16,6 +16,31 @@ Precision = Literal["fp32", "bf16", "fp64"]
 GeneratorPrecision = Literal["fp32", "fp16", "bf16"]
 Scheduler = Literal["dpm++", "euler", "ddim", "model"]
 Vocabularies = Literal["model", "words", "full"]
+Method = Literal["default", "pez"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """A CLIP, and how it computes."""
+
+    model: str = "ViT-H-14"
+    """demo, demo-judge, an open_clip name, hf-hub:ORG/REPO or local-dir:FOLDER"""
+    pretrained: str = "laion2b_s32b_b79k"
+    """tag or checkpoint file of an open_clip name; none = random weights"""
+    precision: Precision | None = None
+    """of the optimisation; default = bf16 on a GPU, fp32 on a CPU. Similarities are always measured in fp32"""
+    compiled: bool = False
+    """compile the text tower; for long runs on a GPU"""
+
+
+def precision_for(device: str) -> Precision:
+    """The default precision of a device, named like cpu or cuda:0."""
+    return "fp32" if device.partition(":")[0] == "cpu" else "bf16"
+
+
+def lanes_for(device: str) -> int:
+    """The default number of prompts learned side by side on a device, named like cpu or cuda:0."""
+    return 64 if device.partition(":")[0] == "cpu" else 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,25 +58,34 @@ class PezSettings:
     """rounds of token swaps after the gradient steps, each truly scored"""
     candidates: int = 32
     """tokens scored in each round of swaps"""
-    exact: bool = False
-    """the algorithm of the paper alone: no swaps, and also tokens that do not survive decoding and re-encoding"""
+    method: Method = "default"
+    """default = PEZ and then rounds of token swaps; pez = the algorithm of the paper alone: no swaps, weight decay as
+    published, and also tokens that do not survive decoding and re-encoding"""
     restarts: int = 1
     """independent starts; the best prompt of all is kept"""
     seed: int = 0
     learning_rate: float = 0.1
     weight_decay: float | None = None
-    """default = 0.1, as published, with exact; else 0.5: soft prompts that forget faster find better words"""
+    """default = 0.1, as published, for the method pez; else 0.5: soft prompts that forget faster find better words"""
     vocabulary: Vocabularies = "model"
     """tokens that may be chosen: model = what the model recommends (the demo: its caption words; others: words),
     words = only words that people write by themselves, full = all that survive decoding and re-encoding, but for the
-    brackets, bars and other signs that image programs take as commands (with exact: all but the special ones)"""
+    brackets, bars and other signs that image programs take as commands (with the method pez: all but the special ones)"""
     blocklist: tuple[str, ...] = ()
     """words that no prompt may hold, in any case and accent, also phrases and emoji; * and ? match any characters and
     any character"""
     allowlist: tuple[str, ...] = ()
     """if given, the only words that a prompt may hold, whatever the vocabulary; each one token of the model"""
+    exact: dataclasses.InitVar[bool | None] = None
+    """True = method "pez", False = method "default"; to construct with, read `method`"""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, exact: bool | None) -> None:
+        if exact is not None:
+            if not isinstance(exact, bool):
+                raise UserError(f"exact is {exact!r}; expected True or False")
+            _set(self, "method", "pez" if exact else "default")
+        if self.method not in get_args(Method):
+            raise UserError(f"method is {self.method!r}; expected one of {', '.join(get_args(Method))}")
         least = {"tokens": 1, "steps": 1, "restarts": 1, "swaps": 0, "candidates": 1, "seed": None}
         for name, bound in least.items():
             _set(self, name, _whole(name, getattr(self, name), bound))
@@ -62,8 +96,6 @@ class PezSettings:
             _set(self, "weight_decay", _number("weight_decay", self.weight_decay))
         if self.decay < 0:
             raise UserError(f"weight_decay is {self.decay}; expected 0 or more")
-        if not isinstance(self.exact, bool):
-            raise UserError(f"exact is {self.exact!r}; expected True or False")
         if self.vocabulary not in get_args(Vocabularies):
             raise UserError(f"vocabulary is {self.vocabulary!r}; expected one of {', '.join(get_args(Vocabularies))}")
         for name in ("blocklist", "allowlist"):
@@ -72,7 +104,27 @@ class PezSettings:
     @property
     def decay(self) -> float:
         """The weight decay to use."""
-        return self.weight_decay if self.weight_decay is not None else 0.1 if self.exact else 0.5
+        return self.weight_decay if self.weight_decay is not None else 0.1 if self.method == "pez" else 0.5
+
+    @property
+    def walk_steps(self) -> int:
+        """Gradient steps of a prompt, over all restarts."""
+        return self.steps * self.restarts
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of swaps of a prompt: 0 with the method pez."""
+        return 0 if self.method == "pez" else self.swaps
+
+    @property
+    def total_steps(self) -> int:
+        """Gradient steps and rounds of swaps of a prompt."""
+        return self.walk_steps + self.rounds
+
+    @property
+    def any_token(self) -> bool:
+        """Whether a prompt may hold tokens that do not survive decoding and re-encoding."""
+        return self.method == "pez"
 
 
 def _set(settings: PezSettings, name: str, value: Any) -> None:

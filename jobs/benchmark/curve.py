@@ -17,9 +17,14 @@ from torch import Tensor
 import pez
 from pez import cost
 from pez.demo import scenes
-from pez.engine import Step, Task, generator_for, learn, sixteens
+from pez.engine import Engine, OnStep
+from pez.methods.pez import sixteens
 from pez.methods.published import learn_as_published
-from pez.models.clip import Clip, ClipObjective
+from pez.models.clip import Clip
+from pez.objectives.clip import ClipObjective
+from pez.seeds import generator_for
+from pez.tasks import Step, Task
+from pez.vocabulary import Vocabulary
 
 CHECKPOINTS = (10, 20, 50, 100, 200, 300, 500, 1000, 2000, 3000)
 
@@ -95,9 +100,9 @@ class _Measure:
         self.clip, self.settings, self.say = clip, settings, say
         self.models = [clip] if judge is None else [clip, judge]
         self.features = [model.image_features(pictures) for model in self.models]
-        # Baseline and exact mode take all tokens that the settings allow, the default those of them that last as text.
+        # The default takes those of the allowed tokens that survive decoding and re-encoding, the other two all of them.
         self.plain, self.vocabulary = (
-            clip.vocabulary(dataclasses.replace(settings, exact=exact)) for exact in (True, False)
+            clip.vocabulary(dataclasses.replace(settings, method=method)) for method in ("pez", "default")
         )
         self.lanes = sixteens(len(pictures))
         self.objective = ClipObjective(clip.encoder(settings.tokens))
@@ -109,9 +114,14 @@ class _Measure:
 
     def warm_up(self) -> None:
         """Load kernels and compile, so that no method's seconds hold it."""
-        settings = dataclasses.replace(self.settings, steps=1, exact=False)
-        for _ in learn(self.objective, self.vocabulary, self.tasks(), settings, self.lanes):
-            pass
+        self.learn(self.vocabulary, dataclasses.replace(self.settings, steps=1, method="default"))
+
+    def learn(
+        self, vocabulary: Vocabulary, settings: pez.PezSettings, on_step: OnStep | None = None
+    ) -> dict[int, Tensor]:
+        """(tokens,) int64 ids by the number of the scene, all learned at once."""
+        engine = Engine(self.objective, vocabulary, settings, self.lanes, on_step)
+        return {each.task.handle: each.token_ids for finished in engine.run(self.tasks()) for each in finished}
 
     def baseline(self, steps: int) -> None:
         """Prompt after prompt, as published."""
@@ -141,7 +151,7 @@ class _Measure:
 
     def exact(self, steps: int) -> None:
         """The same algorithm on the engine, all prompts at once."""
-        settings = dataclasses.replace(self.settings, steps=steps, exact=True)
+        settings = dataclasses.replace(self.settings, steps=steps, method="pez")
         flop = cost.engine_step_flop(self.clip, settings.tokens, self.plain.allowed)
         marks, taken, start = _checkpoints(steps), 0, time.perf_counter()
 
@@ -149,21 +159,18 @@ class _Measure:
             nonlocal taken, start
             taken += 1
             if taken in marks:
-                ids = step.best_ids[: len(self.features[0])].cpu()  # waits for the device
+                ids = step.best_ids.cpu()  # waits for the device
                 elapsed = time.perf_counter() - start
                 self._add("exact", taken, ids, elapsed, taken * flop)
                 start = time.perf_counter() - elapsed
 
-        for _ in learn(self.objective, self.plain, self.tasks(), settings, self.lanes, look):
-            pass
+        self.learn(self.plain, settings, look)
 
     def default(self, steps: int) -> None:
         """Few gradient steps, then swaps."""
-        settings = dataclasses.replace(self.settings, steps=steps, exact=False)
+        settings = dataclasses.replace(self.settings, steps=steps, method="default")
         start = time.perf_counter()
-        ids: dict[int, Tensor] = {}
-        for ended in learn(self.objective, self.vocabulary, self.tasks(), settings, self.lanes):
-            ids.update((learned.task.handle, learned.token_ids) for learned in ended)
+        ids = self.learn(self.vocabulary, settings)
         seconds = time.perf_counter() - start
         flop = steps * cost.engine_step_flop(self.clip, settings.tokens, self.vocabulary.allowed)
         flop += cost.swaps_flop(

@@ -150,7 +150,7 @@ def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[s
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random weights are meant here
         clip = _load(options, device, "fp32")
-    settings = pez.PezSettings(tokens=options.tokens, vocabulary=options.vocabulary, exact=True)
+    settings = pez.PezSettings(tokens=options.tokens, vocabulary=options.vocabulary, method="pez")
     clip.encoder(options.tokens)  # that they fit the model
     target = F.normalize(torch.randn(max(lanes), clip.text_features(["a"]).shape[1], device=device), dim=-1)
     print(f"{machine(device)}\n{clip.name}, {options.tokens} tokens\n")

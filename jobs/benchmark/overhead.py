@@ -46,7 +46,7 @@ def measure_overhead(method: pez.PezSettings, images: int = 64, rounds: int = 9)
         images: in all shards together; all are learned side by side.
     """
     settings = CaptionSettings(model="demo", lanes=-(-images // 16) * 16)
-    captioner = Captioner(settings, method, shared=True)
+    captioner = Captioner(settings, method)
     told = scenes.held_out_scenes(images)
     pictures = [Image.fromarray(scenes.render(scene)) for scene in told]
     keys = [f"{i:05d}" for i in range(images)]

@@ -15,9 +15,11 @@ import torch.nn.functional as F
 
 import pez
 from pez import cost
-from pez.engine import Lanes, Task
+from pez.methods.pez import Walk
 from pez.methods.published import learn_as_published
-from pez.models.clip import Clip, ClipObjective
+from pez.models.clip import Clip
+from pez.objectives.clip import ClipObjective
+from pez.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +69,17 @@ def time_engine(clip: Clip, engine: Clip, target: torch.Tensor, settings: pez.Pe
     """
     vocabulary = engine.vocabulary(settings)
     _check_gradients(clip, engine, settings.tokens, target)
-    lanes = Lanes(ClipObjective(engine.encoder(settings.tokens)), vocabulary, settings, len(target))
+    walk = Walk(ClipObjective(engine.encoder(settings.tokens)), vocabulary, settings, len(target))
     for i, direction in enumerate(target):
-        lanes.admit(Task(f"{i}", direction))
+        walk.admit(Task(f"{i}", direction))
     _forget_peak(clip.device)
     stamps: list[float] = []
     while len(stamps) < 6 or stamps[-1] - stamps[0] < seconds:
-        lanes.step()
+        walk.step()
         _wait(clip.device)
         stamps.append(time.perf_counter())
     memory = _peak(clip.device)
-    if not (lanes.soft.isfinite().all() and lanes.best_score.isfinite().all()):
+    if not (walk.soft.isfinite().all() and walk.best_score.isfinite().all()):
         raise ValueError(f"the engine with {len(target)} lanes ended in numbers that are not finite; expected none")
     steps = [b - a for a, b in itertools.pairwise(stamps[2:])]
     flop = cost.engine_step_flop(clip, settings.tokens, vocabulary.allowed)

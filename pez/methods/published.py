@@ -52,7 +52,7 @@ def learn_as_published(
     rows = torch.arange(embedding.num_embeddings, device=device) if vocabulary is None else vocabulary.ids
 
     prompt = embedding(initial_ids.to(device)).detach().clone().requires_grad_()
-    published = dataclasses.replace(settings, exact=True)
+    published = dataclasses.replace(settings, method="pez")
     optimizer = torch.optim.AdamW([prompt], lr=settings.learning_rate, weight_decay=published.decay)
     best_ids, best = initial_ids, -torch.inf
     for _ in range(settings.steps):

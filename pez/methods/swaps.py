@@ -14,6 +14,7 @@ Source: the ranking is HotFlip's (arXiv:1712.06751) and AutoPrompt's (arXiv:2010
 (arXiv:2307.15043).
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
@@ -22,10 +23,45 @@ import torch
 from torch import Tensor
 
 from pez.objectives.objective import Objective
+from pez.settings import PezSettings
+from pez.tasks import Learned, Step
 from pez.vocabulary import Vocabulary
 
 _ROWS_AT_ONCE = 1024  # candidates scored in one batch
 _MOST_ORDERS = 256  # orders tried in one turn
+
+
+def improve(
+    objective: Objective,
+    vocabulary: Vocabulary,
+    walked: list[Learned],
+    settings: PezSettings,
+    lanes: int,
+    on_step: Callable[[Step], None],
+) -> list[Learned]:
+    """Improve the prompts of a batch by the rounds of swaps that the settings say.
+
+    Args:
+        walked: at most `lanes` prompts.
+        lanes: prompts computed side by side; the last one is repeated until there are so many, since shapes must not change.
+        on_step: called after each round.
+
+    Returns:
+        the prompts in their order, with new ids and scores.
+    """
+    device = vocabulary.embedding.device
+    filled = [*walked, *[walked[-1]] * (lanes - len(walked))]
+    ids = torch.stack([learned.token_ids for learned in filled]).to(device)
+    target = torch.stack([learned.task.target for learned in filled]).to(device)
+    tasks = [learned.task for learned in walked]
+
+    def show(ids: Tensor, score: Tensor) -> None:
+        ids, score = ids[: len(tasks)], score[: len(tasks)]
+        on_step(Step(tasks, ids, score, ids, score))
+
+    ids, score = swap_rounds(objective, vocabulary, ids, target, settings.swaps, settings.candidates, show)
+    found = zip(walked, ids.cpu(), score.tolist(), strict=False)
+    return [dataclasses.replace(learned, token_ids=row, score=value) for learned, row, value in found]
 
 
 def swap_rounds(
@@ -98,8 +134,8 @@ def _best_of(
     count = tried.shape[1]
     at_once = max(1, _ROWS_AT_ONCE // count)
     parts = [
-        objective.score(vocabulary.embed(some.flatten(0, 1)), goal.repeat_interleave(count, 0)).view(-1, count)
-        for some, goal in zip(tried.split(at_once), target.split(at_once), strict=True)
+        objective.score(vocabulary.embed(rows.flatten(0, 1)), goal.repeat_interleave(count, 0)).view(-1, count)
+        for rows, goal in zip(tried.split(at_once), target.split(at_once), strict=True)
     ]
     top, where = torch.cat(parts).max(-1)  # (lanes,)
     better = top > score

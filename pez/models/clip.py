@@ -24,7 +24,7 @@ from pez.tokens import Tokens
 from pez.vocabulary import Vocabulary
 from pez.words import letter_tokens, word_tokens
 
-__all__ = ["Clip", "ClipObjective", "check_model", "load_clip"]
+__all__ = ["Clip", "check_model", "load_clip"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
@@ -143,9 +143,9 @@ class Clip:
         return other
 
     def vocabulary(self, settings: PezSettings) -> Vocabulary:
-        """The tokens that the settings allow: unless they say exact, those of them that last as text."""
+        """The tokens that the settings allow; with the default method those of them that survive decoding and re-encoding."""
         if settings.allowlist:
-            mask = lists.allowed(self.tokens, settings.allowlist, anywhere=settings.exact)
+            mask = lists.allowed(self.tokens, settings.allowlist, anywhere=settings.any_token)
         elif settings.vocabulary == "model" and self.recommended is not None:
             mask = self.ordinary_tokens() & _fit(self.recommended, self.ordinary_tokens())
         elif settings.vocabulary != "full" and self.words is not None:
@@ -154,8 +154,8 @@ class Clip:
             raise UserError(f"{self.name} has no word tokens that are known; use vocabulary=full")
         else:
             mask = self.ordinary_tokens()
-            mask &= torch.tensor(settings.exact) | ~lists.commands(self.tokens)
-        if not settings.exact and (lasting := self.tokens.lasting(mask)).any():
+            mask &= torch.tensor(settings.any_token) | ~lists.commands(self.tokens)
+        if not settings.any_token and (lasting := self.tokens.lasting(mask)).any():
             mask = lasting
         if settings.blocklist:
             mask = mask & ~lists.blocked(self.tokens, settings.blocklist, mask)
@@ -173,18 +173,6 @@ class Clip:
     def ordinary_tokens(self) -> Tensor:
         """(vocab,) bool: every token but the special ones (start, end, padding of real use)."""
         return self.tokens.ordinary.clone()
-
-
-class ClipObjective:
-    """Cosine of a soft prompt's text feature with the lane's target, a direction of features."""
-
-    def __init__(self, encoder: TextEncoder) -> None:
-        self.encoder = encoder
-
-    def score(self, soft: Tensor, target: Tensor) -> Tensor:
-        """(lanes, tokens, width) soft prompts and (lanes, dim) directions to (lanes,) scores."""
-        features = F.normalize(self.encoder(soft).to(target.dtype), dim=-1)
-        return (features * target).sum(-1)
 
 
 def _fit(mask: Tensor, like: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class CaptionActor(_Actor):
         super().__init__(plan.threads, disk)
         if self.problem is None:
             with self._told():
-                self.captioner = Captioner(settings, method, plan.device, plan.threads, shared=True, source=source)
+                self.captioner = Captioner(settings, method, plan.device, plan.threads, source=source)
                 self.table = PromptTable(url, described, columns=self.captioner.source.columns)
                 self.retry_failed = retry_failed
 

@@ -1,179 +1,276 @@
-"""Lanes that several shards fill at once, so that none is idle while one shard ends and the next begins.
+"""One model, and lanes that several streams of images or texts fill together, so that none is idle while one unit ends and the
+next begins.
 
-Each shard has a thread that reads and decodes it and waits for its results; one more thread learns. At most two shards are read
-at a time, and the one that came first is served first: what a lost actor had begun is one or two shards, or all it had of small
-ones. A prompt does not depend on its neighbours, so the rows are those of shard after shard.
+A unit's thread reads, decodes and waits for results. All that the model computes, one more thread does: targets, learning,
+scores of prompts and of captions. At most two streams are read at a time, and the one that came first is served first: a lost
+worker had begun one or two units, or all it had of small ones. A prompt does not depend on its neighbours, so the rows are
+those of unit after unit.
 """
 
-import contextlib
+import dataclasses
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, TypeVar
 
-from pez.engine import Learned, Task
+import torch
+from torch import Tensor
+
+from pez.learn import engine_for, prompts_of
+from pez.models.clip import Clip
 from pez.prompt import Prompt
+from pez.settings import PezSettings
+from pez.tasks import Learned, Task
 
-Item = TypeVar("Item")
-Result: TypeAlias = tuple[Learned, Prompt]
+T = TypeVar("T")
 
-_READ_AT_ONCE = 2  # streams whose images are decoded and wait in memory
+BATCH = 16  # requests, see pez.models.clip
+_STREAMS_READ = 2  # whose images are decoded and wait in memory
+_PATIENCE = 5.0  # seconds that an interrupted caller waits for the step in progress
 
 
-class SharedLanes(Generic[Item]):
-    """Learns for many streams of images in one loop, in a thread of its own.
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One prompt to learn."""
+
+    key: str
+    """with the settings' seed, fixes the random start"""
+    target: Tensor | str
+    """(3, height, width) float pixels, preprocessed for the model; or a text"""
+    caption: str | None = None
+    """to score as well"""
+    handle: Any = None
+    """anything that the caller wants to find again on the result"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The prompt of a request."""
+
+    handle: Any
+    prompt: Prompt
+    caption_similarity: float | None
+    """None without a caption"""
+    direction: Tensor
+    """(dim,) float, on the CPU: the feature of the target"""
+
+
+class SharedLanes:
+    """Learns for many streams of requests, in a thread of its own.
 
     Args:
-        tasks_of: makes the tasks of a batch of images, one each.
-        learn: learns a prompt for every task; None among the tasks says that none is ready yet.
-        ahead: batches of a stream that may wait for lanes.
+        lanes: prompts learned side by side, a multiple of 16. As many requests of each stream may wait for lanes.
+
+    Raises:
+        UserError: more tokens than the model has room for, or a vocabulary without tokens.
     """
 
-    def __init__(
-        self,
-        tasks_of: Callable[[list[Item]], list[Task]],
-        learn: Callable[[Iterable[Task | None]], Iterator[list[Result]]],
-        ahead: int,
-    ) -> None:
-        self._tasks_of, self._learn, self._ahead = tasks_of, learn, ahead
+    def __init__(self, clip: Clip, settings: PezSettings, lanes: int) -> None:
+        self.clip = clip
+        self._engine = engine_for(clip, settings, lanes)
+        self._batches_ahead = max(1, lanes // BATCH)
         self._changed = threading.Condition()
-        self._reading = threading.Semaphore(_READ_AT_ONCE)
-        self._streams: list[_Stream[Item]] = []  # the first that came first
-        self._owners: dict[int, _Stream[Item]] = {}  # by the identity of a task that is in work
-        self._thread = threading.Thread(target=self._run, name="lanes", daemon=True)
+        self._reading = threading.Semaphore(_STREAMS_READ)
+        self._streams: list[_Stream] = []  # in the order in which they came
+        self._calls: deque[Callable[[], None]] = deque()
+        self._thread: threading.Thread | None = None  # while there are streams or calls
 
-    def results(self, batches: Iterable[list[Item]]) -> Iterator[list[Result]]:
-        """Learn for the images of one stream, in the caller's thread; other threads may call it meanwhile.
+    @property
+    def learning(self) -> int:
+        """Prompts that are being learned."""
+        return self._engine.learning
+
+    @property
+    def steps(self) -> int:
+        """Steps that these have had, together."""
+        return self._engine.steps
+
+    def results(self, batches: Iterable[list[Request]]) -> Iterator[list[Result]]:
+        """Learn for the requests of one stream, in the caller's thread; other threads may call it meanwhile.
 
         Yields:
             results in lists, in the order in which they are done.
 
         Raises:
-            what reading the batches raises, and what making their tasks or learning raised.
+            what reading the batches raises, and what making their targets or learning raised.
         """
-        stream: _Stream[Item] = _Stream()
+        stream = _Stream()
         with self._changed:
             self._streams.append(stream)
-            if self._thread.ident is None:
-                self._thread.start()
+            self._ensure_thread()
         try:
             with self._reading:
                 for batch in batches:
                     self._offer(stream, batch)
-                    if ended := self._take(stream):
-                        yield ended
-            while ended := self._wait(stream):
-                yield ended
+                    if done := self._take(stream):
+                        yield done
+            while done := self._wait(stream):
+                yield done
         finally:
             with self._changed:
                 self._streams.remove(stream)
+                self._changed.notify_all()
+                # No step of a caller that has given up outlives the call, if that can be helped.
+                self._changed.wait_for(lambda: self._thread is None or self._streams or self._calls, _PATIENCE)
 
-    def _offer(self, stream: "_Stream[Item]", batch: list[Item]) -> None:
+    def score_captions(self, captions: Sequence[str | None], directions: Tensor) -> list[float | None]:
+        """Similarities of captions and of the targets that they came with.
+
+        Args:
+            directions: (captions, dim) float, as results have them.
+
+        Returns:
+            a similarity for each caption; None where it is None or empty.
+        """
+        return self._on_the_thread(lambda: self._score_captions(captions, directions.to(self.clip.device)))
+
+    def _on_the_thread(self, work: Callable[[], T]) -> T:
+        future: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
         with self._changed:
-            self._changed.wait_for(lambda: len(stream.batches) < self._ahead or stream.error)
+            self._calls.append(call)
+            self._ensure_thread()
+            self._changed.notify_all()
+        return future.result()
+
+    def _ensure_thread(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="lanes", daemon=True)
+            self._thread.start()
+
+    def _offer(self, stream: "_Stream", batch: list[Request]) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: len(stream.batches) < self._batches_ahead or stream.error)
             stream.check()
             stream.batches.append(batch)
             stream.missing += len(batch)
             self._changed.notify_all()
 
-    def _take(self, stream: "_Stream[Item]") -> list[Result]:
+    def _take(self, stream: "_Stream") -> list[Result]:
         with self._changed:
-            ended, stream.ended = stream.ended, []
-            return ended
+            done, stream.done = stream.done, []
+            return done
 
-    def _wait(self, stream: "_Stream[Item]") -> list[Result]:
+    def _wait(self, stream: "_Stream") -> list[Result]:
         """Results that are there, or come; empty when all have come."""
         with self._changed:
-            self._changed.wait_for(lambda: stream.ended or stream.error or not stream.missing)
+            self._changed.wait_for(lambda: stream.done or stream.error or not stream.missing)
             stream.check()
         return self._take(stream)
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(self._ready)
-            try:
-                for ended in self._learn(self._tasks()):
-                    self._deliver(ended)
-            except Exception as error:  # to those who wait; the next ones may have more luck
-                self._fail(self._streams, error)
+        """The thread: one act after the other, until there is nothing left to wait for."""
+        while (act := self._next_act()) is not None:
+            act()
 
-    def _tasks(self) -> Iterator[Task | None]:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._owners or self._ready())
-                stream = self._ready()
-                batch = stream.batches.popleft() if stream else []
+    def _next_act(self) -> Callable[[], None] | None:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._calls or not self._streams or self._ready() is not None or self._engine.busy
+            )
+            if self._calls:
+                return self._calls.popleft()
+            if not self._streams:
+                self._engine.clear()  # of tasks whose streams have ended early
+                self._thread = None
                 self._changed.notify_all()
-            if stream is None:
-                yield None
-                continue
-            try:
-                tasks = self._tasks_of(batch)
-            except Exception as error:
-                self._fail([stream], error)
-                continue
-            self._owners.update((id(task), stream) for task in tasks)
-            yield from tasks
+                return None
+            stream = self._ready()
+            if stream is None or not self._engine.free:
+                return self._step
+            batch = stream.batches.popleft()
+            self._changed.notify_all()
+            return partial(self._submit, stream, batch)
 
-    def _ready(self) -> "_Stream[Item] | None":
+    def _ready(self) -> "_Stream | None":
         return next((stream for stream in self._streams if stream.batches), None)
 
-    def _deliver(self, ended: list[Result]) -> None:
-        with self._changed:
-            for result in ended:
-                stream = self._owners.pop(id(result[0].task))
-                stream.ended.append(result)
-                stream.missing -= 1
-            self._changed.notify_all()
+    def _submit(self, stream: "_Stream", batch: list[Request]) -> None:
+        try:
+            directions = self._directions_of([request.target for request in batch])
+        except Exception as error:  # of these requests; other streams go on
+            self._fail([stream], error)
+            return
+        for request, direction in zip(batch, directions, strict=True):
+            ticket = _Ticket(stream, request.caption, request.handle)
+            self._engine.submit(Task(request.key, direction, handle=ticket))
 
-    def _fail(self, streams: "list[_Stream[Item]]", error: Exception) -> None:
+    def _step(self) -> None:
+        try:
+            finished = self._engine.step()
+            results = self._results_of(finished) if finished else []
+        except Exception as error:  # to all who wait; those who come next may have more luck
+            self._engine.clear()
+            self._fail(self._streams, error)
+            return
         with self._changed:
-            if streams is self._streams:
-                self._owners.clear()
+            for learned, result in zip(finished, results, strict=True):
+                stream = learned.task.handle.stream
+                stream.done.append(result)
+                stream.missing -= 1
+            if results:
+                self._changed.notify_all()
+
+    def _fail(self, streams: "list[_Stream]", error: Exception) -> None:
+        with self._changed:
             for stream in streams:
                 stream.error = error
                 stream.batches.clear()
             self._changed.notify_all()
 
+    def _directions_of(self, targets: list[Tensor | str]) -> Tensor:
+        """(targets, dim) float; a stream has targets of one kind."""
+        if isinstance(targets[0], str):
+            return self.clip.text_features([self._beginning(str(text)) for text in targets])
+        return self.clip.pixel_features(torch.stack([pixels for pixels in targets if isinstance(pixels, Tensor)]))
 
-class WorkClock:
-    """Seconds that each of several shards takes, where a second in which two are in work counts half for each.
+    def _results_of(self, finished: list[Learned]) -> list[Result]:
+        directions = torch.stack([learned.task.target for learned in finished])
+        tickets = [learned.task.handle for learned in finished]
+        prompts = prompts_of(self.clip, finished)
+        of_captions = self._score_captions([ticket.caption for ticket in tickets], directions)
+        # Each a copy: a result that is kept must not keep its neighbours.
+        own = [direction.clone() for direction in directions.cpu()]
+        found = zip(tickets, prompts, of_captions, own, strict=True)
+        return [Result(ticket.handle, *values) for ticket, *values in found]
 
-    So the seconds of all shards add up to those of the actor, and tell its throughput.
-    """
+    def _score_captions(self, captions: Sequence[str | None], directions: Tensor) -> list[float | None]:
+        if not any(captions):
+            return [None] * len(captions)
+        texts = [self._beginning(caption or "") for caption in captions]
+        similarities = (self.clip.text_features(texts) * directions).sum(-1).tolist()
+        return [similarity if c else None for similarity, c in zip(similarities, captions, strict=True)]
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now, self._lock = now, threading.Lock()
-        self._in_work, self._each, self._at = 0, 0.0, 0.0
-
-    @contextlib.contextmanager
-    def work(self) -> Iterator[Callable[[], float]]:
-        """Around the work on one shard; gives a function that tells its seconds so far."""
-        start = self._share(+1)
-        try:
-            yield lambda: self._share() - start
-        finally:
-            self._share(-1)
-
-    def _share(self, more: int = 0) -> float:
-        with self._lock:
-            now = self._now()
-            if self._in_work:
-                self._each += (now - self._at) / self._in_work
-            self._at, self._in_work = now, self._in_work + more
-            return self._each
+    def _beginning(self, text: str) -> str:
+        """What the model may read of a text: its first tokens only, and a tokenizer is slow on a megabyte."""
+        return " ".join(text.split())[: 16 * self.clip.context_length]
 
 
-class _Stream(Generic[Item]):
+@dataclasses.dataclass(frozen=True)
+class _Ticket:
+    """Whose a task is."""
+
+    stream: "_Stream"
+    caption: str | None
+    handle: Any
+
+
+class _Stream:
     """What one caller offers and gets."""
 
     def __init__(self) -> None:
-        self.batches: deque[list[Item]] = deque()
-        self.ended: list[Result] = []
+        self.batches: deque[list[Request]] = deque()
+        self.done: list[Result] = []
         self.missing = 0
-        """images that were offered and have no result yet"""
+        """requests that were offered and have no result yet"""
         self.error: Exception | None = None
 
     def check(self) -> None:

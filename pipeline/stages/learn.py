@@ -11,9 +11,7 @@ from torch import Tensor
 
 import pez
 from pez.demo import CLIPS
-from pez.engine import Learned, Step, Task
 from pez.images import ImageError, decode_image
-from pez.learn import learn_tasks
 from pez.models.clip import check_model
 from pipeline.description import describe as describe
 from pipeline.rows import Row, ShardReport
@@ -25,7 +23,7 @@ from pipeline.sources.ahead import ahead, batches
 from pipeline.sources.base import Item, LateCaption, Source, UnitError
 from pipeline.sources.base import Unit as Shard
 from pipeline.sources.choice import source_of
-from pipeline.stages.lanes import SharedLanes, WorkClock
+from pipeline.stages.lanes import BATCH, Request, SharedLanes
 from pipeline.stages.parts import (
     PartReport,
     PartSamples,
@@ -35,9 +33,9 @@ from pipeline.stages.parts import (
     part_of_whole,
     publish_part,
 )
+from pipeline.stages.work_clock import WorkClock
 from pipeline.table import PromptTable
 
-_IMAGES_AT_ONCE = 16  # the image tower's batch, see pez.models.clip
 _NOT_FINITE = "the similarity is not a finite number; the model or its precision does not bear this target"
 
 
@@ -158,7 +156,6 @@ class Captioner:
 
     Args:
         threads: that decode images ahead of the optimiser.
-        shared: `caption` may be called by several threads at once; their images share the lanes.
         source: how units are read; default = as the settings say.
     """
 
@@ -168,18 +165,16 @@ class Captioner:
         method: pez.PezSettings,
         device: str | torch.device = "cpu",
         threads: int = 2,
-        shared: bool = False,
         source: Source | None = None,
     ) -> None:
         self.settings, self.method, self.threads = settings, method, threads
         self.source = source or source_of(settings)
         with warning_log.recording() as self.opening:
             self.clip = load_model(settings, device)
-        self.clip.vocabulary(method)  # a word that the model does not have ends the start, and not each shard
-        self.lanes = SharedLanes(self._tasks_of, self._learn, settings.lanes // _IMAGES_AT_ONCE) if shared else None
+        # Made here: a word that the model does not have ends the start, and not each unit.
+        self.lanes = SharedLanes(self.clip, method, settings.lanes)
         self.clock = WorkClock()
         self._in_work: dict[int, _ShardInWork] = {}
-        self._taken: dict[int, int] = {}  # steps of each task that is being learned, by its identity
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[Callable[[], list[str]]]:
@@ -191,19 +186,14 @@ class Captioner:
     def progress(self) -> Progress:
         """Of all shards in work."""
         shards = list(self._in_work.values())
-        of = self.method.steps * self.method.restarts + (0 if self.method.exact else self.method.swaps)
-        taken = [min(steps, of) for steps in list(self._taken.values())] if shards else []
-        found = Progress(sum(s.images for s in shards), sum(s.similarity for s in shards), len(taken), sum(taken), of)
+        of = self.method.total_steps
+        images, similarity = sum(s.images for s in shards), sum(s.similarity for s in shards)
+        found = Progress(images, similarity, self.lanes.learning, self.lanes.steps, of)
         expected = [s.expected for s in shards]
         if shards and None not in expected:
-            images = sum(images for images in expected if images)
+            images = sum(size for size in expected if size)
             found.shards_done = min((found.images + found.steps / of) / max(images, 1.0), 1.0) * len(shards)
         return found
-
-    def _count(self, step: Step) -> None:
-        for task in step.tasks:
-            if task is not None:
-                self._taken[id(task)] = self._taken.get(id(task), 0) + 1
 
     def items(self, shard: Shard, left_out: Counter[str]) -> Iterator[Item]:
         """The items of a unit; see Source.read."""
@@ -225,7 +215,7 @@ class Captioner:
         rejected: list[tuple[int, Row]] = []
         late = _LateCaptions()
 
-        def images() -> Iterator[Decoded]:
+        def requests() -> Iterator[Request]:
             for decoded in ahead(counted(), self._decode, self.threads, self.settings.lanes):
                 if isinstance(decoded.item, LateCaption):
                     late.texts[decoded.item.index] = decoded.item.caption or ""
@@ -233,7 +223,7 @@ class Captioner:
                     rejected.append((decoded.item.index, _rejection(shard, decoded.item)))
                 else:
                     progress.read += 1
-                    yield decoded
+                    yield self._request(decoded)
             progress.whole = True
 
         def counted() -> Iterator[Item]:
@@ -241,30 +231,17 @@ class Captioner:
                 progress.bytes_read += sample.size
                 yield sample
 
-        some = batches(images(), _IMAGES_AT_ONCE)
-        results = (
-            self.lanes.results(some)
-            if self.lanes
-            else self._learn(task for batch in some for task in self._tasks_of(batch))
-        )
         self._in_work[id(progress)] = progress
         try:
-            for ended in results:
-                for learned, _ in ended:
-                    self._taken.pop(id(learned.task), None)
-                captions = [learned.task.handle.own_caption for learned, _ in ended]
-                directions = torch.stack([learned.task.target for learned, _ in ended])
-                of_captions = self._caption_similarities(captions, directions)
-                kept = directions.cpu()
-                for (learned, prompt), of_caption, direction in zip(ended, of_captions, kept, strict=True):
-                    decoded = learned.task.handle
-                    row = self._row(shard, decoded, prompt, of_caption)
+            for done in self.lanes.results(batches(requests(), BATCH)):
+                for result in done:
+                    decoded: Decoded = result.handle
+                    row = self._row(shard, decoded, result.prompt, result.caption_similarity)
                     if row.status == "ok":
                         progress.images += 1
-                        progress.similarity += prompt.similarity
+                        progress.similarity += result.prompt.similarity
                     if decoded.item.caption is None:
-                        bare = dataclasses.replace(decoded, pixels=None)
-                        late.rows[decoded.item.index] = bare, prompt, direction.clone()
+                        late.rows[decoded.item.index] = decoded, result.prompt, result.direction
                     yield decoded.item.index, row
                 yield from late.without_image(rejected)
                 rejected.clear()
@@ -272,33 +249,24 @@ class Captioner:
             yield from self._captioned_late(shard, late)
         finally:
             del self._in_work[id(progress)]
-            if not self._in_work:
-                self._taken.clear()  # also what a failure left
 
     def _captioned_late(self, shard: Shard, late: "_LateCaptions") -> Iterator[tuple[int, Row]]:
         """The rows again whose captions came when they were in work, or done."""
         for index, row in late.rejected.items():
             if index in late.texts:
                 yield index, dataclasses.replace(row, caption=late.texts[index])
-        for batch in batches((index for index in late.rows if index in late.texts), _IMAGES_AT_ONCE):
+        for batch in batches((index for index in late.rows if index in late.texts), BATCH):
             captions: list[str | None] = [late.texts[index] for index in batch]
-            directions = torch.stack([late.rows[index][2] for index in batch]).to(self.clip.device)
-            of_captions = self._caption_similarities(captions, directions)
+            of_captions = self.lanes.score_captions(captions, torch.stack([late.rows[index][2] for index in batch]))
             for index, caption, of_caption in zip(batch, captions, of_captions, strict=True):
                 decoded, prompt, _ = late.rows[index]
                 item = dataclasses.replace(decoded.item, caption=caption)
                 yield index, self._row(shard, dataclasses.replace(decoded, item=item), prompt, of_caption)
 
-    def _tasks_of(self, batch: "list[Decoded]") -> list[Task]:
-        """A target for each: of images through the image tower, of texts through the text tower; a source has one kind."""
-        if batch[0].pixels is None:
-            features = self.clip.text_features([self._read_part(d.item.text or "") for d in batch])
-        else:
-            features = self.clip.pixel_features(torch.stack([d.pixels for d in batch if d.pixels is not None]))
-        return [Task(d.item.key, feature, handle=d) for d, feature in zip(batch, features, strict=True)]
-
-    def _learn(self, tasks: Iterable[Task | None]) -> Iterator[list[tuple[Learned, pez.Prompt]]]:
-        return learn_tasks(self.clip, tasks, self.method, self.settings.lanes, self._count)
+    def _request(self, decoded: "Decoded") -> Request:
+        target = decoded.pixels if decoded.pixels is not None else decoded.item.text
+        assert target is not None, "an item that is ok has an image or a text"
+        return Request(decoded.item.key, target, decoded.own_caption, dataclasses.replace(decoded, pixels=None))
 
     def _decode(self, item: Item) -> "Decoded":
         bare = dataclasses.replace(item, image=None)
@@ -309,17 +277,6 @@ class Captioner:
         except ImageError as error:
             return Decoded(dataclasses.replace(bare, status="bad_image", reason=str(error)))
         return Decoded(bare, self.clip.preprocess(image), image.width, image.height)
-
-    def _read_part(self, text: str) -> str:
-        """What the model may read of a text: its first tokens only, and a tokenizer is slow on a megabyte."""
-        return " ".join(text.split())[: 16 * self.clip.context_length]
-
-    def _caption_similarities(self, captions: list[str | None], directions: Tensor) -> list[float | None]:
-        if not any(captions):
-            return [None] * len(captions)
-        texts = [self._read_part(caption or "") for caption in captions]
-        similarities = (self.clip.text_features(texts) * directions).sum(-1).tolist()
-        return [s if c else None for s, c in zip(similarities, captions, strict=True)]
 
     def _row(self, shard: Shard, decoded: "Decoded", prompt: pez.Prompt, of_caption: float | None) -> Row:
         if not math.isfinite(prompt.similarity + prompt.token_similarity + (of_caption or 0.0)):

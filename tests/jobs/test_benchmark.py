@@ -15,7 +15,7 @@ from jobs.benchmark import speed
 from jobs.benchmark.overhead import measure_overhead
 from pez import cost
 from pez.methods.swaps import swap_rounds
-from pez.models.clip import ClipObjective
+from pez.objectives.clip import ClipObjective
 
 
 def status_of(words: list[str]) -> int:

@@ -1,6 +1,8 @@
 """Lanes are independent: a prompt depends on its task, the settings and the seed."""
 
 import dataclasses
+import inspect
+import warnings
 from collections.abc import Iterator
 
 import psutil
@@ -10,12 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 import pez
-from pez.engine import Learned, Step, Task, _swap, learn
-from pez.models.clip import ClipObjective
-from pez.objectives.objective import Target
+from pez.engine import Engine
+from pez.methods.pez import adamw
+from pez.objectives.clip import ClipObjective, Target
+from pez.tasks import Learned, Step, Task
 from pez.vocabulary import Vocabulary
 
-SETTINGS = pez.PezSettings(tokens=4, steps=30, exact=True)
+SETTINGS = pez.PezSettings(tokens=4, steps=30, method="pez")
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +30,8 @@ def run(
     clip: pez.Clip, tasks: list[Task], lanes: int, settings: pez.PezSettings = SETTINGS, **options: object
 ) -> dict[str, Learned]:
     objective = ClipObjective(clip.encoder(settings.tokens))
-    ended = learn(objective, clip.vocabulary(settings), tasks, settings, lanes, **options)  # type: ignore[arg-type]
-    return {learned.task.key: learned for batch in ended for learned in batch}
+    engine = Engine(objective, clip.vocabulary(settings), settings, lanes, **options)  # type: ignore[arg-type]
+    return {learned.task.key: learned for finished in engine.run(tasks) for learned in finished}
 
 
 def same(one: Learned, other: Learned) -> bool:
@@ -50,28 +53,46 @@ def test_order_and_refill_change_nothing(demo_clip: pez.Clip, targets: Tensor) -
 
 
 def test_the_number_of_lanes_changes_nothing(demo_clip: pez.Clip, targets: Tensor) -> None:
-    settings = dataclasses.replace(SETTINGS, exact=False)
+    settings = dataclasses.replace(SETTINGS, method="default")
     tasks = [Task(f"{i}", t) for i, t in enumerate(targets)]
     one, other = run(demo_clip, tasks, 16, settings), run(demo_clip, tasks, 48, settings)
     assert all(same(one[key], other[key]) for key in one)
 
 
 def test_lanes_that_start_at_different_steps_do_not_meet(demo_clip: pez.Clip, targets: Tensor) -> None:
-    from pez.engine import Lanes
-
-    objective = ClipObjective(demo_clip.encoder(4))
-    lanes = Lanes(objective, demo_clip.vocabulary(SETTINGS), SETTINGS, 16)
-    lanes.admit(Task("0", targets[0]))
+    engine = Engine(ClipObjective(demo_clip.encoder(4)), demo_clip.vocabulary(SETTINGS), SETTINGS, 16)
+    engine.submit(Task("0", targets[0]))
     for _ in range(7):
-        lanes.step()
-    lanes.admit(Task("1", targets[1]))
+        assert engine.step() == []
+    assert (engine.learning, engine.steps, engine.free) == (1, 7, 15)
+    engine.submit(Task("1", targets[1]))
     late = []
-    while lanes.busy:
-        lanes.step()
-        late += lanes.ended()
+    while engine.busy:
+        late += engine.step()
     alone = run(demo_clip, [Task("0", targets[0]), Task("1", targets[1])], lanes=16)
     assert [learned.task.key for learned in late] == ["0", "1"]
     assert all(same(learned, alone[learned.task.key]) for learned in late)
+
+
+def test_tasks_beyond_the_lanes_wait_and_a_cleared_engine_begins_anew(demo_clip: pez.Clip, targets: Tensor) -> None:
+    engine = Engine(ClipObjective(demo_clip.encoder(4)), demo_clip.vocabulary(SETTINGS), SETTINGS, 16)
+    tasks = [Task(f"{i}", t) for i, t in enumerate(targets[:20])]
+    for task in tasks:
+        engine.submit(task)
+    engine.step()
+    assert (engine.learning, engine.free) == (16, 0)
+    engine.clear()
+    assert not engine.busy
+    assert (engine.learning, engine.steps, engine.free) == (0, 0, 16)
+    [[learned]] = engine.run(tasks[:1])
+    assert same(learned, run(demo_clip, tasks[:1], lanes=16)["0"])
+
+
+def test_swaps_take_a_full_batch_or_what_waits_when_the_walk_is_idle(demo_clip: pez.Clip, targets: Tensor) -> None:
+    settings = dataclasses.replace(SETTINGS, method="default", steps=3, swaps=2)
+    tasks = [Task(f"{i}", t) for i, t in enumerate(targets)]
+    engine = Engine(ClipObjective(demo_clip.encoder(4)), demo_clip.vocabulary(settings), settings, 16)
+    assert [len(finished) for finished in engine.run(tasks)] == [16, 16, 8]
 
 
 def test_another_seed_starts_elsewhere(demo_clip: pez.Clip, targets: Tensor) -> None:
@@ -117,8 +138,6 @@ def test_a_negative_target_is_walked_away_from(demo_clip: pez.Clip, targets: Ten
 
 
 def test_one_lane_moves_as_torch_adamw_does() -> None:
-    from pez.engine import adamw
-
     torch.manual_seed(0)
     theirs = torch.nn.Parameter(torch.randn(1, 3, 5, dtype=torch.float64))
     ours, mean, square = theirs.detach().clone(), torch.zeros(1, 3, 5).double(), torch.zeros(1, 3, 5).double()
@@ -133,56 +152,87 @@ def test_one_lane_moves_as_torch_adamw_does() -> None:
 class Bowl:
     """An objective without a model: nearness to a point, so that the optimiser is seen to need nothing else."""
 
-    def score(self, soft: Tensor, target: Tensor) -> Tensor:
-        return -(soft.mean(1) - target).square().sum(-1)
+    def score(self, soft: Tensor, batch: Tensor) -> Tensor:
+        return -(soft.mean(1) - batch).square().sum(-1)
 
 
 def test_any_objective_will_do() -> None:
     torch.manual_seed(0)
     vocabulary = Vocabulary(torch.randn(200, 4), torch.ones(200, dtype=torch.bool))
     target = vocabulary.embedding[:50].mean(0)
-    [[learned]] = learn(Bowl(), vocabulary, [Task("a", target)], pez.PezSettings(tokens=3, steps=200), lanes=16)
+    engine = Engine(Bowl(), vocabulary, pez.PezSettings(tokens=3, steps=200), lanes=16)
+    [[learned]] = engine.run([Task("a", target)])
     start = vocabulary.embedding[vocabulary.random_ids(3, torch.Generator().manual_seed(0))].mean(0)
     assert learned.score > -0.3 * (start - target).square().sum()
 
 
 class Small(ClipObjective):
-    """A device with room for 16 lanes."""
+    """A device with room for 16 lanes in the walk, and for as many in the swaps, which counts how often it was too small."""
 
-    room = 16
+    def __init__(self, clip: pez.Clip, walk: int = 16, swaps: int = 16) -> None:
+        super().__init__(clip.encoder(4))
+        self.walk, self.swaps = walk, swaps
+        self.failures: list[int] = []
 
-    def score(self, soft: Tensor, target: Tensor) -> Tensor:
-        if len(soft) > self.room and soft.requires_grad:
+    def score(self, soft: Tensor, batch: Tensor) -> Tensor:
+        if soft.requires_grad and len(soft) > (self.swaps if self.in_swaps() else self.walk):
+            self.failures.append(len(soft))
             raise torch.OutOfMemoryError("no room")
-        return super().score(soft, target)
+        return super().score(soft, batch)
+
+    def in_swaps(self) -> bool:
+        return any(frame.function == "swap_rounds" for frame in inspect.stack(0))
 
 
 def test_out_of_memory_halves_the_lanes_and_loses_no_task(demo_clip: pez.Clip, targets: Tensor) -> None:
     tasks = [Task(f"{i}", t) for i, t in enumerate(targets)]
-    vocabulary, small = demo_clip.vocabulary(SETTINGS), Small(demo_clip.encoder(4))
-    with pytest.warns(UserWarning, match="out of memory with 64 lanes; going on with 32"):
-        ended = [learned for batch in learn(small, vocabulary, tasks, SETTINGS, 64) for learned in batch]
+    small = Small(demo_clip)
+    engine = Engine(small, demo_clip.vocabulary(SETTINGS), SETTINGS, 64)
+    with pytest.warns(UserWarning, match="out of memory with 64 lanes; continuing with 32"):
+        found = [learned for finished in engine.run(tasks) for learned in finished]
     alone = run(demo_clip, tasks, lanes=16)
-    assert sorted(learned.task.key for learned in ended) == sorted(alone)
-    assert all(same(learned, alone[learned.task.key]) for learned in ended)
+    assert sorted(learned.task.key for learned in found) == sorted(alone)
+    assert all(same(learned, alone[learned.task.key]) for learned in found)
+    assert small.failures == [48, 32]  # of 64 lanes a CPU computes those in use
 
 
 def test_out_of_memory_in_the_swaps_halves_the_lanes_and_loses_no_task(demo_clip: pez.Clip, targets: Tensor) -> None:
-    settings = dataclasses.replace(SETTINGS, exact=False, steps=2, swaps=5)
+    settings = dataclasses.replace(SETTINGS, method="default", steps=2, swaps=5)
     tasks = [Task(f"{i}", t) for i, t in enumerate(targets)]
-    vocabulary, small = demo_clip.vocabulary(settings), Small(demo_clip.encoder(4))
-    walked = [
-        r for part in learn(small, vocabulary, tasks, dataclasses.replace(settings, exact=True), 16) for r in part
+    engine = Engine(Small(demo_clip, walk=64), demo_clip.vocabulary(settings), settings, 64)
+    with pytest.warns(UserWarning, match="out of memory with swaps of 48 lanes; continuing with 16"):
+        found = [learned for finished in engine.run(tasks) for learned in finished]
+    alone = run(demo_clip, tasks, 16, settings)
+    assert len(found) == len(alone) == 40
+    assert all(same(learned, alone[learned.task.key]) for learned in found)
+
+
+def test_lanes_that_memory_did_not_allow_are_not_tried_again(demo_clip: pez.Clip, targets: Tensor) -> None:
+    settings = dataclasses.replace(SETTINGS, method="default", steps=2, swaps=2)
+    tasks = [Task(f"{i}", t) for i, t in enumerate(targets)]
+    small = Small(demo_clip, walk=32, swaps=16)
+    engine = Engine(small, demo_clip.vocabulary(settings), settings, 64)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            assert sum(len(finished) for finished in engine.run([*tasks, *tasks])) == 80
+            engine.clear()
+    assert small.failures == [64, 64, 32]  # the walk once, the swaps twice, and then never again
+    assert [str(warning.message) for warning in seen] == [
+        "out of memory with 64 lanes; continuing with 32",
+        "out of memory with swaps of 64 lanes; continuing with 32",
+        "out of memory with swaps of 32 lanes; continuing with 16",
     ]
-    with pytest.warns(UserWarning, match="out of memory with swaps of 48 lanes; going on with 16"):
-        ended = _swap(small, vocabulary, walked, settings, 64, None)
-    alone = run(demo_clip, tasks, 16, dataclasses.replace(settings, weight_decay=0.1))
-    assert len(ended) == len(alone) == 40
-    assert all(same(learned, alone[learned.task.key]) for learned in ended)
+
+
+def test_no_room_for_sixteen_lanes_is_an_error(demo_clip: pez.Clip, targets: Tensor) -> None:
+    engine = Engine(Small(demo_clip, walk=8), demo_clip.vocabulary(SETTINGS), SETTINGS, 16)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(engine.run([Task("a", targets[0])]))
 
 
 def test_ten_thousand_tasks_stream_through_in_flat_memory(demo_clip: pez.Clip, targets: Tensor) -> None:
-    settings = pez.PezSettings(tokens=2, steps=1, exact=True)
+    settings = pez.PezSettings(tokens=2, steps=1, method="pez")
     given = 0
 
     def tasks() -> Iterator[Task]:
@@ -190,16 +240,27 @@ def test_ten_thousand_tasks_stream_through_in_flat_memory(demo_clip: pez.Clip, t
         for given in range(1, 10_001):
             yield Task(f"{given}", targets[given % len(targets)])
 
-    objective, vocabulary = ClipObjective(demo_clip.encoder(2)), demo_clip.vocabulary(settings)
+    engine = Engine(ClipObjective(demo_clip.encoder(2)), demo_clip.vocabulary(settings), settings, 64)
     process, most, done = psutil.Process(), 0, 0
-    for ended in learn(objective, vocabulary, tasks(), settings, 64):
-        done += len(ended)
+    for finished in engine.run(tasks()):
+        done += len(finished)
         assert given - done <= 64  # nothing is drawn ahead of a free lane
         if done == 640:
             before = process.memory_info().rss
         most = process.memory_info().rss
     assert done == 10_000
     assert most - before < 30e6
+
+
+def test_exact_is_another_way_to_write_the_method() -> None:
+    assert pez.PezSettings(exact=True) == pez.PezSettings(method="pez")
+    assert pez.PezSettings(exact=False) == pez.PezSettings()
+    assert dataclasses.replace(pez.PezSettings(exact=True), steps=3) == pez.PezSettings(steps=3, method="pez")
+    assert dataclasses.replace(pez.PezSettings(exact=True), method="default") == pez.PezSettings()
+    with pytest.raises(ValueError, match="exact is 'yes'; expected True or False"):
+        pez.PezSettings(exact="yes")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="method is 'gcg'; expected one of default, pez"):
+        pez.PezSettings(method="gcg")  # type: ignore[arg-type]
 
 
 def test_settings_that_mean_nothing_are_refused() -> None:

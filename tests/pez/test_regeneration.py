@@ -74,8 +74,8 @@ def test_out_of_memory_halves_the_batch_and_goes_on(generator: Generator) -> Non
     with pytest.warns(UserWarning, match="out of memory") as told:
         made = small.images(PROMPTS, range(6))
     assert [str(w.message) for w in told if w.category is UserWarning] == [
-        "out of memory with 8 pictures at once; going on with 4",
-        "out of memory with 4 pictures at once; going on with 2",
+        "out of memory with 8 pictures at once; continuing with 4",
+        "out of memory with 4 pictures at once; continuing with 2",
     ]
     assert small.pipeline.sizes == [2, 2, 2]
     assert pixels(made) == pixels(generator.images(PROMPTS, range(6)))

@@ -11,8 +11,8 @@ from pipeline.settings import CaptionSettings
 from pipeline.sources.base import Item as Sample
 from pipeline.sources.choice import source_of
 from pipeline.sources.shards import Shard
-from pipeline.stages.lanes import WorkClock
 from pipeline.stages.learn import Captioner, Progress
+from pipeline.stages.work_clock import WorkClock
 from pipeline.table import PromptTable
 
 

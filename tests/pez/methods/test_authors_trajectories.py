@@ -11,12 +11,13 @@ import open_clip
 import pytest
 import torch
 
-from pez.engine import Step, Task, learn
+from pez.engine import Engine
 from pez.learn import learn_for_targets
 from pez.methods.published import learn_as_published
-from pez.models.clip import Clip, ClipObjective
-from pez.objectives.objective import Target
+from pez.models.clip import Clip
+from pez.objectives.clip import ClipObjective, Target
 from pez.settings import PezSettings
+from pez.tasks import Step, Task
 from pez.vocabulary import Vocabulary
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -44,18 +45,14 @@ def test_every_step_is_the_authors_step(clip: Clip, case: str) -> None:
         steps=len(golden["step_ids"]),
         learning_rate=float(golden["lr"]),
         weight_decay=float(golden["weight_decay"]),
-        exact=True,
+        method="pez",
     )
     target = Target(targets, torch.full((len(targets),), weight)).direction()
     seen: list[Step] = []
-    [[learned]] = learn(
-        ClipObjective(clip.encoder(settings.tokens)),
-        Vocabulary(clip.tower.token_embedding.weight, allowed),
-        [Task(case, target, initial_ids)],
-        settings,
-        lanes=1,
-        on_step=seen.append,
-    )
+    objective = ClipObjective(clip.encoder(settings.tokens))
+    vocabulary = Vocabulary(clip.tower.token_embedding.weight, allowed)
+    engine = Engine(objective, vocabulary, settings, lanes=1, on_step=seen.append)
+    [[learned]] = engine.run([Task(case, target, initial_ids)])
     ids = torch.stack([step.token_ids[0] for step in seen]).numpy()
     similarity = torch.stack([step.score[0] for step in seen]).numpy() / weight
     differing = np.flatnonzero((ids != golden["step_ids"]).any(-1))

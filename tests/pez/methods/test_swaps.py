@@ -6,7 +6,7 @@ import torch
 
 import pez
 from pez.methods.swaps import orders, swap_rounds
-from pez.models.clip import ClipObjective
+from pez.objectives.clip import ClipObjective
 
 
 def test_orders_are_all_moves_and_exchanges_once() -> None:

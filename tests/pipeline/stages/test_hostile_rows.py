@@ -127,7 +127,7 @@ def test_late_captions_are_those_of_the_whole_shard_also_in_parts_again_and_amon
     assert (again.ok, again.left_out) == (report.ok + 1, report.left_out)
     caption_shard(shard, captioner, PromptTable(str(tmp_path / "mended"), DESCRIBED))
     assert (tmp_path / "whole" / "a.parquet").read_bytes() == (tmp_path / "mended" / "a.parquet").read_bytes()
-    sharing = Captioner(SETTINGS, METHOD, shared=True)
+    sharing = Captioner(SETTINGS, METHOD)
     caption_shard(shard, sharing, PromptTable(str(tmp_path / "sharing"), DESCRIBED))
     assert (tmp_path / "sharing" / "a.parquet").read_bytes() == (tmp_path / "mended" / "a.parquet").read_bytes()
 

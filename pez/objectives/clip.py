@@ -1,0 +1,43 @@
+"""Nearness of a prompt's text feature to features of images or texts, in a CLIP."""
+
+import dataclasses
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pez.models.text_encoder import TextEncoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Features that a prompt shall be near to, or away from.
+
+    Args:
+        features: (n, dim) float, of images or texts; any length.
+        weights: (n,) float; 1 = near, negative = away from. None = all 1.
+
+    The score of a prompt is the mean over n of weight x cosine. As cosine is linear in a unit feature, all of them together
+    are one direction.
+    """
+
+    features: Tensor
+    weights: Tensor | None = None
+
+    def direction(self) -> Tensor:
+        """(dim,) float: its product with a prompt's unit feature is the score."""
+        units = F.normalize(self.features, dim=-1)
+        if self.weights is not None:
+            units = units * self.weights.to(units).unsqueeze(-1)
+        return units.mean(0)
+
+
+class ClipObjective:
+    """Cosine of a soft prompt's text feature with the lane's target, a direction of features."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self.encoder = encoder
+
+    def score(self, soft: Tensor, batch: Tensor) -> Tensor:
+        """(lanes, tokens, width) soft prompts and (lanes, dim) directions to (lanes,) scores."""
+        features = F.normalize(self.encoder(soft).to(batch.dtype), dim=-1)
+        return (features * batch).sum(-1)
