@@ -210,22 +210,19 @@ def _on_ray(
     failures: FailureLog,
 ) -> dict[str, str]:
     from pipeline.run import cluster
-    from pipeline.run.cluster import Stage
+    from pipeline.stages.learn_stage import LearnStage
+    from pipeline.stages.verify_stage import VerifyStage
 
     units = work.begin(job.cluster.parts)
     progress.doing(f"starting {count(plans[0].actors, 'actor')} for {job.settings.model}")
     table, at_once = work.table, job.cluster.shards_at_once
     with cluster.seen_by_actors(table, [*units, *work.unverified]) as disk:
-        starter = cluster.actor_starter(
-            job.settings, job.method, plans[0], table.source, table.settings, job.retry_failed, at_once, disk
-        )
-        stages = [Stage("captions", starter, plans[0].actors, progress.report, asks=plans[0].asks, at_once=at_once)]
+        learn = LearnStage(job.settings, job.method, table.source, table.settings, job.retry_failed)
+        pools = [cluster.pool_of(learn, plans[0], progress.report, at_once=at_once, disk=disk)]
         if work.verified:
-            stage = cluster.verify_stage(
-                job.verification, plans[1], work.verified, work.unverified, progress.report_verified, disk
-            )
-            stages.append(stage)
-        return cluster.run_on_ray(units, stages, job.cluster, progress.look, progress.note, failures.record)
+            verify = VerifyStage.of(job.verification, work.verified)
+            pools.append(cluster.pool_of(verify, plans[1], progress.report_verified, work.unverified, disk=disk))
+        return cluster.run_on_ray(units, pools, job.cluster, progress.look, progress.note, failures.record)
 
 
 def connecting(settings: ClusterSettings) -> str:

@@ -60,6 +60,7 @@ def verify(job: VerifyJob) -> int:
                 verified_table,
                 verify_serially,
             )
+            from pipeline.stages.verify_stage import VerifyStage
             from pipeline.table import PromptTable
 
         check_outside_package([job.output], "output")
@@ -117,9 +118,10 @@ def verify(job: VerifyJob) -> int:
                     progress.doing(f"starting {actors} for {job.verification.verify}")
                     told = progress.report_verified
                     with cluster.seen_by_actors(table, pending) as disk:
-                        stage = cluster.verify_stage(job.verification, plan, verified, (), told, disk)
+                        stage = VerifyStage.of(job.verification, verified)
+                        pool = cluster.pool_of(stage, plan, told, disk=disk)
                         failed = cluster.run_on_ray(
-                            pending, [stage], job.cluster, progress.look, progress.note, failures.record
+                            pending, [pool], job.cluster, progress.look, progress.note, failures.record
                         )
     except KeyboardInterrupt:
         told_so_far = f"{progress.verified} of {count(len(shards), 'shard')} verified"

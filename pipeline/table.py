@@ -19,7 +19,6 @@ import hashlib
 import io
 import json
 import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from pez.errors import UserError
 from pipeline.description import differences, fingerprint, upgraded
 from pipeline.errors import OutputError
 from pipeline.folder import READS_AT_ONCE, Bookkeeping, DamagedError, OutputFolder
+from pipeline.processes import is_at_work, this_process
 from pipeline.rows import CAPTIONED, SCHEMA, VERIFIED, Row, ShardReport, report_of
 from pipeline.sources.base import Unit
 from pipeline.sources.units import hashed_stem
@@ -89,7 +89,7 @@ class PromptTable(OutputFolder):
             raise UserError(self._of_others("_run.json"))
         if self._is_same(earlier):
             return True
-        if self._has_rows() or _is_at_work(earlier.get("claimed_by")):
+        if self._has_rows() or is_at_work(earlier.get("claimed_by")):
             self._refuse(earlier)
         return False
 
@@ -167,7 +167,7 @@ class PromptTable(OutputFolder):
         earlier = self.check()
         abandoned = not earlier and self._claimed()
         run = {"fingerprint": self.fingerprint, "settings": self.settings, "all_settings": self.in_full}
-        run["claimed_by"] = _this_process()
+        run["claimed_by"] = this_process()
         try:
             # Written again where it is there already: a folder that has become read-only is found out now.
             self.put("_run.json", (json.dumps(run, indent=2) + "\n").encode(), first=not earlier and not abandoned)
@@ -415,25 +415,3 @@ class PromptTable(OutputFolder):
             return self.read_json(name) or {}
         except DamagedError:
             return {}  # the reports tell
-
-
-def _this_process() -> dict[str, Any]:
-    """Tells this process from all others of this machine."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
-
-
-def _is_at_work(process: Any) -> bool:
-    """True where another process of this machine, as `_this_process` tells it, is alive."""
-    if not isinstance(process, dict) or process.get("host") != socket.gethostname():
-        return False
-    pid = process.get("pid")
-    return isinstance(pid, int) and pid != os.getpid() and _started(pid) == process.get("started") is not None
-
-
-def _started(pid: int) -> str | None:
-    """When a process started, in ticks since the machine did; None where there is no such process or no /proc."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None

@@ -14,12 +14,12 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from pipeline.run.parts_left import PartsLeft
 from pipeline.run.ray_errors import memory_shortage, node_lost, not_done, one_line, start_failure
 from pipeline.run.serial import retry_delay
-from pipeline.run.stage import ActorStartError, OnFailure, Stage
+from pipeline.run.stage import ActorStartError, OnFailure, StagePlan
 from pipeline.settings import ClusterSettings
-from pipeline.sources.shards import Shard
-from pipeline.stages.parts import PartsLeft
+from pipeline.sources.base import Unit
 
 _PATIENCE = 30.0  # seconds without any actor before it is told
 _LESS_MEMORY = "fewer --actors or smaller --lanes need less memory"
@@ -27,7 +27,7 @@ _LESS_MEMORY = "fewer --actors or smaller --lanes need less memory"
 
 @dataclasses.dataclass
 class Work:
-    shard: Shard
+    shard: Unit
     attempts: int = 0
     losses: int = 0
     """attempts for which a lost node is to blame"""
@@ -64,7 +64,7 @@ class Pool:
 
     def __init__(
         self,
-        stage: Stage,
+        stage: StagePlan,
         settings: ClusterSettings,
         on_note: Callable[[str], None],
         on_failure: OnFailure = lambda *_: None,
@@ -104,7 +104,7 @@ class Pool:
         """Shards wait and no actor is up, for want of room perhaps."""
         return bool(self.queue) and all(member.starting for member in self.members)
 
-    def add(self, shards: Sequence[Shard]) -> None:
+    def add(self, shards: Sequence[Unit]) -> None:
         self.queue.extend(Work(shard) for shard in shards)
 
     def assign(self) -> None:
@@ -137,7 +137,7 @@ class Pool:
         """References to the starts and shards in work."""
         return [reference for m in self.members for reference in ([m.starting] if m.starting else m.tasks)]
 
-    def take(self, reference: Any) -> Shard | None:
+    def take(self, reference: Any) -> Unit | None:
         """Take in what a reference that is ready says.
 
         Returns:
@@ -292,7 +292,7 @@ class Pool:
                 raise ActorStartError(raised or f"actors do not start: {one_line(error)}") from error
             self._replace(member)
 
-    def _left(self, shard: Shard) -> Shard | None:
+    def _left(self, shard: Unit) -> Unit | None:
         """The shard that has left this stage by this; the last part of one has it merged first."""
         if shard.part is None:
             return dataclasses.replace(shard, parts=1)

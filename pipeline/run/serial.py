@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 
 from pez.errors import UserError
 from pipeline.run.stage import OnFailure
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
 
 
 def in_turn(
-    shards: Iterable[Shard],
-    work: Callable[[Shard], Shard | None],
+    shards: Iterable[Unit],
+    work: Callable[[Unit], Unit | None],
     attempts: int = 1,
     on_note: Callable[[str], None] = lambda _: None,
     on_failure: OnFailure = lambda *_: None,

@@ -16,18 +16,17 @@ from pez.models.clip import check_model
 from pipeline.description import describe as describe
 from pipeline.rows import Row, ShardReport
 from pipeline.run import warning_log
+from pipeline.run.parts_left import PartsLeft
 from pipeline.run.serial import in_turn
 from pipeline.run.stage import OnFailure
 from pipeline.settings import LearnSettings, ModelSettings
 from pipeline.sources.ahead import ahead, batches
-from pipeline.sources.base import Item, LateCaption, Source, UnitError
-from pipeline.sources.base import Unit as Shard
+from pipeline.sources.base import Item, LateCaption, Source, Unit, UnitError
 from pipeline.sources.choice import source_of
 from pipeline.stages.lanes import BATCH, Request, SharedLanes
 from pipeline.stages.parts import (
     PartReport,
     PartSamples,
-    PartsLeft,
     finished_part,
     merge_parts,
     part_of_whole,
@@ -80,7 +79,7 @@ class _ShardInWork:
 
 
 def caption_shard(
-    shard: Shard, captioner: "Captioner", table: PromptTable, retry_failed: bool = False
+    shard: Unit, captioner: "Captioner", table: PromptTable, retry_failed: bool = False
 ) -> ShardReport | PartReport:
     """Turn one tar of images into one Parquet of prompts; a part of one into a part of it.
 
@@ -106,7 +105,7 @@ def caption_shard(
         return table.publish(shard, [rows[i] for i in sorted(rows)], seconds(), left_out, warnings())
 
 
-def _caption_part(part: Shard, captioner: "Captioner", table: PromptTable) -> PartReport:
+def _caption_part(part: Unit, captioner: "Captioner", table: PromptTable) -> PartReport:
     """The rows of every n-th sample; the others are read past and not decoded."""
     if table.finished(part):  # another run, or an earlier one that wants failed rows tried again
         return part_of_whole(part, table)
@@ -123,7 +122,7 @@ def _caption_part(part: Shard, captioner: "Captioner", table: PromptTable) -> Pa
         return publish_part(part, [rows[i] for i in sorted(rows)], samples, left_out, seconds(), table, warnings())
 
 
-def _caption_failed(shard: Shard, earlier: ShardReport, captioner: "Captioner", table: PromptTable) -> ShardReport:
+def _caption_failed(shard: Unit, earlier: ShardReport, captioner: "Captioner", table: PromptTable) -> ShardReport:
     """A finished shard again, of which only the rows that are not ok are new."""
     rows = table.read_rows(f"{shard.stem}.parquet")
     failed = {row.key for row in rows if row.status != "ok"}
@@ -191,20 +190,20 @@ class Captioner:
         found = Progress(images, similarity, self.lanes.learning, self.lanes.steps, of)
         expected = [s.expected for s in shards]
         if shards and None not in expected:
-            images = sum(size for size in expected if size)
-            found.shards_done = min((found.images + found.steps / of) / max(images, 1.0), 1.0) * len(shards)
+            size = sum(count for count in expected if count)
+            found.shards_done = min((found.images + found.steps / of) / max(size, 1.0), 1.0) * len(shards)
         return found
 
-    def items(self, shard: Shard, left_out: Counter[str]) -> Iterator[Item]:
+    def items(self, shard: Unit, left_out: Counter[str]) -> Iterator[Item]:
         """The items of a unit; see Source.read."""
         return self.source.read(shard, left_out)
 
-    def nothing_in(self, shard: Shard) -> UnitError:
+    def nothing_in(self, shard: Unit) -> UnitError:
         """The error of a unit without any item."""
         noun, expected = self.source.nouns
         return UnitError(f"{shard.url} holds no {noun}; expected {expected}")
 
-    def caption(self, shard: Shard, samples: Iterable[Item]) -> Iterator[tuple[int, Row]]:
+    def caption(self, shard: Unit, samples: Iterable[Item]) -> Iterator[tuple[int, Row]]:
         """Learn a prompt for every sample that has an image.
 
         Yields:
@@ -250,7 +249,7 @@ class Captioner:
         finally:
             del self._in_work[id(progress)]
 
-    def _captioned_late(self, shard: Shard, late: "_LateCaptions") -> Iterator[tuple[int, Row]]:
+    def _captioned_late(self, shard: Unit, late: "_LateCaptions") -> Iterator[tuple[int, Row]]:
         """The rows again whose captions came when they were in work, or done."""
         for index, row in late.rejected.items():
             if index in late.texts:
@@ -278,7 +277,7 @@ class Captioner:
             return Decoded(dataclasses.replace(bare, status="bad_image", reason=str(error)))
         return Decoded(bare, self.clip.preprocess(image), image.width, image.height)
 
-    def _row(self, shard: Shard, decoded: "Decoded", prompt: pez.Prompt, of_caption: float | None) -> Row:
+    def _row(self, shard: Unit, decoded: "Decoded", prompt: pez.Prompt, of_caption: float | None) -> Row:
         if not math.isfinite(prompt.similarity + prompt.token_similarity + (of_caption or 0.0)):
             item = dataclasses.replace(decoded.item, status="not_finite", reason=_NOT_FINITE)
             return dataclasses.replace(_rejection(shard, item), width=decoded.width, height=decoded.height)
@@ -355,7 +354,7 @@ def load_model(settings: ModelSettings, device: str | torch.device) -> pez.Clip:
 
 
 def run_serially(
-    shards: Iterable[Shard],
+    shards: Iterable[Unit],
     captioner: Captioner,
     table: PromptTable,
     on_report: Callable[[ShardReport | PartReport], None],
@@ -378,12 +377,12 @@ def run_serially(
     """
     parts = PartsLeft()
 
-    def work(shard: Shard) -> Shard | None:
+    def work(shard: Unit) -> Unit | None:
         on_report(caption_shard(shard, captioner, table, retry_failed))
         return parts.whole_after(shard) if shard.part is not None else None
 
     return in_turn(shards, work, attempts, on_note, on_failure)
 
 
-def _rejection(shard: Shard, item: Item) -> Row:
+def _rejection(shard: Unit, item: Item) -> Row:
     return Row(item.key, shard.url, item.status, item.reason, caption=item.caption, columns=item.columns)

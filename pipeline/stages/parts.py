@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.rows import Row, ShardReport
@@ -62,21 +61,6 @@ class PartSamples:
     @property
     def gaps(self) -> list[int]:
         return [i for i in range(max(self._indices, default=0)) if i not in self._indices]
-
-
-class PartsLeft:
-    """Counts the parts that are done, and tells when a shard's last one is."""
-
-    def __init__(self) -> None:
-        self.done: Counter[str] = Counter()
-
-    def whole_after(self, part: Unit) -> Unit | None:
-        """The shard, to be merged, where the part that has just been done was its last."""
-        self.done[part.url] += 1
-        if self.done[part.url] < part.parts:
-            return None
-        del self.done[part.url]
-        return dataclasses.replace(part, part=None)
 
 
 def split_shard(shard: Unit, parts: int) -> list[Unit]:

@@ -14,9 +14,9 @@ from jobs import caption, command
 from pipeline.failures import FailureLog
 from pipeline.folder import OutputFolder
 from pipeline.run import warning_log
-from pipeline.run.cluster import Stage, run_on_ray
+from pipeline.run.cluster import StagePlan, run_on_ray
 from pipeline.settings import ClusterSettings
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
 
 FEW_STEPS = ["--model", "demo", "--steps", "2", "--swaps", "0", "--lanes", "16"]
 
@@ -53,13 +53,13 @@ def test_a_unit_that_fails_leaves_its_traceback_until_it_is_done(
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_bug_in_an_actor_leaves_its_traceback_too(tmp_path: Path) -> None:
     log = FailureLog(OutputFolder(str(tmp_path / "out")))
-    stage = Stage(
+    stage = StagePlan(
         "captions",
         lambda: FaultyActor.options(num_cpus=0.5).remote(str(tmp_path)),
         1,
         lambda _: None,  # type: ignore[attr-defined]
     )
-    units = [Shard("mem://bad", "bad"), Shard("mem://kills-always", "kills-always"), Shard("mem://fine", "fine")]
+    units = [Unit("mem://bad", "bad"), Unit("mem://kills-always", "kills-always"), Unit("mem://fine", "fine")]
     failed = run_on_ray(units, [stage], ClusterSettings(attempts=2), on_failure=log.record)
     log.conclude(failed, units)
     assert sorted(failed) == ["mem://bad", "mem://kills-always"]
@@ -73,7 +73,7 @@ def test_a_bug_in_an_actor_leaves_its_traceback_too(tmp_path: Path) -> None:
 def test_a_traceback_holds_no_signature(tmp_path: Path) -> None:
     log = FailureLog(OutputFolder(str(tmp_path)))
     source = "https://user:hush@host/a.tar?X-Amz-Signature=hush&x=1"
-    log.record(Shard("https://host/a.tar?x=1", "a", source=source), "no", f"Traceback\n  open({source!r})\n")
+    log.record(Unit("https://host/a.tar?x=1", "a", source=source), "no", f"Traceback\n  open({source!r})\n")
     assert "hush" not in (tmp_path / "_failures/a.txt").read_text()
 
 

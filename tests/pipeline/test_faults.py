@@ -22,7 +22,7 @@ from jobs.caption import CaptionJob, caption
 from pez.demo import scenes
 from pipeline.rows import Row, ShardReport
 from pipeline.run import pool
-from pipeline.run.cluster import Stage, run_on_ray
+from pipeline.run.cluster import StagePlan, run_on_ray
 from pipeline.settings import CaptionSettings, ClusterSettings
 from pipeline.sources.base import Item, Unit
 from pipeline.sources.demo_shards import write_scenes
@@ -267,7 +267,7 @@ def test_a_clock_that_jumps_changes_no_file(
 def test_a_clock_that_jumps_ends_no_shard_early(tmp_path: Path) -> None:
     done: list[str] = []
     notes: list[str] = []
-    stage = Stage("captions", lambda: FaultyActor.options(num_cpus=0.5).remote(str(tmp_path)), 1, note_stem(done))
+    stage = StagePlan("captions", lambda: FaultyActor.options(num_cpus=0.5).remote(str(tmp_path)), 1, note_stem(done))
     shards = [Unit(f"mem://{i}", f"fine-{i}") for i in range(3)]
     assert run_on_ray(shards, [stage], ClusterSettings(shard_timeout=300.0), on_note=notes.append) == {}
     assert (sorted(done), notes) == (["fine-0", "fine-1", "fine-2"], [])
@@ -289,7 +289,7 @@ def test_a_cluster_without_room_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         raise Enough(line)
 
     starter = FaultyActor.options(num_gpus=1).remote
-    stage = Stage("captions", lambda: starter(str(tmp_path)), 1, print, asks="1 GPU and 8 CPU")
+    stage = StagePlan("captions", lambda: starter(str(tmp_path)), 1, print, asks="1 GPU and 8 CPU")
     with pytest.raises(Enough) as told:
         run_on_ray([Unit("mem://a", "a")], [stage], ClusterSettings(), on_note=note)
     assert re.fullmatch(

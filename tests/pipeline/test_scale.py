@@ -22,11 +22,10 @@ import pytest
 from fsspec.spec import AbstractFileSystem
 from PIL import Image
 from samples_on_disk import encoded
-from trivial import SizeCaptioner, TrivialActor
+from trivial import SizeCaptioner, TrivialStage
 
 import pez
 from jobs.caption import CaptionJob, caption
-from pipeline.run import cluster
 from pipeline.settings import CaptionSettings, ClusterSettings
 from pipeline.sources.base import Unit
 from pipeline.stages.learn import Captioner, caption_shard, describe
@@ -82,12 +81,7 @@ def test_the_driver_stays_small_and_quick_over_many_shards_and_a_resume_reads_no
 ) -> None:
     """The real job with actors that caption nothing: braces, two listings, the loop, progress, the end."""
 
-    def starter(
-        _: Any, __: Any, ___: Any, url: str, described: dict[str, Any], ____: bool, at_once: int, _____: Any
-    ) -> Any:
-        return lambda: TrivialActor.options(num_cpus=1, max_concurrency=at_once + 1).remote(url, described)
-
-    monkeypatch.setattr(cluster, "actor_starter", starter)
+    monkeypatch.setattr("pipeline.stages.learn_stage.LearnStage", TrivialStage)
     out = tmp_path / "out"
     job = CaptionJob(
         output=str(out),

@@ -12,14 +12,13 @@ from ray import cloudpickle
 import pez
 from pipeline.description import describe
 from pipeline.rows import ShardReport
-from pipeline.run.actors import actor_starter
-from pipeline.run.cluster import run_on_ray
+from pipeline.run.cluster import pool_of, run_on_ray
 from pipeline.run.resources import ActorPlan
-from pipeline.run.stage import Stage
 from pipeline.settings import ClusterSettings, LearnSettings
 from pipeline.sources.base import Unit
 from pipeline.sources.units import name_units
 from pipeline.stages.learn import Captioner, run_serially
+from pipeline.stages.learn_stage import LearnStage
 from pipeline.stages.parts import split_shard
 from pipeline.table import PromptTable
 
@@ -89,8 +88,8 @@ def test_a_source_of_ones_own_runs_on_ray_with_the_same_rows(
     notes: list[str] = []
     reports: list[ShardReport] = []
     plan = ActorPlan(1, 0, 1, 1, "cpu")
-    start = actor_starter(SETTINGS, METHOD, plan, table.url, table.settings, at_once=2, source=source)
-    stage = Stage("numbers", start, 1, reports.append, at_once=2)
+    learn = LearnStage(SETTINGS, METHOD, table.url, table.settings, source=source)
+    stage = pool_of(learn, plan, reports.append, at_once=2)
     assert run_on_ray(units, [stage], ClusterSettings(attempts=2), on_note=notes.append) == {}
     assert len(notes) == 2
     check(table, units, reports)

@@ -16,10 +16,11 @@ from samples_on_disk import MakeTar, encoded
 
 import pez
 from pipeline.rows import ShardReport
-from pipeline.run.cluster import ActorPlan, Stage, actor_starter, run_on_ray
+from pipeline.run.cluster import ActorPlan, StagePlan, actor_starter, run_on_ray
 from pipeline.settings import CaptionSettings, ClusterSettings
 from pipeline.sources.base import Unit, UnitError
 from pipeline.stages.learn import Captioner, caption_shard, describe, run_serially
+from pipeline.stages.learn_stage import LearnStage
 from pipeline.stages.parts import PartReport, merge_parts, split_shard, sweep_parts
 from pipeline.table import PromptTable
 
@@ -166,7 +167,7 @@ def test_a_killed_actor_loses_its_part_only(shard: Unit, tmp_path: Path, images:
     method = pez.PezSettings(tokens=4, steps=100, swaps=2)
     described = describe(SETTINGS, method, "cpu")
     table = PromptTable(str(tmp_path / "out"), described)
-    starter = actor_starter(SETTINGS, method, ActorPlan(1, 0, 1.0, 1, "cpu"), table.url, described)
+    starter = actor_starter(LearnStage(SETTINGS, method, table.url, described), ActorPlan(1, 0, 1.0, 1, "cpu"))
     reports: list[PartReport | ShardReport] = []
     notes: list[str] = []
     actors: list[psutil.Process] = []
@@ -176,13 +177,13 @@ def test_a_killed_actor_loses_its_part_only(shard: Unit, tmp_path: Path, images:
         while len(list(Path(table.url).glob("_parts/big/*"))) < 2 and time.monotonic() < ended:
             time.sleep(0.05)
         for process in psutil.Process().children(recursive=True):
-            if "CaptionActor" in "".join(process.cmdline()):
+            if "WorkerActor" in "".join(process.cmdline()):
                 actors.append(process)
                 process.send_signal(signal.SIGKILL)
 
     killer = threading.Thread(target=kill_after_the_second_part, daemon=True)
     killer.start()
-    stage = Stage("captions", starter, 1, reports.append)
+    stage = StagePlan("captions", starter, 1, reports.append)
     assert run_on_ray(split_shard(shard, 4), [stage], ClusterSettings(), on_note=notes.append) == {}
     killer.join()
     assert len(actors) == 1
@@ -201,7 +202,7 @@ def test_a_killed_actor_loses_its_part_only(shard: Unit, tmp_path: Path, images:
 def test_a_failed_part_is_named_and_a_shard_leaves_the_stage_once(tmp_path: Path) -> None:
     ended: list[list[str]] = [[], []]
     stages = [
-        Stage(
+        StagePlan(
             name,
             lambda folder=folder: FaultyActor.options(num_cpus=0.5, max_concurrency=2).remote(str(folder)),
             2,
