@@ -5,7 +5,6 @@ import signal
 import sys
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +13,8 @@ import pez
 from jobs import abandon, arguments
 from pez.errors import UserError
 from pipeline.errors import OutputError
-from pipeline.terminal import harden_output, plain
+from pipeline.run import warning_log
+from pipeline.terminal import forget_warnings, harden_output, plain, warn
 
 Options = TypeVar("Options")
 
@@ -39,7 +39,8 @@ def end(work: Callable[[], int]) -> None:
     if signal.getsignal(signal.SIGINT) is abandon:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     harden_output()
-    warnings.showwarning = _show_warning
+    forget_warnings()
+    warning_log.install(warn)
     try:
         status = work()
     except OutputError as error:  # the output has become full or unwritable
@@ -85,10 +86,6 @@ def prog_of(path: str) -> str:
         return path
     file = Path(path)
     return f"python -m jobs.{file.parent.name if file.stem == '__main__' else file.stem}"
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {plain(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def _interrupt(*_: Any) -> None:

@@ -26,6 +26,7 @@ from pipeline.terminal import Activity, count, open_console, plain, prompt_table
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pipeline.failures import FailureLog
     from pipeline.progress import JobProgress
     from pipeline.rows import ShardReport
     from pipeline.run.cluster import ActorPlan
@@ -65,6 +66,7 @@ def run(job: TableJob) -> int:
                 import pipeline.run.cluster  # noqa: F401
             from pez.models.load import check_model
             from pipeline.description import describe, in_full
+            from pipeline.failures import FailureLog
             from pipeline.progress import JobProgress
             from pipeline.run.hub import check_reachable
             from pipeline.run.shared_disk import check_outside_package
@@ -110,6 +112,7 @@ def run(job: TableJob) -> int:
     already_verified = len(done) - len(work.unverified) if verified else None
     progress = JobProgress(len(units), len(done), console, verified=already_verified, noun=job.noun)
     failed: dict[str, str] = {}
+    failures = FailureLog(table)
     try:
         if not work.pending and not work.unverified:
             say(console, f"nothing to do: {all_are(len(units), 'done and verified' if verifies else 'done')}")
@@ -117,12 +120,17 @@ def run(job: TableJob) -> int:
             if work.pending:
                 say(console, _computation(job.settings, device))
             with progress:
-                failed = _on_ray(job, work, plans, progress) if plans else _serially(job, work, device, progress)
+                if plans:
+                    failed = _on_ray(job, work, plans, progress, failures)
+                else:
+                    failed = _serially(job, work, device, progress, failures)
     except KeyboardInterrupt:
         done_so_far = f"{progress.done} of {len(units)} shards are done"
         raise KeyboardInterrupt(f"{done_so_far}; run the same command to go on") from None
     if not failed:
         sweep_parts(units, table)
+    failures.conclude(failed, units)
+    failed = failures.located(failed, units)
     return _conclude(table, units, failed, progress.reports, not_taken, job.noun, console)
 
 
@@ -172,7 +180,7 @@ def _plans(job: TableJob) -> tuple[ActorPlan, ActorPlan]:
     return (plan, plan) if job.verification.verify is None else cluster.plan_verifiers(job.cluster, plan)
 
 
-def _serially(job: TableJob, work: _Work, device: str, progress: JobProgress) -> dict[str, str]:
+def _serially(job: TableJob, work: _Work, device: str, progress: JobProgress, failures: FailureLog) -> dict[str, str]:
     """One stage after the other in this process: there is room for one model."""
     from pipeline.stages.learn import Captioner, run_serially
     from pipeline.stages.verify import verify_serially
@@ -186,7 +194,9 @@ def _serially(job: TableJob, work: _Work, device: str, progress: JobProgress) ->
     if captioner is not None:
         attempts, retry = job.cluster.attempts, job.retry_failed
         progress.watch(captioner)
-        failed = run_serially(units, captioner, work.table, progress.report, attempts, progress.note, retry)
+        failed = run_serially(
+            units, captioner, work.table, progress.report, attempts, progress.note, retry, failures.record
+        )
         progress.watch(None)
     del captioner
     if work.verified is None:
@@ -196,28 +206,31 @@ def _serially(job: TableJob, work: _Work, device: str, progress: JobProgress) ->
         progress.doing(f"loading the generator {job.verification.verify}")
     told, attempts = progress.report_verified, job.cluster.attempts
     return failed | verify_serially(
-        shards, work.verified, job.verification, device, told, progress.watch, attempts, progress.note
+        shards, work.verified, job.verification, device, told, progress.watch, attempts, progress.note, failures.record
     )
 
 
-def _on_ray(job: TableJob, work: _Work, plans: tuple[ActorPlan, ActorPlan], progress: JobProgress) -> dict[str, str]:
+def _on_ray(
+    job: TableJob,
+    work: _Work,
+    plans: tuple[ActorPlan, ActorPlan],
+    progress: JobProgress,
+    failures: FailureLog,
+) -> dict[str, str]:
     from pipeline.run import cluster
-    from pipeline.run.cluster import Stage
+    from pipeline.stages.learn_stage import LearnStage
+    from pipeline.stages.verify_stage import VerifyStage
 
     units = work.begin(job.cluster.parts)
     progress.doing(f"starting {count(plans[0].actors, 'actor')} for {job.settings.model}")
     table, at_once = work.table, job.cluster.shards_at_once
     with cluster.seen_by_actors(table, [*units, *work.unverified]) as disk:
-        starter = cluster.actor_starter(
-            job.settings, job.method, plans[0], table.source, table.settings, job.retry_failed, at_once, disk
-        )
-        stages = [Stage("captions", starter, plans[0].actors, progress.report, asks=plans[0].asks, at_once=at_once)]
+        learn = LearnStage(job.settings, job.method, table.source, table.settings, job.retry_failed)
+        pools = [cluster.pool_of(learn, plans[0], progress.report, at_once=at_once, disk=disk)]
         if work.verified:
-            stage = cluster.verify_stage(
-                job.verification, plans[1], work.verified, work.unverified, progress.report_verified, disk
-            )
-            stages.append(stage)
-        return cluster.run_on_ray(units, stages, job.cluster, progress.look, progress.note)
+            verify = VerifyStage.of(job.verification, work.verified)
+            pools.append(cluster.pool_of(verify, plans[1], progress.report_verified, work.unverified, disk=disk))
+        return cluster.run_on_ray(units, pools, job.cluster, progress.look, progress.note, failures.record)
 
 
 def connecting(settings: ClusterSettings) -> str:

@@ -66,7 +66,7 @@ class EvaluateJob(LearnOptions):
         if self.demo:
             refuse_beside_demo(self.caption, given, ["input"])
         elif not self.input:
-            raise UserError("no input given; expected --input with the address of a tar, or --demo")
+            raise UserError("no input given; expected --input with the URL of a tar, or --demo")
         refuse_ignored(given | ({"verify"} if self.demo else frozenset()), self.method)
         if not 1 <= self.images <= 100_000:
             raise UserError(f"images is {self.images}; expected 1 to 100,000")

@@ -18,7 +18,7 @@ from jobs.arguments import POSITIONAL
 from jobs.driver import all_are, connecting, show_first
 from jobs.options import RunOptions, VerifyOptions, expect_device, expect_device_here, expect_generator, refuse_ignored
 from pez.errors import UserError
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
 from pipeline.terminal import Activity, count, open_console, plain, say
 
 
@@ -46,11 +46,12 @@ def verify(job: VerifyJob) -> int:
             if not job.local:
                 import pipeline.run.cluster  # noqa: F401
             from pipeline.description import model_of
+            from pipeline.failures import FailureLog
             from pipeline.progress import JobProgress
             from pipeline.run.hub import check_reachable
             from pipeline.run.shared_disk import check_outside_package
             from pipeline.settings import cluster_address
-            from pipeline.sources.inputs import expand_shards
+            from pipeline.sources.inputs import expand_inputs
             from pipeline.stages.verify import (
                 check_verification,
                 resolved,
@@ -59,6 +60,7 @@ def verify(job: VerifyJob) -> int:
                 verified_table,
                 verify_serially,
             )
+            from pipeline.stages.verify_stage import VerifyStage
             from pipeline.table import PromptTable
 
         check_outside_package([job.output], "output")
@@ -71,7 +73,7 @@ def verify(job: VerifyJob) -> int:
         if not shards:
             raise UserError(f"no finished shard in {table.url}; run jobs.caption first")
         if job.input:
-            shards = with_sources(shards, expand_shards(job.input))
+            shards = with_sources(shards, expand_inputs(job.input))
         plan = None
         if job.local:
             device = job.local_device()
@@ -89,6 +91,7 @@ def verify(job: VerifyJob) -> int:
             check_reachable(*score_model(job.verification, guide.model))
     progress = JobProgress(len(shards), None, console, verified=len(shards) - len(pending))
     failed: dict[str, str] = {}
+    failures = FailureLog(table)
     try:
         if not pending:
             say(console, f"nothing to do: {all_are(len(shards), 'verified')}")
@@ -108,18 +111,23 @@ def verify(job: VerifyJob) -> int:
                         progress.watch,
                         job.cluster.attempts,
                         progress.note,
+                        failures.record,
                     )
                 else:
                     actors = count(plan.actors, "actor")
                     progress.doing(f"starting {actors} for {job.verification.verify}")
                     told = progress.report_verified
                     with cluster.seen_by_actors(table, pending) as disk:
-                        stage = cluster.verify_stage(job.verification, plan, verified, (), told, disk)
-                        failed = cluster.run_on_ray(pending, [stage], job.cluster, progress.look, progress.note)
+                        stage = VerifyStage.of(job.verification, verified)
+                        pool = cluster.pool_of(stage, plan, told, disk=disk)
+                        failed = cluster.run_on_ray(
+                            pending, [pool], job.cluster, progress.look, progress.note, failures.record
+                        )
     except KeyboardInterrupt:
         told_so_far = f"{progress.verified} of {count(len(shards), 'shard')} verified"
         raise KeyboardInterrupt(f"{told_so_far}; run the same command to go on") from None
-    for url, reason in failed.items():
+    failures.conclude(failed, shards)
+    for url, reason in failures.located(failed, shards).items():
         say(console, plain(f"failed: {url}: {reason}"), "red")
     show_first(table, [shard for shard in shards if shard.url not in failed], console)
     if failed:
@@ -129,7 +137,7 @@ def verify(job: VerifyJob) -> int:
     return 0
 
 
-def with_sources(shards: Sequence[Shard], given: Sequence[Shard]) -> list[Shard]:
+def with_sources(shards: Sequence[Unit], given: Sequence[Unit]) -> list[Unit]:
     """Shards of the output, each opened where it was given, if it was.
 
     Raises:

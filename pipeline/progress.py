@@ -16,7 +16,7 @@ from pipeline.stages.learn import Progress
 from pipeline.stages.parts import PartReport
 from pipeline.stages.verified_table import VerifyReport
 from pipeline.stages.verify import VerifyProgress
-from pipeline.terminal import count, duration, plain, say
+from pipeline.terminal import count, duration, plain, say, warn
 from pipeline.terminal import prompt_table as prompt_table
 
 _LOOK = 0.5  # seconds between two looks at what is done in this process
@@ -114,6 +114,7 @@ class JobProgress:
 
     def report(self, report: ShardReport | PartReport) -> None:
         """A shard ended, or a part of one."""
+        self._warn(report.warnings)
         self.activity = ""
         if self.learning_since is None:
             self.learning_since = self.started
@@ -135,6 +136,7 @@ class JobProgress:
 
     def report_verified(self, report: VerifyReport) -> None:
         """A shard's prompts were compared with its pictures."""
+        self._warn(report.warnings)
         self.activity = ""
         self.verified += 1
         if self.verifying_since is None:  # it may have waited for the captions
@@ -157,6 +159,11 @@ class JobProgress:
         if self.learning_since is None and any(p.learning for p in self.busy):
             self.learning_since = self.clock()
         self._tell()
+
+    def _warn(self, texts: Sequence[str]) -> None:
+        """Warnings of a worker, which may be in another process."""
+        for text in texts:
+            warn(text)
 
     def note(self, line: str) -> None:
         """Something went wrong and was mended."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
 
 CAPTIONED = pa.schema(
     [
@@ -95,6 +95,8 @@ class ShardReport:
     fingerprint: str
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)
     """members of the tar that are in no row, by reason, see Source.read"""
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    """what was done otherwise than asked for, like fewer lanes because memory ran out"""
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> "ShardReport | None":
@@ -107,7 +109,12 @@ class ShardReport:
 
 
 def report_of(
-    shard: Shard, rows: Sequence[Row], seconds: float, run: str, left_out: Mapping[str, int] | None = None
+    shard: Unit,
+    rows: Sequence[Row],
+    seconds: float,
+    run: str,
+    left_out: Mapping[str, int] | None = None,
+    warnings: Sequence[str] = (),
 ) -> ShardReport:
     """Count a shard's rows."""
     bad = [row for row in rows if row.status != "ok"]
@@ -127,4 +134,5 @@ def report_of(
         failures=[{"key": row.key, "reason": row.error_message or row.status} for row in bad[:100]],
         fingerprint=run,
         left_out=dict(left_out or {}),
+        warnings=list(warnings),
     )

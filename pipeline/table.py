@@ -19,7 +19,6 @@ import hashlib
 import io
 import json
 import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,8 +31,10 @@ from pez.errors import UserError
 from pipeline.description import differences, fingerprint, upgraded
 from pipeline.errors import OutputError
 from pipeline.folder import READS_AT_ONCE, Bookkeeping, DamagedError, OutputFolder
+from pipeline.processes import is_at_work, this_process
 from pipeline.rows import CAPTIONED, SCHEMA, VERIFIED, Row, ShardReport, report_of
-from pipeline.sources.shards import Shard, hashed_stem
+from pipeline.sources.base import Unit
+from pipeline.sources.units import hashed_stem
 
 _DATASET_CARD = b"configs:\n- config_name: default\n  data_files: '*.parquet'\n"
 
@@ -88,7 +89,7 @@ class PromptTable(OutputFolder):
             raise UserError(self._of_others("_run.json"))
         if self._is_same(earlier):
             return True
-        if self._has_rows() or _is_at_work(earlier.get("claimed_by")):
+        if self._has_rows() or is_at_work(earlier.get("claimed_by")):
             self._refuse(earlier)
         return False
 
@@ -143,9 +144,9 @@ class PromptTable(OutputFolder):
             raise DamagedError(f"{folder.url}/_run.json is damaged: it has no settings")
         return cls(url, upgraded(run["settings"]))
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> list[Unit]:
         """The finished shards, from their reports."""
-        return [Shard(report.shard, report.stem) for report in self.reports()]
+        return [Unit(report.shard, report.stem) for report in self.reports()]
 
     def reports(self, most: int | None = None) -> list[ShardReport]:
         """Reports of finished shards, of the first so many."""
@@ -166,7 +167,7 @@ class PromptTable(OutputFolder):
         earlier = self.check()
         abandoned = not earlier and self._claimed()
         run = {"fingerprint": self.fingerprint, "settings": self.settings, "all_settings": self.in_full}
-        run["claimed_by"] = _this_process()
+        run["claimed_by"] = this_process()
         try:
             # Written again where it is there already: a folder that has become read-only is found out now.
             self.put("_run.json", (json.dumps(run, indent=2) + "\n").encode(), first=not earlier and not abandoned)
@@ -201,11 +202,11 @@ class PromptTable(OutputFolder):
             return True
         return isinstance(theirs, dict) and fingerprint(upgraded(theirs)) == self.fingerprint
 
-    def pending(self, shards: Sequence[Shard]) -> list[Shard]:
+    def pending(self, shards: Sequence[Unit]) -> list[Unit]:
         """The shards that are not finished yet, see `divide`."""
         return self.divide(shards)[1]
 
-    def divide(self, shards: Sequence[Shard], retry_failed: bool = False) -> tuple[list[Shard], list[Shard]]:
+    def divide(self, shards: Sequence[Unit], retry_failed: bool = False) -> tuple[list[Unit], list[Unit]]:
         """The shards that are finished, and those that are not; each with the stem that it has in this folder.
 
         A shard is known by its address, and keeps the stem that it was given first. Listings and what earlier runs recorded
@@ -230,7 +231,7 @@ class PromptTable(OutputFolder):
         stems = {url: stem for stem, urls in owners.items() for url in urls if stem not in finished}
         stems |= {next(iter(owners[stem])): stem for stem in finished}
 
-        def stem_of(shard: Shard) -> str:
+        def stem_of(shard: Unit) -> str:
             return stems.get(shard.url) or (hashed_stem(shard.url) if shard.stem in owners else shard.stem)
 
         named = [dataclasses.replace(shard, stem=stem_of(shard)) for shard in shards]
@@ -258,7 +259,7 @@ class PromptTable(OutputFolder):
                 if metadata is None or b"pez" not in metadata:
                     raise UserError(self._of_others(f"{stem}.parquet"))
 
-    def record(self, shards: Sequence[Shard]) -> None:
+    def record(self, shards: Sequence[Unit]) -> None:
         """Write down which address has which stem, where no run has; before any work, so that `divide` can rely on it."""
         owners = self._owners()
         new = {shard.stem: shard.url for shard in shards if shard.url not in owners.get(shard.stem, ())}
@@ -266,7 +267,7 @@ class PromptTable(OutputFolder):
             data = (json.dumps(new, indent=0) + "\n").encode()
             self.put(f"_inputs/{hashlib.sha256(data).hexdigest()[:16]}.json", data)
 
-    def finished(self, shard: Shard) -> ShardReport | None:
+    def finished(self, shard: Unit) -> ShardReport | None:
         """The report of a shard that is done, or None."""
         report = self._report(shard.stem)
         if report is None or report.shard != shard.url:
@@ -289,16 +290,24 @@ class PromptTable(OutputFolder):
         return None if values is None else ShardReport.read(values)
 
     def publish(
-        self, shard: Shard, rows: Sequence[Row], seconds: float, left_out: Mapping[str, int] | None = None
+        self,
+        shard: Unit,
+        rows: Sequence[Row],
+        seconds: float,
+        left_out: Mapping[str, int] | None = None,
+        warnings: Sequence[str] = (),
     ) -> ShardReport:
         """Write a shard's rows, then its report: a crash between the two leaves the shard to be done again.
+
+        Args:
+            left_out, warnings: for the report.
 
         Raises:
             OutputError: the folder does not take them: full, read-only, or an object store that keeps failing.
             UserError: another run has claimed the folder with other settings.
         """
         self.check_claim()
-        report = report_of(shard, rows, seconds, self.fingerprint, left_out)
+        report = report_of(shard, rows, seconds, self.fingerprint, left_out, warnings)
         self.write_rows(f"{shard.stem}.parquet", rows)
         self.put(f"_reports/{shard.stem}.json", (json.dumps(dataclasses.asdict(report), indent=2) + "\n").encode())
         return report
@@ -351,7 +360,7 @@ class PromptTable(OutputFolder):
         except (FileNotFoundError, pa.ArrowInvalid):
             return None
 
-    def succeed(self, shards: Sequence[Shard] = ()) -> None:
+    def succeed(self, shards: Sequence[Unit] = ()) -> None:
         """Mark the whole job as done and sweep what crashed writers left.
 
         Args:
@@ -377,7 +386,7 @@ class PromptTable(OutputFolder):
                             if time.time() - entry.stat().st_mtime > 3600:
                                 os.unlink(entry.path)
 
-    def read(self, shard: Shard) -> pa.Table:
+    def read(self, shard: Unit) -> pa.Table:
         """The rows of a finished shard.
 
         Raises:
@@ -406,25 +415,3 @@ class PromptTable(OutputFolder):
             return self.read_json(name) or {}
         except DamagedError:
             return {}  # the reports tell
-
-
-def _this_process() -> dict[str, Any]:
-    """Tells this process from all others of this machine."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
-
-
-def _is_at_work(process: Any) -> bool:
-    """True where another process of this machine, as `_this_process` tells it, is alive."""
-    if not isinstance(process, dict) or process.get("host") != socket.gethostname():
-        return False
-    pid = process.get("pid")
-    return isinstance(pid, int) and pid != os.getpid() and _started(pid) == process.get("started") is not None
-
-
-def _started(pid: int) -> str | None:
-    """When a process started, in ticks since the machine did; None where there is no such process or no /proc."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None

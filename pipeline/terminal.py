@@ -262,3 +262,18 @@ def harden_output() -> None:
             stream.reconfigure(errors="backslashreplace")
         if stream is getattr(sys, f"__{name}__"):  # not one that a test or a notebook has put there
             setattr(sys, name, Output(stream))
+
+
+_warned: set[str] = set()
+
+
+def warn(text: str) -> None:
+    """Print a warning, each text once a command."""
+    if text not in _warned:
+        _warned.add(text)
+        print(f"warning: {plain(text)}", file=sys.stderr)
+
+
+def forget_warnings() -> None:
+    """A command begins."""
+    _warned.clear()

@@ -45,3 +45,20 @@ def test_the_rest_of_the_pipeline_needs_no_file_that_imports_ray() -> None:
     modules = {f"pipeline.run.{name.removesuffix('.py')}" for name in WITH_RAY}
     files = [f for package in ("pez", "pipeline") for f in (ROOT / package).rglob("*.py") if f.name not in WITH_RAY]
     assert {str(f): modules & imported_modules(f) for f in files if modules & imported_modules(f)} == {}
+
+
+BELOW = {
+    "run": ("pipeline.stages", "pipeline.table", "pipeline.rows"),
+    "sources": ("pipeline.stages", "pipeline.run", "pipeline.table"),
+}
+
+
+@pytest.mark.parametrize("folder", BELOW)
+def test_what_runs_units_knows_no_stage_and_sources_know_no_runner(folder: str) -> None:
+    for file in (ROOT / "pipeline" / folder).glob("*.py"):
+        assert [name for name in imported_modules(file) if name.startswith(BELOW[folder])] == [], file
+
+
+def test_no_file_is_longer_than_can_be_read_at_once() -> None:
+    files = [f for package in ("pez", "pipeline", "jobs") for f in (ROOT / package).rglob("*.py")]
+    assert {f.relative_to(ROOT).as_posix() for f in files if len(f.read_text().splitlines()) > 400} == set()

@@ -19,8 +19,8 @@ from PIL import Image
 import pez
 from pez.demo import scenes
 from pipeline.settings import CaptionSettings
+from pipeline.sources.base import Unit
 from pipeline.sources.demo_shards import write_scenes
-from pipeline.sources.shards import Shard
 from pipeline.stages.learn import Captioner, caption_shard, describe
 from pipeline.table import PromptTable
 
@@ -53,7 +53,7 @@ def measure_overhead(method: pez.PezSettings, images: int = 64, rounds: int = 9)
     bare: list[float] = []
     piped: list[float] = []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(_SHARDS) as threads:
-        shards = [Shard(f"{folder}/{i}.tar", f"{i}") for i in range(_SHARDS)]
+        shards = [Unit(f"{folder}/{i}.tar", f"{i}") for i in range(_SHARDS)]
         each = -(-images // _SHARDS)
         for i, shard in enumerate(shards):
             write_scenes(Path(shard.url), told[each * i : each * (i + 1)], first=each * i)
@@ -74,7 +74,7 @@ def _learn_all(clip: pez.Clip, pictures: list[Image.Image], method: pez.PezSetti
     pez.learn_prompts(clip, pictures, method, keys)
 
 
-def _caption_all(threads: ThreadPoolExecutor, shards: list[Shard], captioner: Captioner, table: PromptTable) -> None:
+def _caption_all(threads: ThreadPoolExecutor, shards: list[Unit], captioner: Captioner, table: PromptTable) -> None:
     for _ in threads.map(lambda shard: caption_shard(shard, captioner, table), shards):
         pass
 

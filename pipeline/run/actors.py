@@ -1,4 +1,4 @@
-"""The actors of a job: each holds a model, and is given shards."""
+"""The actor of every stage: it opens the stage in its own process and is given units."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -6,34 +6,33 @@ from typing import Any
 
 import ray
 
-import pez
-from pipeline.description import model_of
-from pipeline.rows import ShardReport
+from pipeline.run import warning_log
 from pipeline.run.resources import ActorPlan
 from pipeline.run.shared_disk import SharedDisk
-from pipeline.run.stage import Stage
-from pipeline.settings import LearnSettings, VerifySettings
-from pipeline.sources.shards import Shard
-from pipeline.stages.learn import Captioner, Progress, caption_shard
-from pipeline.stages.parts import PartReport
-from pipeline.stages.verified_table import VerifiedTable, VerifyReport
-from pipeline.stages.verify import Verifier, VerifyProgress, verify_shard
-from pipeline.table import PromptTable
+from pipeline.run.stage import Stage, StagePlan
+from pipeline.sources.base import Unit
 
 
-class _Actor:
-    """What all actors have in common: the start, which looks around and then loads a model."""
+@ray.remote
+class WorkerActor:
+    """Holds the worker of one stage.
 
-    def __init__(self, threads: int, disk: SharedDisk) -> None:
+    Args:
+        disk: what must be seen of the driver's disks.
+    """
+
+    def __init__(self, stage: Stage, device: str, threads: int, disk: SharedDisk) -> None:
         import torch
 
         torch.set_num_threads(threads)
+        warning_log.install()
         self.problem: Exception | None = None
-        with self._told():
+        with self._kept():
             disk.check(ray.util.get_node_ip_address())
+            self.worker = stage.open(device, threads)
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _kept(self) -> Iterator[None]:
         """An error is raised by `ready`: of one that a constructor raises, Ray keeps no more than a traceback as text."""
         try:
             yield
@@ -43,105 +42,45 @@ class _Actor:
     def ready(self) -> str:
         if self.problem is not None:
             raise self.problem
-        return ray.get_runtime_context().get_node_id()
+        return str(ray.get_runtime_context().get_node_id())
 
+    def run(self, unit: Unit) -> Any:
+        return self.worker.run(unit)
 
-@ray.remote
-class CaptionActor(_Actor):
-    """Holds one model and captions shards, several at a time."""
-
-    def __init__(
-        self,
-        settings: LearnSettings,
-        method: pez.PezSettings,
-        plan: ActorPlan,
-        url: str,
-        described: dict[str, Any],
-        retry_failed: bool,
-        disk: SharedDisk,
-    ) -> None:
-        super().__init__(plan.threads, disk)
-        if self.problem is None:
-            with self._told():
-                self.captioner = Captioner(settings, method, plan.device, plan.threads)
-                self.table = PromptTable(url, described, columns=self.captioner.source.columns)
-                self.retry_failed = retry_failed
-
-    def run(self, shard: Shard) -> ShardReport | PartReport:
-        return caption_shard(shard, self.captioner, self.table, self.retry_failed)
-
-    def progress(self) -> Progress:
-        return self.captioner.progress
-
-
-@ray.remote
-class VerifyActor(_Actor):
-    """Holds one generator and the CLIP that compares, and verifies shards, one at a time."""
-
-    def __init__(
-        self,
-        settings: VerifySettings,
-        plan: ActorPlan,
-        table: tuple[str, dict[str, Any], dict[str, Any]],
-        disk: SharedDisk,
-    ) -> None:
-        super().__init__(plan.threads, disk)
-        if self.problem is None:
-            with self._told():
-                url, captioned, verified = table
-                self.verifier = Verifier(settings, model_of(captioned).model, plan.device, plan.threads)
-                self.table = VerifiedTable(PromptTable(url, captioned), verified, settings.keep_images)
-
-    def run(self, shard: Shard) -> VerifyReport:
-        return verify_shard(shard, self.verifier, self.table)
-
-    def progress(self) -> VerifyProgress:
-        return self.verifier.progress
+    def progress(self) -> Any:
+        return self.worker.progress
 
 
 def actor_starter(
-    settings: LearnSettings,
-    method: pez.PezSettings,
+    stage: Stage,
     plan: ActorPlan,
-    url: str,
-    described: dict[str, Any],
-    retry_failed: bool = False,
     at_once: int = 1,
     disk: SharedDisk = SharedDisk(),  # noqa: B008 - frozen
 ) -> Callable[[], Any]:
-    """What makes the job's actors.
+    """What makes the actors of a stage.
 
     Args:
-        at_once: shards that an actor may be given at a time.
+        at_once: units that an actor may be given at a time.
         disk: what each must see.
     """
-    # One more thread answers progress() while shards are in work.
+    # One more thread answers progress() while units are in work.
     options = {"num_cpus": plan.cpus, "num_gpus": plan.gpus, "max_concurrency": at_once + 1}
-    told = (settings, method, plan, url, described, retry_failed, disk)
-    return lambda: CaptionActor.options(**options).remote(*told)  # type: ignore[attr-defined]
+    return lambda: WorkerActor.options(**options).remote(stage, plan.device, plan.threads, disk)  # type: ignore[attr-defined]
 
 
-def verify_stage(
-    settings: VerifySettings,
+def pool_of(
+    stage: Stage,
     plan: ActorPlan,
-    table: VerifiedTable,
-    shards: Sequence[Shard],
-    on_report: Callable[[VerifyReport], None],
+    on_report: Callable[[Any], None],
+    units: Sequence[Unit] = (),
+    at_once: int = 1,
     disk: SharedDisk = SharedDisk(),  # noqa: B008 - frozen
-) -> Stage:
-    """The stage of verification.
+) -> StagePlan:
+    """A stage with its pool of actors.
 
     Args:
-        shards: that were captioned by an earlier run.
-        disk: what each actor must see.
+        units: those that enter at this stage.
+        at_once, disk: see actor_starter.
     """
-    options = {"num_cpus": plan.cpus, "num_gpus": plan.gpus, "max_concurrency": 2}
-    told = (table.prompts.url, table.prompts.settings, table.settings)
-    return Stage(
-        "verification",
-        lambda: VerifyActor.options(**options).remote(settings, plan, told, disk),  # type: ignore[attr-defined]
-        plan.actors,
-        on_report,
-        shards,
-        plan.asks,
-    )
+    starter = actor_starter(stage, plan, at_once, disk)
+    return StagePlan(stage.name, starter, plan.actors, on_report, units, plan.asks, at_once)

@@ -11,28 +11,28 @@ from typing import Any
 
 import ray
 
+from pipeline.folder import OutputFolder
 from pipeline.run import ray_connection
-from pipeline.run.actors import actor_starter, verify_stage
+from pipeline.run.actors import actor_starter, pool_of
 from pipeline.run.pool import Pool
 from pipeline.run.ray_connection import connect
 from pipeline.run.resources import ActorPlan, caption_plan, verify_plan
 from pipeline.run.shared_disk import SharedDisk, shared_disk
-from pipeline.run.stage import ActorStartError, Stage
+from pipeline.run.stage import ActorStartError, OnFailure, StagePlan
 from pipeline.settings import ClusterSettings
-from pipeline.sources.shards import Shard
-from pipeline.table import PromptTable
+from pipeline.sources.base import Unit
 
 __all__ = [
     "ActorPlan",
     "ActorStartError",
-    "Stage",
+    "StagePlan",
     "actor_starter",
     "connect",
     "plan_actors",
     "plan_verifiers",
+    "pool_of",
     "run_on_ray",
     "seen_by_actors",
-    "verify_stage",
 ]
 
 
@@ -47,21 +47,22 @@ def plan_verifiers(settings: ClusterSettings, captions: ActorPlan) -> tuple[Acto
 
 
 @contextlib.contextmanager
-def seen_by_actors(table: PromptTable, shards: Sequence[Shard]) -> Iterator[SharedDisk]:
+def seen_by_actors(folder: OutputFolder, shards: Sequence[Unit]) -> Iterator[SharedDisk]:
     """What the job's actors must see of this machine's disks, while they work."""
     if ray_connection.started_here():
         yield SharedDisk()  # they run on this machine
         return
-    with shared_disk(table, shards) as disk:
+    with shared_disk(folder, shards) as disk:
         yield disk
 
 
 def run_on_ray(
-    shards: Sequence[Shard],
-    stages: Sequence[Stage],
+    shards: Sequence[Unit],
+    stages: Sequence[StagePlan],
     settings: ClusterSettings,
     on_progress: Callable[[list[Any]], None] = lambda _: None,
     on_note: Callable[[str], None] = lambda _: None,
+    on_failure: OnFailure = lambda *_: None,
 ) -> dict[str, str]:
     """Take shards through the stages, each a pool of actors; a shard enters the next stage when it has left the last.
 
@@ -69,6 +70,7 @@ def run_on_ray(
         shards: or parts of them; a shard is merged, by an actor, when all its parts are done, and leaves the stage then.
         on_progress: called now and then with what the busy actors of all stages have done of their shards.
         on_note: called with one line for each thing that went wrong and was mended.
+        on_failure: called with each attempt that fails: the unit, the reason and the traceback.
 
     Returns:
         reason by address, of the shards that were given up.
@@ -76,7 +78,7 @@ def run_on_ray(
     Raises:
         ActorStartError: a model cannot be loaded; nothing was done by the actor that says so.
     """
-    pools = [Pool(stage, settings, on_note) for stage in stages]
+    pools = [Pool(stage, settings, on_note, on_failure) for stage in stages]
     for pool in pools:
         pool.beside = [other for other in pools if other is not pool]
     pools[0].add(shards)

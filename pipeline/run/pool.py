@@ -14,12 +14,12 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from pipeline.run.parts_left import PartsLeft
 from pipeline.run.ray_errors import memory_shortage, node_lost, not_done, one_line, start_failure
 from pipeline.run.serial import retry_delay
-from pipeline.run.stage import ActorStartError, Stage
+from pipeline.run.stage import ActorStartError, OnFailure, StagePlan
 from pipeline.settings import ClusterSettings
-from pipeline.sources.shards import Shard
-from pipeline.stages.parts import PartsLeft
+from pipeline.sources.base import Unit
 
 _PATIENCE = 30.0  # seconds without any actor before it is told
 _LESS_MEMORY = "fewer --actors or smaller --lanes need less memory"
@@ -27,7 +27,7 @@ _LESS_MEMORY = "fewer --actors or smaller --lanes need less memory"
 
 @dataclasses.dataclass
 class Work:
-    shard: Shard
+    shard: Unit
     attempts: int = 0
     losses: int = 0
     """attempts for which a lost node is to blame"""
@@ -62,8 +62,14 @@ class Member:
 class Pool:
     """The actors of one stage and the shards that wait for them."""
 
-    def __init__(self, stage: Stage, settings: ClusterSettings, on_note: Callable[[str], None]) -> None:
-        self.stage, self.settings, self.on_note = stage, settings, on_note
+    def __init__(
+        self,
+        stage: StagePlan,
+        settings: ClusterSettings,
+        on_note: Callable[[str], None],
+        on_failure: OnFailure = lambda *_: None,
+    ) -> None:
+        self.stage, self.settings, self.on_note, self.on_failure = stage, settings, on_note, on_failure
         self.queue: deque[Work] = deque()
         self.parts = PartsLeft()
         self.members: list[Member] = []
@@ -98,7 +104,7 @@ class Pool:
         """Shards wait and no actor is up, for want of room perhaps."""
         return bool(self.queue) and all(member.starting for member in self.members)
 
-    def add(self, shards: Sequence[Shard]) -> None:
+    def add(self, shards: Sequence[Unit]) -> None:
         self.queue.extend(Work(shard) for shard in shards)
 
     def assign(self) -> None:
@@ -131,7 +137,7 @@ class Pool:
         """References to the starts and shards in work."""
         return [reference for m in self.members for reference in ([m.starting] if m.starting else m.tasks)]
 
-    def take(self, reference: Any) -> Shard | None:
+    def take(self, reference: Any) -> Unit | None:
         """Take in what a reference that is ready says.
 
         Returns:
@@ -150,6 +156,7 @@ class Pool:
         try:
             report = ray.get(reference)
         except RayTaskError as error:
+            self._record([work], one_line(error.cause), str(error))
             if getattr(error.cause, "permanent", False):
                 self._give_up(work, one_line(error.cause))
             else:
@@ -169,6 +176,7 @@ class Pool:
             self._short_of_memory(member, works, reason)
             return
         lost = node_lost(member.node, error)
+        self._record(works, "its node was lost" if lost else not_done(error))
         if lost or len(works) == 1:
             for one in works:
                 self._give_back(one, "its node was lost" if lost else not_done(error), lost)
@@ -187,6 +195,7 @@ class Pool:
         """
         ray.kill(member.actor)
         self.members.remove(member)
+        self._record(works, reason)
         anew = member.shortage == self.shortages  # not one of several that one shortage has ended
         self.shortages += anew
         self.shortages_in_a_row += anew
@@ -229,6 +238,7 @@ class Pool:
         now = time.monotonic()
         for member in [m for m in self.members if m.tasks and now > m.deadline]:
             oldest, *others = member.works
+            self._record([oldest], f"not done after {self.settings.shard_timeout:g} s")
             self._give_back(oldest, f"not done after {self.settings.shard_timeout:g} s", node_lost=False)
             self.queue.extendleft(reversed(others))
             self._replace(member)
@@ -282,7 +292,7 @@ class Pool:
                 raise ActorStartError(raised or f"actors do not start: {one_line(error)}") from error
             self._replace(member)
 
-    def _left(self, shard: Shard) -> Shard | None:
+    def _left(self, shard: Unit) -> Unit | None:
         """The shard that has left this stage by this; the last part of one has it merged first."""
         if shard.part is None:
             return dataclasses.replace(shard, parts=1)
@@ -298,6 +308,10 @@ class Pool:
             self.on_note(f"{work.shard.stem}{work.shard.which}: {self.stage.name}: {reason}; it is tried again")
         else:
             self._give_up(work, reason, work.attempts + work.losses)
+
+    def _record(self, works: Sequence[Work], reason: str, trace: str = "") -> None:
+        for work in works:
+            self.on_failure(work.shard, f"{self.stage.name}: {reason}", trace)
 
     def _give_up(self, work: Work, reason: str, tries: int = 0) -> None:
         told = f" ({tries} {'try' if tries == 1 else 'tries'})" if tries else ""

@@ -1,18 +1,21 @@
 """Shards one after the other in this process, each with its attempts: what `pipeline/run/pool.py` does with actors."""
 
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 
 from pez.errors import UserError
-from pipeline.sources.shards import Shard
+from pipeline.run.stage import OnFailure
+from pipeline.sources.base import Unit
 
 
 def in_turn(
-    shards: Iterable[Shard],
-    work: Callable[[Shard], Shard | None],
+    shards: Iterable[Unit],
+    work: Callable[[Unit], Unit | None],
     attempts: int = 1,
     on_note: Callable[[str], None] = lambda _: None,
+    on_failure: OnFailure = lambda *_: None,
 ) -> dict[str, str]:
     """Do the work on shard after shard; those that failed come again after the others.
 
@@ -20,6 +23,7 @@ def in_turn(
         work: on one shard, or a part of one; returns what is to be done next, before the others, if anything.
         attempts: tries that a shard has before it is given up. An error that is `permanent` has one.
         on_note: called with one line for each failure that is tried again.
+        on_failure: called with each attempt that fails: the unit, the reason and the traceback.
 
     Returns:
         reason by address, of the shards that failed.
@@ -36,6 +40,7 @@ def in_turn(
             # Our own errors are one line, in which names stay as they are.
             told = str(error) if isinstance(error, UserError) else " ".join(str(error).split())[:500]
             reason = told or type(error).__name__
+            on_failure(shard, reason, traceback.format_exc())
             if attempt < attempts and not getattr(error, "permanent", False):
                 queue.append((shard, attempt + 1, time.monotonic() + retry_delay(attempt)))
                 on_note(f"{shard.stem}{shard.which}: {reason}; it is tried again")

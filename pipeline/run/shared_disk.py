@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pez.errors import UserError
 from pipeline.addresses import is_local, local_path
-from pipeline.sources.shards import Shard
-from pipeline.table import PromptTable
+from pipeline.folder import OutputFolder
+from pipeline.sources.base import Unit
 
 _FOLDERS = 16  # of inputs, of which one file each is looked at
 _PATIENCE = 5.0  # seconds until a file is seen through a network
@@ -72,7 +72,7 @@ def check_outside_package(addresses: Sequence[str], option: str) -> None:
 
 
 @contextlib.contextmanager
-def shared_disk(table: PromptTable, shards: Sequence[Shard]) -> Iterator[SharedDisk]:
+def shared_disk(folder: OutputFolder, shards: Sequence[Unit]) -> Iterator[SharedDisk]:
     """Leave a file in the output, while actors start, by which they know it.
 
     Args:
@@ -85,15 +85,15 @@ def shared_disk(table: PromptTable, shards: Sequence[Shard]) -> Iterator[SharedD
             by_folder.setdefault(os.path.dirname(path), path)
     files = [path for path in list(by_folder.values())[:_FOLDERS] if os.path.exists(path)]
     inputs = tuple((path, os.stat(path).st_size) for path in files)
-    if not table.local:
+    if not folder.local:
         yield SharedDisk(None, inputs)
         return
     name = f".shared.tmp-{secrets.token_hex(8)}"  # swept like any temporary file, should this process be killed
-    table.put(name, b"")
+    folder.put(name, b"")
     try:
-        yield SharedDisk((table.path, table.at(name)), inputs)
+        yield SharedDisk((folder.path, folder.at(name)), inputs)
     finally:
-        table.remove(name)
+        folder.remove(name)
 
 
 def _appears(path: str) -> bool:

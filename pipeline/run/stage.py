@@ -1,35 +1,68 @@
-"""A stage of the job as the scheduler sees it: what is done to each shard by a pool of actors of one kind."""
+"""What is done to each unit, as the scheduler sees it: it runs any stage and knows none."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from pez.errors import UserError
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
+
+OnFailure = Callable[[Unit, str, str], None]
+"""takes the unit of an attempt that failed, the reason in one line, and the traceback, empty where there is none"""
+
+
+class Worker(Protocol):
+    """An opened stage: it holds what takes long to load, like a model."""
+
+    @property
+    def progress(self) -> Any:
+        """Counts of the units in work, for people."""
+
+    def run(self, unit: Unit) -> Any:
+        """Do the work on a unit, or a part of one; several threads may call it at once.
+
+        Returns:
+            the report, with the list `warnings`. A unit that an earlier run finished gives its report and costs nothing.
+        """
+
+
+class Stage(Protocol):
+    """A kind of work. It is pickled to where the work is done, so it holds settings and no models."""
+
+    @property
+    def name(self) -> str:
+        """For messages, like captions."""
+
+    def open(self, device: str, threads: int) -> Worker:
+        """Load what the work needs, in the process that does it.
+
+        Raises:
+            UserError: it does not load; the job ends with this line.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """What is done to each shard by a pool of actors of one kind.
+class StagePlan:
+    """A stage on a cluster: a pool of actors of one kind.
 
     Args:
-        name: for notes and reasons.
-        start_actor: makes an actor with the methods `ready() -> node id`, `run(shard) -> report` and `progress()`.
-        actors: how many; those for which there is room yet work already.
-        on_report: called with what `run` returned, for each finished shard and part of one.
-        at_once: shards that an actor may have in work, each in a thread of its own.
-        asks: what each actor asks of the cluster, like 1 GPU and 8 CPU; told where the cluster does not give it.
+        name: of the stage.
+        start_actor: makes an actor with the methods `ready() -> node id`, `run(unit) -> report` and `progress()`.
+        actors: how many; those for which there is room work while the others wait for it.
+        on_report: called with what `run` returned, for each finished unit and part of one.
+        at_once: units that an actor may have in work, each in a thread of its own.
+        asks: the resources of each actor, like 1 GPU and 8 CPU; for the message when the cluster does not have them.
     """
 
     name: str
     start_actor: Callable[[], Any]
     actors: int
     on_report: Callable[[Any], None]
-    shards: Sequence[Shard] = ()
-    """those that enter at this stage, beside those that the stage before has done"""
+    shards: Sequence[Unit] = ()
+    """units that enter at this stage, beside those that the stage before has done"""
     asks: str = "room"
     at_once: int = 1
 
 
 class ActorStartError(UserError):
-    """The model does not load in an actor."""
+    """The stage does not open in an actor."""

@@ -1,5 +1,6 @@
 """The journey of one shard: tar, images, features, prompts, table."""
 
+import contextlib
 import dataclasses
 import math
 from collections import Counter
@@ -13,17 +14,18 @@ from pez.images import ImageError, decode_image
 from pez.models.load import load_model
 from pipeline.description import describe as describe
 from pipeline.rows import Row, ShardReport
+from pipeline.run import warning_log
+from pipeline.run.parts_left import PartsLeft
 from pipeline.run.serial import in_turn
+from pipeline.run.stage import OnFailure
 from pipeline.settings import LearnSettings
 from pipeline.sources.ahead import ahead, batches
-from pipeline.sources.base import Item, LateCaption, Source, UnitError
-from pipeline.sources.base import Unit as Shard
+from pipeline.sources.base import Item, LateCaption, Source, Unit, UnitError
 from pipeline.sources.choice import source_of
 from pipeline.stages.lanes import BATCH, Request, SharedLanes
 from pipeline.stages.parts import (
     PartReport,
     PartSamples,
-    PartsLeft,
     finished_part,
     merge_parts,
     part_of_whole,
@@ -76,7 +78,7 @@ class _ShardInWork:
 
 
 def caption_shard(
-    shard: Shard, captioner: "Captioner", table: PromptTable, retry_failed: bool = False
+    shard: Unit, captioner: "Captioner", table: PromptTable, retry_failed: bool = False
 ) -> ShardReport | PartReport:
     """Turn one tar of images into one Parquet of prompts; a part of one into a part of it.
 
@@ -93,16 +95,16 @@ def caption_shard(
     if shard.parts > 1:
         return merge_parts(shard, table)
     left_out: Counter[str] = Counter()
-    with captioner.clock.work() as seconds:
+    with captioner.clock.work() as seconds, captioner.recording() as warnings:
         rows = dict(captioner.caption(shard, captioner.items(shard, left_out)))
         if not rows:
             raise captioner.nothing_in(shard)
         if report := table.finished(shard):  # by another run on the same output, meanwhile
             return report
-        return table.publish(shard, [rows[i] for i in sorted(rows)], seconds(), left_out)
+        return table.publish(shard, [rows[i] for i in sorted(rows)], seconds(), left_out, warnings())
 
 
-def _caption_part(part: Shard, captioner: "Captioner", table: PromptTable) -> PartReport:
+def _caption_part(part: Unit, captioner: "Captioner", table: PromptTable) -> PartReport:
     """The rows of every n-th sample; the others are read past and not decoded."""
     if table.finished(part):  # another run, or an earlier one that wants failed rows tried again
         return part_of_whole(part, table)
@@ -110,16 +112,16 @@ def _caption_part(part: Shard, captioner: "Captioner", table: PromptTable) -> Pa
         return report
     left_out: Counter[str] = Counter()
     samples = PartSamples(part, captioner.items(part, left_out))
-    with captioner.clock.work() as seconds:
+    with captioner.clock.work() as seconds, captioner.recording() as warnings:
         rows = dict(captioner.caption(part, samples))
         if not samples.count:
             raise captioner.nothing_in(part)
         if table.finished(part):  # another run on the same output has just merged and removed the parts
             return part_of_whole(part, table)
-        return publish_part(part, [rows[i] for i in sorted(rows)], samples, left_out, seconds(), table)
+        return publish_part(part, [rows[i] for i in sorted(rows)], samples, left_out, seconds(), table, warnings())
 
 
-def _caption_failed(shard: Shard, earlier: ShardReport, captioner: "Captioner", table: PromptTable) -> ShardReport:
+def _caption_failed(shard: Unit, earlier: ShardReport, captioner: "Captioner", table: PromptTable) -> ShardReport:
     """A finished shard again, of which only the rows that are not ok are new."""
     rows = table.read_rows(f"{shard.stem}.parquet")
     failed = {row.key for row in rows if row.status != "ok"}
@@ -133,7 +135,7 @@ def _caption_failed(shard: Shard, earlier: ShardReport, captioner: "Captioner", 
             if sample.key in failed:
                 yield sample
 
-    with captioner.clock.work() as seconds:
+    with captioner.clock.work() as seconds, captioner.recording() as warnings:
         new = {row.key: row for _, row in captioner.caption(shard, again())}
         spent = earlier.seconds + seconds()
     if [key for _, key in sorted(keys)] != [row.key for row in rows]:
@@ -142,7 +144,9 @@ def _caption_failed(shard: Shard, earlier: ShardReport, captioner: "Captioner", 
             f"remove {table.url}/{shard.stem}.parquet to caption all of it again"
         )
     table.remove(f"_verified/{shard.stem}.json")  # it was of the earlier rows
-    return table.publish(shard, [new.get(row.key, row) for row in rows], spent, left_out)
+    return table.publish(
+        shard, [new.get(row.key, row) for row in rows], spent, left_out, [*earlier.warnings, *warnings()]
+    )
 
 
 class Captioner:
@@ -163,11 +167,18 @@ class Captioner:
     ) -> None:
         self.settings, self.method, self.threads = settings.on(str(device)), method, threads
         self.source = source or source_of(settings)
-        self.clip = load_model(self.settings, device)
-        # Made here: a word that the model does not have ends the start, and not each shard.
+        with warning_log.recording() as self.opening:
+            self.clip = load_model(self.settings, device)
+        # Made here: a word that the model does not have ends the start, and not each unit.
         self.lanes = SharedLanes(self.clip, method, self.settings.side_by_side)
         self.clock = WorkClock()
         self._in_work: dict[int, _ShardInWork] = {}
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[Callable[[], list[str]]]:
+        """Around the work on one unit; gives a function for the warnings that concern it, those of loading included."""
+        with warning_log.recording() as found:
+            yield lambda: list(dict.fromkeys([*self.opening, *found]))
 
     @property
     def progress(self) -> Progress:
@@ -182,16 +193,16 @@ class Captioner:
             found.shards_done = min((found.images + found.steps / of) / max(size, 1.0), 1.0) * len(shards)
         return found
 
-    def items(self, shard: Shard, left_out: Counter[str]) -> Iterator[Item]:
+    def items(self, shard: Unit, left_out: Counter[str]) -> Iterator[Item]:
         """The items of a unit; see Source.read."""
         return self.source.read(shard, left_out)
 
-    def nothing_in(self, shard: Shard) -> UnitError:
+    def nothing_in(self, shard: Unit) -> UnitError:
         """The error of a unit without any item."""
         noun, expected = self.source.nouns
         return UnitError(f"{shard.url} holds no {noun}; expected {expected}")
 
-    def caption(self, shard: Shard, samples: Iterable[Item]) -> Iterator[tuple[int, Row]]:
+    def caption(self, shard: Unit, samples: Iterable[Item]) -> Iterator[tuple[int, Row]]:
         """Learn a prompt for every sample that has an image.
 
         Yields:
@@ -237,7 +248,7 @@ class Captioner:
         finally:
             del self._in_work[id(progress)]
 
-    def _captioned_late(self, shard: Shard, late: "_LateCaptions") -> Iterator[tuple[int, Row]]:
+    def _captioned_late(self, shard: Unit, late: "_LateCaptions") -> Iterator[tuple[int, Row]]:
         """The rows again whose captions came when they were in work, or done."""
         for index, row in late.rejected.items():
             if index in late.texts:
@@ -265,7 +276,7 @@ class Captioner:
             return Decoded(dataclasses.replace(bare, status="bad_image", reason=str(error)))
         return Decoded(bare, self.clip.preprocess(image), image.width, image.height)
 
-    def _row(self, shard: Shard, decoded: "Decoded", prompt: pez.Prompt, of_caption: float | None) -> Row:
+    def _row(self, shard: Unit, decoded: "Decoded", prompt: pez.Prompt, of_caption: float | None) -> Row:
         if not math.isfinite(prompt.similarity + prompt.token_similarity + (of_caption or 0.0)):
             item = dataclasses.replace(decoded.item, status="not_finite", reason=_NOT_FINITE)
             return dataclasses.replace(_rejection(shard, item), width=decoded.width, height=decoded.height)
@@ -320,13 +331,14 @@ class Decoded:
 
 
 def run_serially(
-    shards: Iterable[Shard],
+    shards: Iterable[Unit],
     captioner: Captioner,
     table: PromptTable,
     on_report: Callable[[ShardReport | PartReport], None],
     attempts: int = 1,
     on_note: Callable[[str], None] = lambda _: None,
     retry_failed: bool = False,
+    on_failure: OnFailure = lambda *_: None,
 ) -> dict[str, str]:
     """Caption shard after shard in this process; those that failed come again after the others.
 
@@ -335,18 +347,19 @@ def run_serially(
         attempts: tries that a shard has before it is given up.
         on_note: called with one line for each failure that is tried again.
         retry_failed: see caption_shard.
+        on_failure: see in_turn.
 
     Returns:
         reason by address, of the shards that failed.
     """
     parts = PartsLeft()
 
-    def work(shard: Shard) -> Shard | None:
+    def work(shard: Unit) -> Unit | None:
         on_report(caption_shard(shard, captioner, table, retry_failed))
         return parts.whole_after(shard) if shard.part is not None else None
 
-    return in_turn(shards, work, attempts, on_note)
+    return in_turn(shards, work, attempts, on_note, on_failure)
 
 
-def _rejection(shard: Shard, item: Item) -> Row:
+def _rejection(shard: Unit, item: Item) -> Row:
     return Row(item.key, shard.url, item.status, item.reason, caption=item.caption, columns=item.columns)

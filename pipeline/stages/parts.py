@@ -9,12 +9,10 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.rows import Row, ShardReport
-from pipeline.sources.base import Item, LateCaption, UnitError
-from pipeline.sources.base import Unit as Shard
+from pipeline.sources.base import Item, LateCaption, Unit, UnitError
 from pipeline.table import PromptTable
 
 
@@ -38,12 +36,14 @@ class PartReport:
     """members of the tar that are in no row of the whole shard"""
     gaps: list[int] = dataclasses.field(default_factory=list)
     """numbers below the last sample's that no sample of the whole shard has"""
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    """see ShardReport"""
 
 
 class PartSamples:
     """Passes a part's samples on and takes note of all the others."""
 
-    def __init__(self, shard: Shard, samples: Iterator[Item]) -> None:
+    def __init__(self, shard: Unit, samples: Iterator[Item]) -> None:
         self.shard, self.samples = shard, samples
         self.count = 0
         self.keys = hashlib.sha256()
@@ -63,27 +63,12 @@ class PartSamples:
         return [i for i in range(max(self._indices, default=0)) if i not in self._indices]
 
 
-class PartsLeft:
-    """Counts the parts that are done, and tells when a shard's last one is."""
-
-    def __init__(self) -> None:
-        self.done: Counter[str] = Counter()
-
-    def whole_after(self, part: Shard) -> Shard | None:
-        """The shard, to be merged, where the part that has just been done was its last."""
-        self.done[part.url] += 1
-        if self.done[part.url] < part.parts:
-            return None
-        del self.done[part.url]
-        return dataclasses.replace(part, part=None)
-
-
-def split_shard(shard: Shard, parts: int) -> list[Shard]:
+def split_shard(shard: Unit, parts: int) -> list[Unit]:
     """A shard as so many parts; one is the shard itself."""
     return [dataclasses.replace(shard, part=i, parts=parts) for i in range(parts)] if parts > 1 else [shard]
 
 
-def finished_part(part: Shard, table: PromptTable) -> PartReport | None:
+def finished_part(part: Unit, table: PromptTable) -> PartReport | None:
     """The report of a part that is done, or None."""
     about = table.read_metadata(_name(part))
     values = json.loads((about or {}).get(_ABOUT, b"{}"))
@@ -92,19 +77,20 @@ def finished_part(part: Shard, table: PromptTable) -> PartReport | None:
     return PartReport(**values)
 
 
-def part_of_whole(part: Shard, table: PromptTable) -> PartReport:
+def part_of_whole(part: Unit, table: PromptTable) -> PartReport:
     """The report of a part that is not needed, as its shard is done."""
     assert part.part is not None
     return PartReport(part.url, part.part, part.parts, 0, "", 0, 0.0, 0.0, table.fingerprint)
 
 
 def publish_part(
-    part: Shard,
+    part: Unit,
     rows: Sequence[Row],
     samples: PartSamples,
     left_out: Mapping[str, int],
     seconds: float,
     table: PromptTable,
+    warnings: Sequence[str] = (),
 ) -> PartReport:
     """Write a part's rows and report as one file."""
     assert part.part is not None
@@ -121,12 +107,13 @@ def publish_part(
         fingerprint=table.fingerprint,
         left_out=dict(left_out),
         gaps=samples.gaps,
+        warnings=list(warnings),
     )
     table.write_rows(_name(part), rows, {_ABOUT: json.dumps(dataclasses.asdict(report)).encode()})
     return report
 
 
-def merge_parts(shard: Shard, table: PromptTable) -> ShardReport:
+def merge_parts(shard: Unit, table: PromptTable) -> ShardReport:
     """Make the shard's Parquet and report of its parts, then remove them.
 
     Raises:
@@ -148,12 +135,13 @@ def merge_parts(shard: Shard, table: PromptTable) -> ShardReport:
         raise UnitError(f"{shard.url} was replaced while its parts were captioned, or parts were removed; try it again")
     gaps, left = set(reports[0].gaps), [iter(some) for some in rows]
     merged = [next(left[i % shard.parts]) for i in range(count + len(gaps)) if i not in gaps]
-    whole = table.publish(shard, merged, sum(r.seconds for r in reports), reports[0].left_out)
+    warnings = list(dict.fromkeys(text for report in reports for text in report.warnings))
+    whole = table.publish(shard, merged, sum(r.seconds for r in reports), reports[0].left_out, warnings)
     table.remove(_folder(shard))
     return whole
 
 
-def sweep_parts(shards: Sequence[Shard], table: PromptTable) -> None:
+def sweep_parts(shards: Sequence[Unit], table: PromptTable) -> None:
     """Remove what other divisions and lost runs left of finished shards."""
     left = table.folders("_parts")
     for shard in shards:
@@ -164,9 +152,9 @@ def sweep_parts(shards: Sequence[Shard], table: PromptTable) -> None:
 _ABOUT = b"pez-part"  # of a Parquet's schema metadata
 
 
-def _folder(shard: Shard) -> str:
+def _folder(shard: Unit) -> str:
     return f"_parts/{shard.stem}"
 
 
-def _name(part: Shard) -> str:
+def _name(part: Unit) -> str:
     return f"{_folder(part)}/{part.part}-of-{part.parts}.parquet"

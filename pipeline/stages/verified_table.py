@@ -22,7 +22,7 @@ from pipeline.description import differences, fingerprint
 from pipeline.errors import OutputError
 from pipeline.folder import DamagedError
 from pipeline.rows import VERIFIED
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
 from pipeline.table import PromptTable
 
 
@@ -67,6 +67,8 @@ class VerifyReport:
     failures: list[dict[str, str]]
     """key and reason of the first rows that could not be regenerated"""
     fingerprint: str
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    """what was done otherwise than asked for"""
 
 
 Keep = Callable[[str, str, Sequence[Image.Image | None]], None]
@@ -124,14 +126,14 @@ class VerifiedTable:
         except OutputError as error:
             raise UserError(str(error)) from error
 
-    def pending(self, shards: Sequence[Shard]) -> list[Shard]:
+    def pending(self, shards: Sequence[Unit]) -> list[Unit]:
         """Of captioned shards, those that are not verified."""
         marked = self.prompts.names("_verified", ".json")
         with ThreadPoolExecutor(16) as pool:
             done = pool.map(lambda shard: shard.stem in marked and self.finished(shard) is not None, shards)
             return [shard for shard, verified in zip(shards, done, strict=True) if not verified]
 
-    def finished(self, shard: Shard) -> VerifyReport | None:
+    def finished(self, shard: Unit) -> VerifyReport | None:
         """The report of a shard that is verified, or None.
 
         The marker alone does not count: the shard may have been captioned again since.
@@ -145,8 +147,10 @@ class VerifiedTable:
         if about.get("fingerprint") != self.fingerprint:
             return None
         try:
-            return VerifyReport(**{f.name: values[f.name] for f in dataclasses.fields(VerifyReport)})
-        except KeyError:
+            return VerifyReport(
+                **{f.name: values[f.name] for f in dataclasses.fields(VerifyReport) if f.name in values}
+            )
+        except TypeError:  # a field is missing
             return None
 
     def _marker(self, stem: str) -> dict[str, Any] | None:
@@ -165,7 +169,13 @@ class VerifiedTable:
         return written if written is not None and written.get("fingerprint") != self.fingerprint else None
 
     def publish(
-        self, shard: Shard, rows: pa.Table, found: Mapping[str, Regenerated], about: dict[str, Any], seconds: float
+        self,
+        shard: Unit,
+        rows: pa.Table,
+        found: Mapping[str, Regenerated],
+        about: dict[str, Any],
+        seconds: float,
+        warnings: Sequence[str] = (),
     ) -> VerifyReport:
         """Write a shard's rows again with the columns of verification filled in, then the marker.
 
@@ -190,7 +200,7 @@ class VerifiedTable:
         for field, values in zip(VERIFIED, columns, strict=True):
             plain = plain.append_column(field, pa.array(values, field.type))
         told = json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()
-        report = self._report(shard, found, seconds)
+        report = dataclasses.replace(self._report(shard, found, seconds), warnings=list(dict.fromkeys(warnings)))
         self.prompts.write_table(
             f"{shard.stem}.parquet", plain.replace_schema_metadata({**(rows.schema.metadata or {}), _ABOUT: told})
         )
@@ -199,7 +209,7 @@ class VerifiedTable:
         return report
 
     @contextlib.contextmanager
-    def pictures(self, shard: Shard) -> Iterator[Keep]:
+    def pictures(self, shard: Unit) -> Iterator[Keep]:
         """Where a shard's pictures go: a WebDataset beside the table, or nowhere."""
         if not self.keep_images:
             yield lambda key, prompt, pictures: None
@@ -219,7 +229,7 @@ class VerifiedTable:
 
             yield keep
 
-    def _report(self, shard: Shard, found: Mapping[str, Regenerated], seconds: float) -> VerifyReport:
+    def _report(self, shard: Unit, found: Mapping[str, Regenerated], seconds: float) -> VerifyReport:
         means = [result.mean for result in found.values() if result.mean is not None]
         errors = {key: result.error for key, result in found.items() if result.error is not None}
         made = sum(len(result.similarities or ()) for result in found.values())
@@ -240,7 +250,7 @@ class VerifiedTable:
 _ABOUT = b"pez-verify"  # of a Parquet's schema metadata
 
 
-def _pictures_of(shard: Shard) -> str:
+def _pictures_of(shard: Unit) -> str:
     return f"_regenerated/{shard.stem}.tar"
 
 

@@ -22,7 +22,9 @@ from pez.models.load import check_model, load_clip
 from pez.regeneration import Generator, load_generator, picture_similarities, seed_for
 from pez.settings import GeneratorPrecision
 from pipeline.description import chosen, model_of
+from pipeline.run import warning_log
 from pipeline.run.serial import in_turn
+from pipeline.run.stage import OnFailure
 from pipeline.settings import PaintSettings, VerifySettings
 from pipeline.sources.ahead import ahead, batches
 from pipeline.sources.base import Item, LateCaption, Unit, UnitError
@@ -68,7 +70,8 @@ def verify_shard(shard: Unit, verifier: "Verifier", table: VerifiedTable) -> Ver
         tar_source_of(table.prompts.settings), allow_unfinished_tars=True
     )  # read to its end before
     try:
-        with table.pictures(shard) as keep:  # published only on a clean exit
+        # published only on a clean exit
+        with table.pictures(shard) as keep, warning_log.recording() as warnings:
             found = dict(verifier.verify(shard, prompts, source, keep))
     except UnreadError as error:
         if "://" not in shard.url or shard.source != shard.url:
@@ -78,7 +81,7 @@ def verify_shard(shard: Unit, verifier: "Verifier", table: VerifiedTable) -> Ver
         ) from None
     except torch.OutOfMemoryError as error:
         raise UnitError(f"out of memory with one picture at a time ({_one_line(error)}); take a larger GPU") from error
-    return table.publish(shard, rows, found, verifier.about, time.monotonic() - start)
+    return table.publish(shard, rows, found, verifier.about, time.monotonic() - start, [*verifier.opening, *warnings])
 
 
 class Verifier:
@@ -95,8 +98,9 @@ class Verifier:
         assert settings.verify is not None, "verification is asked for"
         self.settings, self.threads = settings, threads
         name, pretrained = score_model(settings, guide)
-        self.generator = generator_of(settings, device)
-        self.judge = load_clip(name, pretrained, device)
+        with warning_log.recording() as self.opening:
+            self.generator = generator_of(settings, device)
+            self.judge = load_clip(name, pretrained, device)
         self.about = {
             "model": settings.verify,
             "score_model": self.judge.name,
@@ -365,12 +369,13 @@ def verify_serially(
     on_start: Callable[["Verifier"], None] = lambda _: None,
     attempts: int = 1,
     on_note: Callable[[str], None] = lambda _: None,
+    on_failure: OnFailure = lambda *_: None,
 ) -> dict[str, str]:
     """Verify shard after shard in this process; a model that does not load has claimed nothing.
 
     Args:
         on_start: called with the one that does it, whose progress may be looked at.
-        attempts, on_note: see in_turn.
+        attempts, on_note, on_failure: see in_turn.
 
     Returns:
         reason by address, of the shards that failed.
@@ -380,7 +385,7 @@ def verify_serially(
     verifier = Verifier(settings, model_of(table.prompts.settings).model, device)
     table.claim()
     on_start(verifier)
-    return in_turn(shards, lambda shard: on_report(verify_shard(shard, verifier, table)), attempts, on_note)
+    return in_turn(shards, lambda shard: on_report(verify_shard(shard, verifier, table)), attempts, on_note, on_failure)
 
 
 def _precision(settings: PaintSettings, device: str | torch.device) -> GeneratorPrecision:

@@ -1,5 +1,6 @@
 """`pez distill`: texts of the command line, tables, and what is refused in one line."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pez
 from jobs import arguments, caption, command, distill
 from jobs.distill import DistillJob
 from pez.errors import UserError
+from pipeline.settings import DistillSettings
 
 TEXTS = ["a big solid orange triangle at the bottom right of a wavy yellow scene", "a little blue square on brown"]
 
@@ -183,3 +185,17 @@ def test_a_table_given_to_caption_names_the_command_that_takes_it(run: Run, tabl
     status, _, errors = run(*words, job=caption)
     assert status == 2
     assert "is no tar (.tar, .tar.gz or .tgz): a table of texts is read by: pez distill --input TABLE" in errors
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_writes_the_rows_that_one_process_writes(tables: Path, tmp_path: Path) -> None:
+    settings, method = (
+        DistillSettings(model="demo", lanes=16, key_column="id"),
+        pez.PezSettings(tokens=3, steps=10, swaps=0),
+    )
+    job = DistillJob(input=(str(tables),), output=str(tmp_path / "ray"), texts=settings, method=method)
+    assert distill.distill(job) == 0
+    assert distill.distill(dataclasses.replace(job, output=str(tmp_path / "local"), local=True)) == 0
+    ray, local = (pq.read_table(tmp_path / name).sort_by("key").to_pylist() for name in ("ray", "local"))
+    assert len(ray) == 7
+    assert ray == local

@@ -105,7 +105,7 @@ def test_figures_that_cannot_be_written_in_the_end_are_shown_all_the_same(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no input given; expected --input with the address of a tar, or --demo"),
+        ([], "no input given; expected --input with the URL of a tar, or --demo"),
         (["--demo", "--input", "x.tar"], "--demo and --input are given"),
         (["--demo", "--model", "ViT-H-14"], "--demo takes a shipped model"),
         (["--demo", "--images", 0], "images is 0"),

@@ -13,7 +13,7 @@ from jobs import command
 from jobs import plan as job
 from pipeline.rows import Row
 from pipeline.run.estimate import parts_that_balance, plan_job, shard_size_that_balances
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
 from pipeline.table import PromptTable
 
 
@@ -90,7 +90,7 @@ def test_a_throughput_of_reports(
     table.claim()
     for name, images, seconds in (("a", 30, 2.0), ("b", 50, 6.0)):
         rows = [Row(f"{i}", f"{name}.tar", "ok", similarity=0.5) for i in range(images)]
-        table.publish(Shard(f"{name}.tar", name), [*rows, Row("bad", f"{name}.tar", "bad_image")], seconds)
+        table.publish(Unit(f"{name}.tar", name), [*rows, Row("bad", f"{name}.tar", "bad_image")], seconds)
     status, out, _ = run(["--report", table.url], monkeypatch, capsys)
     assert status == 0
     assert (
@@ -100,7 +100,7 @@ def test_a_throughput_of_reports(
 
     on_cpu = PromptTable(str(tmp_path / "cpu"), {"device": "cpu"})
     on_cpu.claim()
-    on_cpu.publish(Shard("a.tar", "a"), [Row("1", "a.tar", "ok", similarity=0.5)], 1.0)
+    on_cpu.publish(Unit("a.tar", "a"), [Row("1", "a.tar", "ok", similarity=0.5)], 1.0)
     assert "; on a cpu, not on a GPU)" in run(["--report", on_cpu.url], monkeypatch, capsys)[1]
 
 

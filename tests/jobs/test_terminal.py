@@ -271,7 +271,7 @@ def test_the_line_tells_the_time_that_verification_takes() -> None:
 
 def test_a_captioner_counts_the_steps_of_what_it_has_in_work(scene_tars: list[str]) -> None:
     """Looked at from the side, as the line of a job does; and nothing is left when all is done."""
-    from pipeline.sources.shards import Shard
+    from pipeline.sources.base import Unit
     from pipeline.stages.learn import caption_shard, describe
     from pipeline.table import PromptTable
 
@@ -281,7 +281,7 @@ def test_a_captioner_counts_the_steps_of_what_it_has_in_work(scene_tars: list[st
     count_step = captioner._count
     captioner._count = lambda step: (count_step(step), seen.append(captioner.progress))[0]  # type: ignore[method-assign]
     table = PromptTable(f"{Path(scene_tars[0]).parent}/../out", describe(settings, method, "cpu"))
-    caption_shard(Shard(scene_tars[0], "a"), captioner, table)
+    caption_shard(Unit(scene_tars[0], "a"), captioner, table)
     assert [(p.learning, p.steps // 4, p.of) for p in seen] == [(4, n, 8) for n in range(1, 9)]
     assert [round(p.shards_done * 8) for p in seen] == list(range(1, 9))
     assert captioner.progress == Progress(of=8)

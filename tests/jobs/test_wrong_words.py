@@ -7,10 +7,11 @@ import pytest
 
 import pez
 from jobs import caption, command
-from pipeline.run.cluster import ActorPlan, ActorStartError, Stage, actor_starter, run_on_ray
+from pipeline.run.cluster import ActorPlan, ActorStartError, StagePlan, actor_starter, run_on_ray
 from pipeline.settings import CaptionSettings, ClusterSettings
-from pipeline.sources.shards import name_shards
+from pipeline.sources.units import name_units
 from pipeline.stages.learn import Captioner, describe
+from pipeline.stages.learn_stage import LearnStage
 
 SETTINGS = CaptionSettings(model="demo", lanes=16)
 UNKNOWN = pez.PezSettings(tokens=4, allowlist=("qqqqxzqq",))
@@ -43,12 +44,14 @@ def test_an_unknown_word_in_the_allowlist_is_one_line_and_status_2(
 @pytest.mark.slow
 def test_an_unknown_word_in_the_allowlist_ends_a_job_on_ray(scene_tars: list[str], tmp_path: Path) -> None:
     plan = ActorPlan(1, 0.0, 1.0, 1, "cpu")
-    starter = actor_starter(SETTINGS, UNKNOWN, plan, str(tmp_path / "out"), describe(SETTINGS, UNKNOWN, "cpu"))
+    starter = actor_starter(
+        LearnStage(SETTINGS, UNKNOWN, str(tmp_path / "out"), describe(SETTINGS, UNKNOWN, "cpu")), plan
+    )
     notes: list[str] = []
     with pytest.raises(ActorStartError, match="'qqqqxzqq' in the allowlist"):
         run_on_ray(
-            name_shards(scene_tars),
-            [Stage("captions", starter, 1, lambda _: None)],
+            name_units(scene_tars),
+            [StagePlan("captions", starter, 1, lambda _: None)],
             ClusterSettings(),
             on_note=notes.append,
         )

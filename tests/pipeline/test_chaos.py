@@ -19,7 +19,7 @@ from samples_on_disk import encoded
 
 import pez
 from pipeline.settings import CaptionSettings
-from pipeline.sources.inputs import expand_shards
+from pipeline.sources.inputs import expand_inputs
 from pipeline.stages.learn import Captioner, describe, run_serially
 from pipeline.table import PromptTable
 
@@ -87,7 +87,7 @@ def test_a_job_among_kills_and_failing_requests_ends_with_every_key_once(
 
         settings = CaptionSettings(model="demo")
         whole = PromptTable(str(tmp_path / "whole"), describe(settings, METHOD, "cpu"))
-        some = expand_shards(["s3://chaos/in/{000..199..20}.tar"])
+        some = expand_inputs(["s3://chaos/in/{000..199..20}.tar"])
         assert run_serially(some, Captioner(settings, METHOD), whole, lambda _: None) == {}
         for shard in some:  # a sample of them, to the byte
             assert (tmp_path / "whole" / f"{shard.stem}.parquet").read_bytes() == tables[f"{shard.stem}.parquet"]

@@ -14,7 +14,7 @@ import pytest
 from pez.errors import UserError
 from pipeline.errors import OutputError
 from pipeline.rows import Row
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
 from pipeline.table import PromptTable, _this_process
 
 
@@ -22,8 +22,8 @@ def table(folder: Path, steps: int = 1) -> PromptTable:
     return PromptTable(str(folder), {"version": 2, "steps": steps})
 
 
-def publish(table: PromptTable, stem: str = "a", url: str | None = None) -> Shard:
-    shard = Shard(url or f"/in/{stem}.tar", stem)
+def publish(table: PromptTable, stem: str = "a", url: str | None = None) -> Unit:
+    shard = Unit(url or f"/in/{stem}.tar", stem)
     table.record([shard])
     table.publish(shard, [Row("key", shard.url, "ok", similarity=0.5)], 1.0)
     return shard
@@ -31,11 +31,11 @@ def publish(table: PromptTable, stem: str = "a", url: str | None = None) -> Shar
 
 def test_a_start_that_failed_does_not_keep_the_output(tmp_path: Path) -> None:
     table(tmp_path, steps=1).claim()
-    table(tmp_path, steps=1).record([Shard("/x/a.tar", "a")])
+    table(tmp_path, steps=1).record([Unit("/x/a.tar", "a")])
     again = table(tmp_path, steps=2)
     again.claim()
     assert json.loads((tmp_path / "_run.json").read_text())["settings"]["steps"] == 2
-    assert again.divide([Shard("/y/a.tar", "a")])[1] == [Shard("/y/a.tar", "a")]
+    assert again.divide([Unit("/y/a.tar", "a")])[1] == [Unit("/y/a.tar", "a")]
 
 
 def test_rows_keep_the_output_for_their_settings(tmp_path: Path) -> None:
@@ -96,16 +96,16 @@ def test_a_parquet_of_another_program_is_left_alone(tmp_path: Path) -> None:
     theirs = pa.table({"url": ["https://example.com/1.jpg"]})
     pq.write_table(theirs, tmp_path / "00000.parquet")
     with pytest.raises(UserError, match=r"00000.parquet is there already and was not written by a job of this project"):
-        table(tmp_path).divide([Shard("/in/00000.tar", "00000")])
+        table(tmp_path).divide([Unit("/in/00000.tar", "00000")])
     assert pq.read_table(tmp_path / "00000.parquet") == theirs
     assert not (tmp_path / "_run.json").exists()
-    assert table(tmp_path).divide([Shard("/in/00001.tar", "00001")])[1]
+    assert table(tmp_path).divide([Unit("/in/00001.tar", "00001")])[1]
 
 
 def test_a_folder_that_has_the_name_of_a_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "00000.parquet").mkdir()  # as Spark writes tables
     with pytest.raises(UserError, match=r"cannot read .*/00000.parquet: Is a directory"):
-        table(tmp_path).divide([Shard("/in/00000.tar", "00000")])
+        table(tmp_path).divide([Unit("/in/00000.tar", "00000")])
 
 
 @pytest.mark.parametrize(("name", "content"), [("_run.json", '{"mine": 1}'), ("_SUCCESS", "")])
@@ -188,7 +188,7 @@ def test_success_is_said_only_of_tables_that_are_there(tmp_path: Path) -> None:
     ours.claim()
     shard = publish(ours)
     with pytest.raises(OutputError, match=r"1 of 2 tables are not in .*, b.parquet among them"):
-        ours.succeed([shard, Shard("/in/b.tar", "b")])
+        ours.succeed([shard, Unit("/in/b.tar", "b")])
     assert not (tmp_path / "_SUCCESS").exists()
     ours.succeed([shard])
     assert (tmp_path / "_SUCCESS").exists()

@@ -22,12 +22,11 @@ from jobs.caption import CaptionJob, caption
 from pez.demo import scenes
 from pipeline.rows import Row, ShardReport
 from pipeline.run import pool
-from pipeline.run.cluster import Stage, run_on_ray
+from pipeline.run.cluster import StagePlan, run_on_ray
 from pipeline.settings import CaptionSettings, ClusterSettings
+from pipeline.sources.base import Item, Unit
 from pipeline.sources.demo_shards import write_scenes
-from pipeline.sources.inputs import expand_shards
-from pipeline.sources.samples import Sample
-from pipeline.sources.shards import Shard
+from pipeline.sources.inputs import expand_inputs
 from pipeline.stages.learn import Captioner, caption_shard, describe, run_serially
 from pipeline.table import PromptTable
 
@@ -55,7 +54,7 @@ def captioner() -> Captioner:
 def whole(tars: Path, captioner: Captioner, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The Parquet files of an undisturbed run."""
     out = tmp_path_factory.mktemp("whole")
-    assert run_serially(expand_shards([str(tars)]), captioner, PromptTable(str(out), DESCRIBED), lambda _: None) == {}
+    assert run_serially(expand_inputs([str(tars)]), captioner, PromptTable(str(out), DESCRIBED), lambda _: None) == {}
     files = parquets(out)
     assert len(files) == SHARDS
     return files
@@ -258,7 +257,7 @@ def test_a_clock_that_jumps_changes_no_file(
     tars: Path, whole: dict[str, bytes], captioner: Captioner, out: Path
 ) -> None:
     table = PromptTable(str(out), DESCRIBED)
-    report = caption_shard(Shard(str(tars / "0.tar"), "0"), captioner, table)
+    report = caption_shard(Unit(str(tars / "0.tar"), "0"), captioner, table)
     table.succeed()
     assert parquets(out) == {"0.parquet": whole["0.parquet"]}
     assert 0 < report.seconds < 3600
@@ -268,8 +267,8 @@ def test_a_clock_that_jumps_changes_no_file(
 def test_a_clock_that_jumps_ends_no_shard_early(tmp_path: Path) -> None:
     done: list[str] = []
     notes: list[str] = []
-    stage = Stage("captions", lambda: FaultyActor.options(num_cpus=0.5).remote(str(tmp_path)), 1, note_stem(done))
-    shards = [Shard(f"mem://{i}", f"fine-{i}") for i in range(3)]
+    stage = StagePlan("captions", lambda: FaultyActor.options(num_cpus=0.5).remote(str(tmp_path)), 1, note_stem(done))
+    shards = [Unit(f"mem://{i}", f"fine-{i}") for i in range(3)]
     assert run_on_ray(shards, [stage], ClusterSettings(shard_timeout=300.0), on_note=notes.append) == {}
     assert (sorted(done), notes) == (["fine-0", "fine-1", "fine-2"], [])
 
@@ -290,9 +289,9 @@ def test_a_cluster_without_room_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         raise Enough(line)
 
     starter = FaultyActor.options(num_gpus=1).remote
-    stage = Stage("captions", lambda: starter(str(tmp_path)), 1, print, asks="1 GPU and 8 CPU")
+    stage = StagePlan("captions", lambda: starter(str(tmp_path)), 1, print, asks="1 GPU and 8 CPU")
     with pytest.raises(Enough) as told:
-        run_on_ray([Shard("mem://a", "a")], [stage], ClusterSettings(), on_note=note)
+        run_on_ray([Unit("mem://a", "a")], [stage], ClusterSettings(), on_note=note)
     assert re.fullmatch(
         r"captions: waiting for the first actor: each needs 1 GPU and 8 CPU, the cluster has 0 GPU \(0 free\) and "
         r"2 CPU \([\d.]+ free\)\. Still waiting for resources or for the model to load\.",
@@ -303,7 +302,7 @@ def test_a_cluster_without_room_is_told(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_shard_that_cannot_be_read_in_passing_is_read_later(
     tars: Path, whole: dict[str, bytes], captioner: Captioner, out: Path
 ) -> None:
-    shards = [Shard(str(out.with_name("late.tar")), "0"), Shard(str(tars / "1.tar"), "1")]
+    shards = [Unit(str(out.with_name("late.tar")), "0"), Unit(str(tars / "1.tar"), "1")]
     notes: list[str] = []
 
     def note(line: str) -> None:  # by then it is there
@@ -323,18 +322,18 @@ def test_an_error_of_one_shard_that_nobody_foresaw_leaves_the_others_alone(
 ) -> None:
     (out / "0.parquet").mkdir(parents=True)  # in the way
     failed = run_serially(
-        [Shard(str(tars / f"{i}.tar"), str(i)) for i in range(2)], captioner, PromptTable(str(out), DESCRIBED), print
+        [Unit(str(tars / f"{i}.tar"), str(i)) for i in range(2)], captioner, PromptTable(str(out), DESCRIBED), print
     )
     assert failed == {str(tars / "0.tar"): f"cannot write {out}/0.parquet: Is a directory"}
     assert (out / "1.parquet").is_file()
 
 
 def test_another_run_that_was_quicker_is_not_written_over(tars: Path, captioner: Captioner, out: Path) -> None:
-    shard, table = Shard(str(tars / "0.tar"), "0"), PromptTable(str(out), DESCRIBED)
+    shard, table = Unit(str(tars / "0.tar"), "0"), PromptTable(str(out), DESCRIBED)
     published: list[ShardReport] = []
     slow = copy.copy(captioner)
 
-    def overtaken(shard: Shard, samples: Iterable[Sample]) -> Iterator[tuple[int, Row]]:
+    def overtaken(shard: Unit, samples: Iterable[Item]) -> Iterator[tuple[int, Row]]:
         rows = list(captioner.caption(shard, samples))
         published.append(caption_shard(shard, captioner, PromptTable(str(out), DESCRIBED)))
         return iter(rows)

@@ -14,7 +14,7 @@ import pytest
 from pez.errors import UserError
 from pipeline.folder import Bookkeeping
 from pipeline.rows import Row
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
 from pipeline.table import PromptTable
 
 
@@ -55,7 +55,7 @@ EVERY_FILE: dict[str, Callable[[str], Any]] = {
 def write(folder: Path, bookkeeping: Bookkeeping | None) -> str:
     """A finished output of three shards."""
     table = PromptTable(str(folder), {"steps": 1}, bookkeeping)
-    shards = [Shard(f"/in/{i:05d}.tar", f"{i:05d}") for i in range(3)]
+    shards = [Unit(f"/in/{i:05d}.tar", f"{i:05d}") for i in range(3)]
     table.claim()
     table.record(shards)
     for shard in shards:

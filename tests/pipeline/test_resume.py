@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.rows import Row
-from pipeline.sources.shards import Shard, hashed_stem
+from pipeline.sources.base import Unit
+from pipeline.sources.units import hashed_stem
 from pipeline.table import PromptTable
 
 
@@ -27,11 +28,11 @@ def table(tmp_path: Path) -> Counted:
     return Counted(str(tmp_path / "out"))
 
 
-def shards(folder: str, count: int) -> list[Shard]:
-    return [Shard(f"s3://{folder}/{i:03d}.tar", f"{i:03d}") for i in range(count)]
+def shards(folder: str, count: int) -> list[Unit]:
+    return [Unit(f"s3://{folder}/{i:03d}.tar", f"{i:03d}") for i in range(count)]
 
 
-def finish(table: PromptTable, some: list[Shard]) -> None:
+def finish(table: PromptTable, some: list[Unit]) -> None:
     for shard in some:
         table.publish(shard, [Row("key", shard.url, "ok", similarity=0.5)], 1.0)
 
@@ -67,7 +68,7 @@ def test_another_address_with_the_same_name_gets_a_stem_of_its_own(table: Counte
     finish(table, ours[:2])
     done, left = table.divide(theirs)
     assert done == []
-    assert left == [Shard(s.url, hashed_stem(s.url)) for s in theirs]  # also of those that may be in work
+    assert left == [Unit(s.url, hashed_stem(s.url)) for s in theirs]  # also of those that may be in work
     table.record(left)
     finish(table, left)
     assert table.divide(theirs) == (left, [])

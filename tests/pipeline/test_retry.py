@@ -12,8 +12,8 @@ import pez
 from jobs import caption, command
 from pipeline.rows import Row
 from pipeline.settings import CaptionSettings
-from pipeline.sources.samples import Sample, ShardError
-from pipeline.sources.shards import Shard, name_shards
+from pipeline.sources.base import Item, Unit, UnitError
+from pipeline.sources.units import name_units
 from pipeline.stages.learn import Captioner, caption_shard, describe
 from pipeline.table import PromptTable
 
@@ -27,10 +27,10 @@ class Watched(Captioner):
 
     keys: list[str]
 
-    def caption(self, shard: Shard, samples: Iterable[Sample]) -> Iterator[tuple[int, Row]]:
+    def caption(self, shard: Unit, samples: Iterable[Item]) -> Iterator[tuple[int, Row]]:
         self.keys = []
 
-        def seen() -> Iterator[Sample]:
+        def seen() -> Iterator[Item]:
             for sample in samples:
                 self.keys.append(sample.key)
                 yield sample
@@ -59,7 +59,7 @@ def members(images: list, broken: tuple[int, ...] = ()) -> list[tuple[str, bytes
 def test_a_retry_of_failed_rows_writes_the_file_of_an_undisturbed_run(
     make_tar: MakeTar, images: list, captioner: Watched, table: PromptTable, tmp_path: Path
 ) -> None:
-    shard = Shard(make_tar("in/a.tar", members(images, broken=(1, 4))), "a")
+    shard = Unit(make_tar("in/a.tar", members(images, broken=(1, 4))), "a")
     first = caption_shard(shard, captioner, table)
     assert (first.ok, first.failed) == (4, {"bad_image": 2, "no_image": 1})
 
@@ -78,7 +78,7 @@ def test_a_retry_of_failed_rows_writes_the_file_of_an_undisturbed_run(
 def test_rows_that_fail_again_keep_the_others(
     make_tar: MakeTar, images: list, captioner: Watched, table: PromptTable
 ) -> None:
-    shard = Shard(make_tar("in/a.tar", members(images, broken=(1,))), "a")
+    shard = Unit(make_tar("in/a.tar", members(images, broken=(1,))), "a")
     caption_shard(shard, captioner, table)
     before = Path(f"{table.url}/a.parquet").read_bytes()
     assert caption_shard(shard, captioner, table, retry_failed=True).failed == {"bad_image": 1, "no_image": 1}
@@ -88,7 +88,7 @@ def test_rows_that_fail_again_keep_the_others(
 def test_a_shard_without_failed_rows_is_not_read_again(
     scene_tars: list[str], captioner: Watched, table: PromptTable
 ) -> None:
-    shards = name_shards(scene_tars[:2])
+    shards = name_units(scene_tars[:2])
     reports = [caption_shard(shard, captioner, table) for shard in shards]
     assert table.divide(shards, retry_failed=True) == (shards, [])
     Path(scene_tars[0]).unlink()
@@ -98,7 +98,7 @@ def test_a_shard_without_failed_rows_is_not_read_again(
 def test_shards_with_failed_rows_and_unfinished_ones_are_to_do(
     make_tar: MakeTar, images: list, scene_tars: list[str], captioner: Watched, table: PromptTable
 ) -> None:
-    shards = name_shards([make_tar("in/a.tar", members(images, broken=(0,))), *scene_tars[:2]])
+    shards = name_units([make_tar("in/a.tar", members(images, broken=(0,))), *scene_tars[:2]])
     for shard in shards[:2]:
         caption_shard(shard, captioner, table)
     assert table.divide(shards) == (shards[:2], [shards[2]])
@@ -109,7 +109,7 @@ def test_shards_with_failed_rows_and_unfinished_ones_are_to_do(
 def test_a_retry_takes_the_verification_of_the_earlier_rows_away(
     make_tar: MakeTar, images: list, captioner: Watched, table: PromptTable
 ) -> None:
-    shard = Shard(make_tar("in/a.tar", members(images, broken=(0,))), "a")
+    shard = Unit(make_tar("in/a.tar", members(images, broken=(0,))), "a")
     caption_shard(shard, captioner, table)
     marker = Path(f"{table.url}/_verified/a.json")
     marker.parent.mkdir()
@@ -122,11 +122,11 @@ def test_a_retry_takes_the_verification_of_the_earlier_rows_away(
 def test_a_tar_with_other_keys_is_not_mixed_in(
     make_tar: MakeTar, images: list, captioner: Watched, table: PromptTable
 ) -> None:
-    shard = Shard(make_tar("in/a.tar", members(images, broken=(0,))), "a")
+    shard = Unit(make_tar("in/a.tar", members(images, broken=(0,))), "a")
     caption_shard(shard, captioner, table)
     before = Path(f"{table.url}/a.parquet").read_bytes()
     make_tar("in/a.tar", [("new.png", encoded(images[9])), *members(images)])
-    with pytest.raises(ShardError, match="other keys than when it was captioned; remove .*a.parquet to caption all"):
+    with pytest.raises(UnitError, match="other keys than when it was captioned; remove .*a.parquet to caption all"):
         caption_shard(shard, captioner, table, retry_failed=True)
     assert Path(f"{table.url}/a.parquet").read_bytes() == before
 

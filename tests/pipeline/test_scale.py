@@ -22,13 +22,12 @@ import pytest
 from fsspec.spec import AbstractFileSystem
 from PIL import Image
 from samples_on_disk import encoded
-from trivial import SizeCaptioner, TrivialActor
+from trivial import SizeCaptioner, TrivialStage
 
 import pez
 from jobs.caption import CaptionJob, caption
-from pipeline.run import cluster
 from pipeline.settings import CaptionSettings, ClusterSettings
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
 from pipeline.stages.learn import Captioner, caption_shard, describe
 from pipeline.table import PromptTable
 
@@ -82,12 +81,7 @@ def test_the_driver_stays_small_and_quick_over_many_shards_and_a_resume_reads_no
 ) -> None:
     """The real job with actors that caption nothing: braces, two listings, the loop, progress, the end."""
 
-    def starter(
-        _: Any, __: Any, ___: Any, url: str, described: dict[str, Any], ____: bool, at_once: int, _____: Any
-    ) -> Any:
-        return lambda: TrivialActor.options(num_cpus=1, max_concurrency=at_once + 1).remote(url, described)
-
-    monkeypatch.setattr(cluster, "actor_starter", starter)
+    monkeypatch.setattr("pipeline.stages.learn_stage.LearnStage", TrivialStage)
     out = tmp_path / "out"
     job = CaptionJob(
         output=str(out),
@@ -111,7 +105,7 @@ def test_the_driver_stays_small_and_quick_over_many_shards_and_a_resume_reads_no
     assert sum(name.startswith("_reports/") for name in reads) <= 2  # of the shard that is shown at the end
     start = time.monotonic()
     table = PromptTable(str(out), describe(job.caption, job.method, "cpu"))
-    shards = [Shard(f"memory://shards/{i:08d}.tar", f"{i:08d}") for i in range(SHARDS)]
+    shards = [Unit(f"memory://shards/{i:08d}.tar", f"{i:08d}") for i in range(SHARDS)]
     assert table.divide(shards, retry_failed=True)[1] == []
     seconds_to_read = time.monotonic() - start
     print(
@@ -169,11 +163,11 @@ def picture() -> bytes:
     return encoded(Image.effect_noise((1200, 900), 80).convert("RGB"), "BMP")
 
 
-def generated(image: bytes, gigabytes: float) -> Shard:
+def generated(image: bytes, gigabytes: float) -> Unit:
     fsspec.register_implementation("generated", GeneratedTars, clobber=True)
     GeneratedTars.image = image
     members = round(gigabytes * 2**30 / len(image))
-    return Shard(f"generated://{members}.tar", f"{members}")
+    return Unit(f"generated://{members}.tar", f"{members}")
 
 
 def test_a_shard_is_streamed_and_never_held(tmp_path: Path, picture: bytes) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from pipeline.rows import Row, ShardReport, report_of
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
 from pipeline.summary import nothing_learned, without_picture
 
 
@@ -11,7 +11,7 @@ def report(stem: str, *found: str, ok: int = 0, bad: int = 0) -> ShardReport:
     rows = [Row(f"n{i}", stem, "no_image", f"no image of this key; found {names}") for i, names in enumerate(found)]
     rows += [Row(f"b{i}", stem, "bad_image", "cannot decode the image: cut") for i in range(bad)]
     rows += [Row(f"o{i}", stem, "ok", prompt="a cat", similarity=0.5) for i in range(ok)]
-    return report_of(Shard(stem, stem), rows, 1.0, "f")
+    return report_of(Unit(stem, stem), rows, 1.0, "f")
 
 
 def test_keys_without_a_picture_are_told_in_one_line_with_what_they_have() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import ray
 
 from pipeline.rows import Row, ShardReport, report_of
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
 
 
 @ray.remote
@@ -25,7 +25,7 @@ class FaultyActor:
     def ready(self) -> str:
         return ray.get_runtime_context().get_node_id()
 
-    def run(self, shard: Shard) -> ShardReport:
+    def run(self, shard: Unit) -> ShardReport:
         tries = self.folder / shard.stem
         with tries.open("a") as file:
             file.write("x")

@@ -54,7 +54,7 @@ class RunningJob:
 
     def actors(self) -> list[psutil.Process]:
         """Those of them that are caption actors."""
-        return [p for p in self.started() if _command(p).startswith("ray::CaptionActor")]
+        return [p for p in self.started() if _command(p).startswith("ray::WorkerActor")]
 
     def wait(self, seconds: float = 300.0) -> int:
         return self.process.wait(seconds)

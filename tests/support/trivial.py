@@ -3,36 +3,39 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import ray
-
 from pez.images import decode_image
 from pipeline.rows import Row, ShardReport
 from pipeline.settings import CaptionSettings
 from pipeline.sources.base import Item as Sample
+from pipeline.sources.base import Unit
 from pipeline.sources.choice import source_of
-from pipeline.sources.shards import Shard
 from pipeline.stages.learn import Captioner, Progress
 from pipeline.stages.work_clock import WorkClock
 from pipeline.table import PromptTable
 
 
-@ray.remote
-class TrivialActor:
-    """Writes one row a shard and reads nothing; all else is the real table."""
+class TrivialStage:
+    """In the place of LearnStage: writes one row a unit and reads nothing; all else is the real table."""
 
-    def __init__(self, url: str, described: dict[str, Any]) -> None:
-        self.table = PromptTable(url, described)
+    name = "captions"
 
-    def ready(self) -> str:
-        return ray.get_runtime_context().get_node_id()
+    def __init__(self, _: Any, __: Any, url: str, described: dict[str, Any], ___: bool) -> None:
+        self.url, self.described = url, described
 
-    def run(self, shard: Shard) -> ShardReport:
-        if report := self.table.finished(shard):
+    def open(self, device: str, threads: int) -> "TrivialWorker":
+        return TrivialWorker(PromptTable(self.url, self.described))
+
+
+class TrivialWorker:
+    progress = Progress()
+
+    def __init__(self, table: PromptTable) -> None:
+        self.table = table
+
+    def run(self, unit: Unit) -> ShardReport:
+        if report := self.table.finished(unit):
             return report
-        return self.table.publish(shard, [Row("key", shard.url, "ok", prompt="a cat", similarity=0.5)], 0.01)
-
-    def progress(self) -> Progress:
-        return Progress()
+        return self.table.publish(unit, [Row("key", unit.url, "ok", prompt="a cat", similarity=0.5)], 0.01)
 
 
 class SizeCaptioner(Captioner):
@@ -43,7 +46,7 @@ class SizeCaptioner(Captioner):
         self.source = source_of(settings)
         self.clock = WorkClock()
 
-    def caption(self, shard: Shard, samples: Iterable[Sample]) -> Iterator[tuple[int, Row]]:
+    def caption(self, shard: Unit, samples: Iterable[Sample]) -> Iterator[tuple[int, Row]]:
         for sample in samples:
             assert sample.image is not None
             image = decode_image(sample.image)

@@ -17,14 +17,16 @@ from pipeline.run import pool
 from pipeline.run.cluster import (
     ActorPlan,
     ActorStartError,
-    Stage,
-    actor_starter,
+    StagePlan,
+    pool_of,
     run_on_ray,
 )
 from pipeline.run.pool import Pool
 from pipeline.settings import CaptionSettings, ClusterSettings
-from pipeline.sources.shards import Shard, name_shards
+from pipeline.sources.base import Unit
+from pipeline.sources.units import name_units
 from pipeline.stages.learn import describe
+from pipeline.stages.learn_stage import LearnStage
 from pipeline.table import PromptTable
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -45,8 +47,8 @@ def run(
 ) -> tuple[list[str], dict[str, str], list[str]]:
     reports: list[ShardReport] = []
     notes: list[str] = []
-    shards = [Shard(f"mem://{name}", name) for name in names]
-    stage = Stage("captions", starter(folder), actors, reports.append, at_once=at_once)
+    shards = [Unit(f"mem://{name}", name) for name in names]
+    stage = StagePlan("captions", starter(folder), actors, reports.append, at_once=at_once)
     failed = run_on_ray(shards, [stage], ClusterSettings(**settings), on_note=notes.append)
     return sorted(r.stem for r in reports), failed, notes
 
@@ -93,8 +95,8 @@ def test_what_an_actor_has_beside_a_shard_that_hangs_costs_no_try(tmp_path: Path
 
 
 def test_near_the_end_the_actors_share_what_is_left(tmp_path: Path) -> None:
-    waiting = Pool(Stage("captions", starter(tmp_path), 2, print, at_once=4), ClusterSettings(), print)
-    waiting.add([Shard(f"mem://{i}", str(i)) for i in range(100)])
+    waiting = Pool(StagePlan("captions", starter(tmp_path), 2, print, at_once=4), ClusterSettings(), print)
+    waiting.add([Unit(f"mem://{i}", str(i)) for i in range(100)])
     most = []
     while waiting.queue:
         most.append(waiting._most_at_once())
@@ -118,9 +120,9 @@ def test_a_shard_that_no_further_try_can_mend_is_tried_once(tmp_path: Path) -> N
 
 
 def test_a_model_that_does_not_load_ends_the_job(tmp_path: Path) -> None:
-    stage = Stage("captions", starter(tmp_path, start_error="no such weights"), 1, print)
+    stage = StagePlan("captions", starter(tmp_path, start_error="no such weights"), 1, print)
     with pytest.raises(ActorStartError, match="no such weights"):
-        run_on_ray([Shard("mem://a", "a")], [stage], ClusterSettings())
+        run_on_ray([Unit("mem://a", "a")], [stage], ClusterSettings())
 
 
 def test_a_second_stage_takes_what_the_first_has_done(tmp_path: Path) -> None:
@@ -128,10 +130,10 @@ def test_a_second_stage_takes_what_the_first_has_done(tmp_path: Path) -> None:
     names = ["fine-0", "kills-once", "bad-0", "fine-1"]
     ended: list[list[str]] = [[], []]
     stages = [
-        Stage("captions", starter(tmp_path), 2, lambda report: ended[0].append(report.stem)),
-        Stage("verification", starter(tmp_path / "2"), 1, lambda report: ended[1].append(report.stem)),
+        StagePlan("captions", starter(tmp_path), 2, lambda report: ended[0].append(report.stem)),
+        StagePlan("verification", starter(tmp_path / "2"), 1, lambda report: ended[1].append(report.stem)),
     ]
-    failed = run_on_ray([Shard(f"mem://{name}", name) for name in names], stages, ClusterSettings())
+    failed = run_on_ray([Unit(f"mem://{name}", name) for name in names], stages, ClusterSettings())
     assert failed == {"mem://bad-0": "captions: this shard is bad (3 tries)"}
     assert sorted(ended[0]) == sorted(ended[1]) == ["fine-0", "fine-1", "kills-once"]
 
@@ -147,10 +149,10 @@ def test_a_second_stage_gives_the_room_back_that_a_lost_actor_left(tmp_path: Pat
         return lambda: FaultyActor.options(num_cpus=2, max_concurrency=2).remote(str(folder))
 
     stages = [
-        Stage("captions", whole(folders[0]), 1, lambda _: None),
-        Stage("verification", whole(folders[1]), 1, lambda report: ended.append(report.stem)),
+        StagePlan("captions", whole(folders[0]), 1, lambda _: None),
+        StagePlan("verification", whole(folders[1]), 1, lambda report: ended.append(report.stem)),
     ]
-    shards = [Shard(f"mem://{name}", name) for name in ("fine-0", "kills-once", "fine-1")]
+    shards = [Unit(f"mem://{name}", name) for name in ("fine-0", "kills-once", "fine-1")]
     assert run_on_ray(shards, stages, ClusterSettings()) == {}
     assert sorted(ended) == ["fine-0", "fine-1", "kills-once"]
 
@@ -159,11 +161,11 @@ def test_a_shard_may_enter_at_the_second_stage(tmp_path: Path) -> None:
     ended: list[list[str]] = [[], []]
     (tmp_path / "2").mkdir()
     stages = [
-        Stage("captions", starter(tmp_path), 1, lambda report: ended[0].append(report.stem)),
-        Stage("verification", starter(tmp_path / "2"), 1, lambda report: ended[1].append(report.stem),
-              shards=[Shard("mem://fine-1", "fine-1")]),
+        StagePlan("captions", starter(tmp_path), 1, lambda report: ended[0].append(report.stem)),
+        StagePlan("verification", starter(tmp_path / "2"), 1, lambda report: ended[1].append(report.stem),
+              shards=[Unit("mem://fine-1", "fine-1")]),
     ]  # fmt: skip
-    assert run_on_ray([Shard("mem://fine-0", "fine-0")], stages, ClusterSettings()) == {}
+    assert run_on_ray([Unit("mem://fine-0", "fine-0")], stages, ClusterSettings()) == {}
     assert [sorted(stems) for stems in ended] == [["fine-0"], ["fine-0", "fine-1"]]
 
 
@@ -180,7 +182,7 @@ def test_a_word_that_the_model_does_not_have_ends_the_job_and_leaves_the_output_
 
 
 def test_one_and_two_actors_write_the_same_rows(make_tar: MakeTar, images: list, tmp_path: Path) -> None:
-    shards = name_shards(
+    shards = name_units(
         [make_tar(f"in/{t}.tar", [(f"{i:03d}.png", encoded(images[i])) for i in range(t, 20, 4)]) for t in range(4)]
     )
     settings, method = CaptionSettings(model="demo", lanes=16), pez.PezSettings(tokens=6, steps=20)
@@ -189,8 +191,8 @@ def test_one_and_two_actors_write_the_same_rows(make_tar: MakeTar, images: list,
     for actors, threads, at_once in ((1, 2, 4), (2, 1, 1)):
         plan = ActorPlan(actors, 0, 2 / actors, threads, "cpu")
         table = PromptTable(str(tmp_path / f"out-{actors}"), described)
-        start = actor_starter(settings, method, plan, table.url, described, at_once=at_once)
-        stage = Stage("captions", start, actors, lambda _: None, at_once=at_once)
+        plan = dataclasses.replace(plan, actors=actors)
+        stage = pool_of(LearnStage(settings, method, table.url, described), plan, lambda _: None, at_once=at_once)
         assert run_on_ray(shards, [stage], ClusterSettings()) == {}
         tables.append(pq.read_table(table.url).sort_by("key"))
     assert tables[0].num_rows == 20

@@ -16,11 +16,11 @@ from running import ROOT, RunningJob
 
 from pipeline.rows import ShardReport
 from pipeline.run import pool
-from pipeline.run.cluster import Stage, run_on_ray
+from pipeline.run.cluster import StagePlan, run_on_ray
 from pipeline.run.ray_errors import memory_shortage
 from pipeline.settings import ClusterSettings
+from pipeline.sources.base import Unit
 from pipeline.sources.demo_shards import demo_shards
-from pipeline.sources.shards import Shard
 
 FEW_STEPS = ("--model", "demo", "--tokens", "4", "--steps", "3", "--swaps", "0")
 
@@ -40,10 +40,10 @@ def run(folder: Path, names: list[str], actors: int, at_once: int) -> tuple[list
     reports: list[ShardReport] = []
     notes: list[str] = []
     options: dict[str, Any] = {"num_cpus": 0.5, "max_concurrency": 4}
-    stage = Stage(
+    stage = StagePlan(
         "captions", lambda: FaultyActor.options(**options).remote(str(folder)), actors, reports.append, at_once=at_once
     )
-    shards = [Shard(f"mem://{name}", name) for name in names]
+    shards = [Unit(f"mem://{name}", name) for name in names]
     failed = run_on_ray(shards, [stage], ClusterSettings(attempts=1), on_note=notes.append)
     return sorted(report.stem for report in reports), failed, notes
 

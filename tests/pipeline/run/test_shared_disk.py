@@ -7,7 +7,7 @@ import pytest
 from pez.errors import UserError
 from pipeline.run import shared_disk
 from pipeline.run.shared_disk import SharedDisk, check_outside_package
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
 from pipeline.table import PromptTable
 
 PACKAGE = "tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_0123456789abcdef"
@@ -46,7 +46,7 @@ def test_the_disk_of_the_driver_is_known_again_and_nothing_stays_behind(tmp_path
     tar = tmp_path / "0.tar"
     tar.write_bytes(b"0123")
     table = PromptTable(str(tmp_path / "out"), {})
-    shards = [Shard(str(tar), "0"), Shard("s3://bucket/1.tar", "1")]
+    shards = [Unit(str(tar), "0"), Unit("s3://bucket/1.tar", "1")]
     with shared_disk.shared_disk(table, shards) as disk:
         disk.check("here")
         tar.write_bytes(b"another one")

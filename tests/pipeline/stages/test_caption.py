@@ -17,8 +17,8 @@ from pez.demo import GUIDE
 from pez.errors import UserError
 from pipeline.rows import SCHEMA, Row
 from pipeline.settings import CaptionSettings
-from pipeline.sources.samples import ShardError
-from pipeline.sources.shards import Shard, name_shards
+from pipeline.sources.base import Unit, UnitError
+from pipeline.sources.units import name_units
 from pipeline.stages.learn import Captioner, caption_shard, describe, run_serially
 from pipeline.table import PromptTable
 
@@ -47,7 +47,7 @@ def test_every_key_has_one_row(make_tar: MakeTar, images: list, captioner: Capti
     members[3:3] = [("broken.jpg", b"\xff\xd8junk"), ("text.txt", b"only text")]
     members.append(("last.json", b"{}"))
     tar = make_tar("in/a.tar", members)
-    report = caption_shard(Shard(tar, "a"), captioner, table)
+    report = caption_shard(Unit(tar, "a"), captioner, table)
     rows = rows_of(f"{table.url}/a.parquet")
     assert [row["key"] for row in rows] == [m.rsplit(".", 1)[0] for m, _ in members]
     assert {row["key"]: row["status"] for row in rows if row["status"] != "ok"} == {
@@ -60,7 +60,7 @@ def test_every_key_has_one_row(make_tar: MakeTar, images: list, captioner: Capti
 
 
 def test_a_row_tells_all(scene_tars: list[str], captioner: Captioner, table: PromptTable) -> None:
-    caption_shard(Shard(scene_tars[0], "scenes-0"), captioner, table)
+    caption_shard(Unit(scene_tars[0], "scenes-0"), captioner, table)
     written = pq.read_table(f"{table.url}/scenes-0.parquet")
     assert written.schema.names == SCHEMA.names
     row = written.to_pylist()[1]
@@ -73,7 +73,7 @@ def test_a_row_tells_all(scene_tars: list[str], captioner: Captioner, table: Pro
 def test_anyone_recomputes_the_similarity_with_open_clip_alone(
     scene_tars: list[str], captioner: Captioner, table: PromptTable, images: list
 ) -> None:
-    caption_shard(Shard(scene_tars[0], "s"), captioner, table)
+    caption_shard(Unit(scene_tars[0], "s"), captioner, table)
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{GUIDE}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{GUIDE}")
     model.eval()
@@ -86,7 +86,7 @@ def test_anyone_recomputes_the_similarity_with_open_clip_alone(
 
 
 def test_twice_is_the_same_file(scene_tars: list[str], captioner: Captioner, tmp_path: Path) -> None:
-    shard = Shard(scene_tars[0], "s")
+    shard = Unit(scene_tars[0], "s")
     files = []
     for name in ("one", "two"):
         caption_shard(shard, captioner, PromptTable(str(tmp_path / name), DESCRIBED))
@@ -98,15 +98,15 @@ def test_a_picture_has_the_same_prompt_in_any_shard(
     make_tar: MakeTar, images: list, captioner: Captioner, table: PromptTable
 ) -> None:
     members = [(f"{i:03d}.png", encoded(images[i])) for i in range(20)]
-    caption_shard(Shard(make_tar("in/a.tar", members), "a"), captioner, table)
-    caption_shard(Shard(make_tar("in/b.tar", members[:2:-5]), "b"), captioner, table)
+    caption_shard(Unit(make_tar("in/a.tar", members), "a"), captioner, table)
+    caption_shard(Unit(make_tar("in/b.tar", members[:2:-5]), "b"), captioner, table)
     a, b = ({r["key"]: r["prompt"] for r in rows_of(f"{table.url}/{n}.parquet")} for n in "ab")
     assert len(b) == 4
     assert b.items() <= a.items()
 
 
 def test_a_finished_shard_is_not_done_again(scene_tars: list[str], captioner: Captioner, table: PromptTable) -> None:
-    shard = Shard(scene_tars[0], "s")
+    shard = Unit(scene_tars[0], "s")
     report = caption_shard(shard, captioner, table)
     Path(scene_tars[0]).unlink()
     assert caption_shard(shard, captioner, table) == report
@@ -115,7 +115,7 @@ def test_a_finished_shard_is_not_done_again(scene_tars: list[str], captioner: Ca
 def test_parquet_without_a_report_is_done_again(
     scene_tars: list[str], captioner: Captioner, table: PromptTable
 ) -> None:
-    shard = Shard(scene_tars[0], "s")
+    shard = Unit(scene_tars[0], "s")
     caption_shard(shard, captioner, table)
     before = Path(f"{table.url}/s.parquet").read_bytes()
     Path(f"{table.url}/_reports/s.json").unlink()  # as after a crash between the two
@@ -127,14 +127,14 @@ def test_parquet_without_a_report_is_done_again(
 def test_a_shard_cut_short_leaves_nothing(scene_tars: list[str], captioner: Captioner, table: PromptTable) -> None:
     data = Path(scene_tars[0]).read_bytes()
     Path(scene_tars[0]).write_bytes(data[: len(data) // 2])
-    with pytest.raises(ShardError, match="cut short|damaged"):
-        caption_shard(Shard(scene_tars[0], "s"), captioner, table)
+    with pytest.raises(UnitError, match="cut short|damaged"):
+        caption_shard(Unit(scene_tars[0], "s"), captioner, table)
     assert not list(Path(table.url).rglob("*"))
 
 
 def test_an_empty_shard_is_a_failure(make_tar: MakeTar, captioner: Captioner, table: PromptTable) -> None:
-    with pytest.raises(ShardError, match="holds no image; expected members like 0001.jpg"):
-        caption_shard(Shard(make_tar("in/a.tar", []), "a"), captioner, table)
+    with pytest.raises(UnitError, match="holds no image; expected members like 0001.jpg"):
+        caption_shard(Unit(make_tar("in/a.tar", []), "a"), captioner, table)
 
 
 def test_one_bad_shard_does_not_stop_the_others(
@@ -142,7 +142,7 @@ def test_one_bad_shard_does_not_stop_the_others(
 ) -> None:
     Path(scene_tars[1]).write_bytes(b"not a tar")
     reports: list = []
-    failed = run_serially(name_shards(scene_tars), captioner, table, reports.append)
+    failed = run_serially(name_units(scene_tars), captioner, table, reports.append)
     assert list(failed) == [scene_tars[1]]
     assert [r.stem for r in reports] == ["scenes-0", "scenes-2"]
 
@@ -154,7 +154,7 @@ def test_one_bad_shard_does_not_stop_the_others(
 )
 def test_other_settings_are_refused_and_named(table: PromptTable, change: Callable[[], pez.PezSettings]) -> None:
     table.claim()
-    table.publish(Shard("a.tar", "a"), [Row("key", "a.tar", "ok")], 1.0)
+    table.publish(Unit("a.tar", "a"), [Row("key", "a.tar", "ok")], 1.0)
     other = PromptTable(table.url, describe(SETTINGS, change(), "cpu"))
     with pytest.raises(UserError, match="(steps was 20 and is 21|blocklist was .* and is .*); choose another --output"):
         other.claim()
@@ -162,7 +162,7 @@ def test_other_settings_are_refused_and_named(table: PromptTable, change: Callab
 
 def test_a_job_that_met_an_unfinished_tar_is_resumed_with_leave_to_take_it(table: PromptTable) -> None:
     table.claim()
-    table.publish(Shard("a.tar", "a"), [Row("key", "a.tar", "ok")], 1.0)
+    table.publish(Unit("a.tar", "a"), [Row("key", "a.tar", "ok")], 1.0)
     allowing = dataclasses.replace(SETTINGS, allow_unfinished_tars=True)
     assert PromptTable(table.url, describe(allowing, METHOD, "cpu")).claim()
 
@@ -170,14 +170,14 @@ def test_a_job_that_met_an_unfinished_tar_is_resumed_with_leave_to_take_it(table
 def test_a_stem_of_another_address_is_left_to_it(
     scene_tars: list[str], captioner: Captioner, table: PromptTable
 ) -> None:
-    caption_shard(Shard(scene_tars[0], "0"), captioner, table)
-    [shard] = table.pending([Shard(scene_tars[1], "0")])
+    caption_shard(Unit(scene_tars[0], "0"), captioner, table)
+    [shard] = table.pending([Unit(scene_tars[1], "0")])
     assert shard.stem.startswith("scenes-1-")
 
 
 def test_readers_of_the_folder_see_tables_only(scene_tars: list[str], captioner: Captioner, table: PromptTable) -> None:
     table.claim()
-    for shard in name_shards(scene_tars):
+    for shard in name_units(scene_tars):
         caption_shard(shard, captioner, table)
     table.succeed()
     assert pq.read_table(table.url).num_rows == 12  # the whole folder as one dataset

@@ -24,8 +24,8 @@ from jobs import caption, command
 from pipeline.progress import JobProgress, prompt_table
 from pipeline.rows import ShardReport
 from pipeline.settings import CaptionSettings
+from pipeline.sources.base import Unit
 from pipeline.sources.samples import ShardError
-from pipeline.sources.shards import Shard
 from pipeline.sources.streams import ByteStream
 from pipeline.stages.learn import Captioner, caption_shard, describe, run_serially
 from pipeline.stages.parts import split_shard
@@ -43,7 +43,7 @@ def captioner() -> Captioner:
 
 def captioned(tar: str, captioner: Captioner, out: Path) -> tuple[ShardReport, list[dict]]:
     table = PromptTable(str(out), DESCRIBED)
-    report = caption_shard(Shard(tar, "a"), captioner, table)
+    report = caption_shard(Unit(tar, "a"), captioner, table)
     assert json.loads((out / "_reports" / "a.json").read_text())["rows"] == report.rows
     return report, pq.read_table(out / "a.parquet").to_pylist()
 
@@ -113,7 +113,7 @@ def test_late_captions_are_those_of_the_whole_shard_also_in_parts_again_and_amon
     make_tar: MakeTar, captioner: Captioner, scenes_with_all_kinds: list, tmp_path: Path
 ) -> None:
     order = shuffled(scenes_with_all_kinds)
-    shard = Shard(make_tar("a.tar", order), "a")
+    shard = Unit(make_tar("a.tar", order), "a")
     whole = PromptTable(str(tmp_path / "whole"), DESCRIBED)
     report = caption_shard(shard, captioner, whole)
     expected = (tmp_path / "whole" / "a.parquet").read_bytes()
@@ -138,7 +138,7 @@ def test_a_file_that_is_no_tar_fails_at_once_and_one_in_passing_is_tried_again(
     monkeypatch.setattr("pipeline.run.serial.retry_delay", lambda failures: 0.0)
     (tmp_path / "photo.jpg").write_bytes(JPEG)
     (tmp_path / "page.tar").write_bytes(b"<html>busy</html>")
-    shards = [Shard(str(tmp_path / name), name) for name in ("photo.jpg", "page.tar")]
+    shards = [Unit(str(tmp_path / name), name) for name in ("photo.jpg", "page.tar")]
     notes: list[str] = []
     table = PromptTable(str(tmp_path / "out"), DESCRIBED)
     failed = run_serially(shards, captioner, table, lambda _: None, attempts=3, on_note=notes.append)
@@ -290,4 +290,4 @@ def test_the_report_counts_what_is_in_no_row(make_tar: MakeTar, captioner: Capti
     report, rows = captioned(tar, captioner, tmp_path / "out")
     assert [row["key"] for row in rows] == ["1"]
     assert report.left_out == {"another image of its key": 1, "hidden, without an extension, or not a file": 1}
-    assert PromptTable(str(tmp_path / "out"), DESCRIBED).finished(Shard(tar, "a")) == report
+    assert PromptTable(str(tmp_path / "out"), DESCRIBED).finished(Unit(tar, "a")) == report

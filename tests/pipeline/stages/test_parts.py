@@ -16,11 +16,11 @@ from samples_on_disk import MakeTar, encoded
 
 import pez
 from pipeline.rows import ShardReport
-from pipeline.run.cluster import ActorPlan, Stage, actor_starter, run_on_ray
+from pipeline.run.cluster import ActorPlan, StagePlan, actor_starter, run_on_ray
 from pipeline.settings import CaptionSettings, ClusterSettings
-from pipeline.sources.samples import ShardError
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit, UnitError
 from pipeline.stages.learn import Captioner, caption_shard, describe, run_serially
+from pipeline.stages.learn_stage import LearnStage
 from pipeline.stages.parts import PartReport, merge_parts, split_shard, sweep_parts
 from pipeline.table import PromptTable
 
@@ -40,22 +40,22 @@ def table(tmp_path: Path) -> PromptTable:
 
 
 @pytest.fixture
-def shard(make_tar: MakeTar, images: list) -> Shard:
+def shard(make_tar: MakeTar, images: list) -> Unit:
     """Eleven keys: one broken, one without a picture, which comes first and is read last."""
     pictures = [(f"{i:02d}.png", encoded(images[i])) for i in range(10)]
     pictures[4] = ("04.png", b"\x89PNG broken")
-    return Shard(make_tar("in/big.tar", [("text.txt", b"no picture"), *pictures]), "big")
+    return Unit(make_tar("in/big.tar", [("text.txt", b"no picture"), *pictures]), "big")
 
 
 @pytest.fixture
-def undivided(shard: Shard, captioner: Captioner, tmp_path: Path) -> bytes:
+def undivided(shard: Unit, captioner: Captioner, tmp_path: Path) -> bytes:
     caption_shard(shard, captioner, PromptTable(str(tmp_path / "undivided"), DESCRIBED))
     return (tmp_path / "undivided" / "big.parquet").read_bytes()
 
 
 @pytest.mark.parametrize("parts", [2, 3, 20])  # of 20, nine have no sample
 def test_parts_make_the_same_file_as_the_whole(
-    shard: Shard, captioner: Captioner, table: PromptTable, undivided: bytes, parts: int
+    shard: Unit, captioner: Captioner, table: PromptTable, undivided: bytes, parts: int
 ) -> None:
     reports: list[PartReport | ShardReport] = []
     assert run_serially(split_shard(shard, parts), captioner, table, reports.append) == {}
@@ -68,7 +68,7 @@ def test_parts_make_the_same_file_as_the_whole(
 
 
 def test_finished_parts_are_not_captioned_again(
-    shard: Shard, captioner: Captioner, table: PromptTable, undivided: bytes
+    shard: Unit, captioner: Captioner, table: PromptTable, undivided: bytes
 ) -> None:
     parts = split_shard(shard, 3)
     done = [caption_shard(part, captioner, table) for part in parts[:2]]
@@ -81,7 +81,7 @@ def test_finished_parts_are_not_captioned_again(
 
 
 def test_leftovers_of_another_division_are_ignored_and_swept(
-    shard: Shard, captioner: Captioner, table: PromptTable, undivided: bytes
+    shard: Unit, captioner: Captioner, table: PromptTable, undivided: bytes
 ) -> None:
     caption_shard(split_shard(shard, 3)[0], captioner, table)
     unfinished = dataclasses.replace(shard, stem="other")
@@ -93,21 +93,19 @@ def test_leftovers_of_another_division_are_ignored_and_swept(
 
 
 def test_parts_of_two_tars_do_not_make_a_shard(
-    shard: Shard, captioner: Captioner, table: PromptTable, make_tar: MakeTar, images: list
+    shard: Unit, captioner: Captioner, table: PromptTable, make_tar: MakeTar, images: list
 ) -> None:
     first, second = split_shard(shard, 2)
     caption_shard(first, captioner, table)
     make_tar("in/big.tar", [(f"{i:02d}.png", encoded(images[i])) for i in range(11)])  # as many, other names
     caption_shard(second, captioner, table)
-    with pytest.raises(
-        ShardError, match="replaced while its parts were captioned, or parts were removed; try it again"
-    ):
+    with pytest.raises(UnitError, match="replaced while its parts were captioned, or parts were removed; try it again"):
         merge_parts(dataclasses.replace(shard, parts=2), table)
     assert run_serially([first, second], captioner, table, lambda _: None) == {}
 
 
 def test_a_part_that_comes_after_the_merge_is_not_captioned(
-    shard: Shard, captioner: Captioner, table: PromptTable
+    shard: Unit, captioner: Captioner, table: PromptTable
 ) -> None:
     run_serially(split_shard(shard, 2), captioner, table, lambda _: None)
     Path(shard.url).unlink()
@@ -120,8 +118,8 @@ def test_a_part_that_comes_after_the_merge_is_not_captioned(
 
 
 def test_a_part_of_an_empty_tar_says_so(make_tar: MakeTar, captioner: Captioner, table: PromptTable) -> None:
-    part = split_shard(Shard(make_tar("in/a.tar", []), "a"), 2)[0]
-    with pytest.raises(ShardError, match="holds no image; expected members like 0001.jpg"):
+    part = split_shard(Unit(make_tar("in/a.tar", []), "a"), 2)[0]
+    with pytest.raises(UnitError, match="holds no image; expected members like 0001.jpg"):
         caption_shard(part, captioner, table)
 
 
@@ -141,7 +139,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_parts_and_retries_work_in_an_object_store(
-    store: str, shard: Shard, captioner: Captioner, undivided: bytes, make_tar: MakeTar, images: list
+    store: str, shard: Unit, captioner: Captioner, undivided: bytes, make_tar: MakeTar, images: list
 ) -> None:
     table = PromptTable(f"{store}/out", DESCRIBED)
     table.claim()
@@ -165,11 +163,11 @@ def test_parts_and_retries_work_in_an_object_store(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_killed_actor_loses_its_part_only(shard: Shard, tmp_path: Path, images: list, make_tar: MakeTar) -> None:
+def test_a_killed_actor_loses_its_part_only(shard: Unit, tmp_path: Path, images: list, make_tar: MakeTar) -> None:
     method = pez.PezSettings(tokens=4, steps=100, swaps=2)
     described = describe(SETTINGS, method, "cpu")
     table = PromptTable(str(tmp_path / "out"), described)
-    starter = actor_starter(SETTINGS, method, ActorPlan(1, 0, 1.0, 1, "cpu"), table.url, described)
+    starter = actor_starter(LearnStage(SETTINGS, method, table.url, described), ActorPlan(1, 0, 1.0, 1, "cpu"))
     reports: list[PartReport | ShardReport] = []
     notes: list[str] = []
     actors: list[psutil.Process] = []
@@ -179,13 +177,13 @@ def test_a_killed_actor_loses_its_part_only(shard: Shard, tmp_path: Path, images
         while len(list(Path(table.url).glob("_parts/big/*"))) < 2 and time.monotonic() < ended:
             time.sleep(0.05)
         for process in psutil.Process().children(recursive=True):
-            if "CaptionActor" in "".join(process.cmdline()):
+            if "WorkerActor" in "".join(process.cmdline()):
                 actors.append(process)
                 process.send_signal(signal.SIGKILL)
 
     killer = threading.Thread(target=kill_after_the_second_part, daemon=True)
     killer.start()
-    stage = Stage("captions", starter, 1, reports.append)
+    stage = StagePlan("captions", starter, 1, reports.append)
     assert run_on_ray(split_shard(shard, 4), [stage], ClusterSettings(), on_note=notes.append) == {}
     killer.join()
     assert len(actors) == 1
@@ -204,7 +202,7 @@ def test_a_killed_actor_loses_its_part_only(shard: Shard, tmp_path: Path, images
 def test_a_failed_part_is_named_and_a_shard_leaves_the_stage_once(tmp_path: Path) -> None:
     ended: list[list[str]] = [[], []]
     stages = [
-        Stage(
+        StagePlan(
             name,
             lambda folder=folder: FaultyActor.options(num_cpus=0.5, max_concurrency=2).remote(str(folder)),
             2,
@@ -213,7 +211,7 @@ def test_a_failed_part_is_named_and_a_shard_leaves_the_stage_once(tmp_path: Path
         for i, (name, folder) in enumerate({"captions": tmp_path, "verification": tmp_path / "2"}.items())
     ]
     (tmp_path / "2").mkdir()
-    shards = [Shard(f"mem://{name}", name) for name in ("fine-0", "bad-0", "fine-1")]
+    shards = [Unit(f"mem://{name}", name) for name in ("fine-0", "bad-0", "fine-1")]
     parts = [part for shard in shards for part in split_shard(shard, 3)]
     failed = run_on_ray(parts, stages, ClusterSettings(attempts=1))
     assert list(failed) == ["mem://bad-0"]

@@ -12,7 +12,7 @@ import torch
 import pez
 from pez.tasks import Learned, Task
 from pipeline.settings import CaptionSettings
-from pipeline.sources.shards import Shard
+from pipeline.sources.base import Unit
 from pipeline.stages.lanes import Request, Result, SharedLanes
 from pipeline.stages.learn import Captioner
 from pipeline.stages.work_clock import WorkClock
@@ -21,9 +21,9 @@ SETTINGS, METHOD = CaptionSettings(model="demo", lanes=16), pez.PezSettings(toke
 
 
 def test_shards_that_share_lanes_have_the_rows_of_one_after_the_other(scene_tars: list[str], tmp_path: Path) -> None:
-    shards = [Shard(url, Path(url).stem) for url in scene_tars]
+    shards = [Unit(url, Path(url).stem) for url in scene_tars]
 
-    def rows(captioner: Captioner, shard: Shard) -> list:
+    def rows(captioner: Captioner, shard: Unit) -> list:
         return sorted(captioner.caption(shard, captioner.items(shard, Counter())), key=lambda found: found[0])
 
     captioner = Captioner(SETTINGS, METHOD)

@@ -33,8 +33,8 @@ from pipeline.errors import OutputError
 from pipeline.progress import JobProgress, prompt_table
 from pipeline.rows import SCHEMA, VERIFIED, Row
 from pipeline.settings import CaptionSettings, VerifySettings
-from pipeline.sources.samples import ShardError
-from pipeline.sources.shards import Shard, name_shards
+from pipeline.sources.base import Unit, UnitError
+from pipeline.sources.units import name_units
 from pipeline.stages.learn import describe
 from pipeline.stages.verified_table import VerifiedTable, VerifyReport
 from pipeline.stages.verify import (
@@ -66,16 +66,16 @@ def table(tmp_path: Path) -> PromptTable:
 
 
 @pytest.fixture
-def shard(make_tar: MakeTar, images: list[Image.Image], table: PromptTable) -> Shard:
+def shard(make_tar: MakeTar, images: list[Image.Image], table: PromptTable) -> Unit:
     """Three captioned pictures, and a row without a prompt in their midst."""
     members = [(f"{i:03d}.png", encoded(images[i])) for i in range(3)]
     members.insert(2, ("bad.jpg", b"junk"))
-    shard = Shard(make_tar("in/a.tar", members), "a")
+    shard = Unit(make_tar("in/a.tar", members), "a")
     publish(table, shard, PROMPTS[:3])
     return shard
 
 
-def publish(table: PromptTable, shard: Shard, prompts: list[str]) -> None:
+def publish(table: PromptTable, shard: Unit, prompts: list[str]) -> None:
     rows = [Row(f"{i:03d}", shard.url, "ok", prompt=p, similarity=0.5, seed=0) for i, p in enumerate(prompts)]
     rows.insert(2, Row("bad", shard.url, "bad_image", "cannot decode the image"))
     table.publish(shard, rows, 1.0)
@@ -119,7 +119,7 @@ def troubled(verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     return trouble
 
 
-def test_rows_with_a_prompt_get_their_similarities(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
+def test_rows_with_a_prompt_get_their_similarities(shard: Unit, table: PromptTable, verifier: Verifier) -> None:
     before = pq.read_table(f"{table.url}/a.parquet")
     report = verify_shard(shard, verifier, verified(table))
     after = pq.read_table(f"{table.url}/a.parquet")
@@ -141,7 +141,7 @@ def test_rows_with_a_prompt_get_their_similarities(shard: Shard, table: PromptTa
 
 
 def test_anyone_recomputes_the_similarity_from_the_kept_pictures(
-    shard: Shard, table: PromptTable, verifier: Verifier, images: list[Image.Image]
+    shard: Unit, table: PromptTable, verifier: Verifier, images: list[Image.Image]
 ) -> None:
     verify_shard(shard, verifier, verified(table, keep_images=True))
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{JUDGE}")
@@ -157,14 +157,14 @@ def test_anyone_recomputes_the_similarity_from_the_kept_pictures(
         assert (features[0] @ features[1:].T).tolist() == pytest.approx(row["regenerated_similarities"], abs=1e-4)
 
 
-def test_a_verified_shard_is_not_done_again(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
+def test_a_verified_shard_is_not_done_again(shard: Unit, table: PromptTable, verifier: Verifier) -> None:
     report = verify_shard(shard, verifier, verified(table))
     assert verified(table).pending([shard]) == []
     Path(shard.url).unlink()
     assert verify_shard(shard, verifier, verified(table)) == report
 
 
-def test_columns_without_the_marker_are_made_again(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
+def test_columns_without_the_marker_are_made_again(shard: Unit, table: PromptTable, verifier: Verifier) -> None:
     verify_shard(shard, verifier, verified(table))
     before = Path(f"{table.url}/a.parquet").read_bytes()
     Path(f"{table.url}/_verified/a.json").unlink()  # as after a crash between the two
@@ -173,7 +173,7 @@ def test_columns_without_the_marker_are_made_again(shard: Shard, table: PromptTa
     assert Path(f"{table.url}/a.parquet").read_bytes() == before
 
 
-def test_a_marker_without_the_columns_does_not_count(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
+def test_a_marker_without_the_columns_does_not_count(shard: Unit, table: PromptTable, verifier: Verifier) -> None:
     verify_shard(shard, verifier, verified(table))
     publish(table, shard, PROMPTS[1:])  # captioned again
     assert verified(table).pending([shard]) == [shard]
@@ -181,7 +181,7 @@ def test_a_marker_without_the_columns_does_not_count(shard: Shard, table: Prompt
     assert rows_of(table)[0]["regenerated_similarity"] is not None
 
 
-def test_pictures_wanted_later_are_made(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
+def test_pictures_wanted_later_are_made(shard: Unit, table: PromptTable, verifier: Verifier) -> None:
     verify_shard(shard, verifier, verified(table))
     before = rows_of(table)
     assert verified(table, keep_images=True).pending([shard]) == [shard]
@@ -190,7 +190,7 @@ def test_pictures_wanted_later_are_made(shard: Shard, table: PromptTable, verifi
     assert verified(table, keep_images=True).pending([shard]) == []
 
 
-def test_other_settings_are_refused_and_named(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
+def test_other_settings_are_refused_and_named(shard: Unit, table: PromptTable, verifier: Verifier) -> None:
     verified(table).claim()
     verified(table, verify_batch=3, keep_images=True).claim()  # change no number
     verify_shard(shard, verifier, verified(table))
@@ -201,7 +201,7 @@ def test_other_settings_are_refused_and_named(shard: Shard, table: PromptTable, 
 
 
 def test_settings_without_a_verified_shard_may_be_claimed_anew(
-    shard: Shard, table: PromptTable, verifier: Verifier
+    shard: Unit, table: PromptTable, verifier: Verifier
 ) -> None:
     """As those of a run whose generator did not load."""
     slower = verified(table, guidance=7.5)
@@ -240,7 +240,7 @@ def test_a_generator_that_does_not_load_claims_nothing(
     assert json.loads((out / "_verify.json").read_text())["settings"]["generator"]["verify"] == "demo"
 
 
-def test_a_damaged_marker_is_made_again(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
+def test_a_damaged_marker_is_made_again(shard: Unit, table: PromptTable, verifier: Verifier) -> None:
     verify_shard(shard, verifier, verified(table))
     marker = Path(f"{table.url}/_verified/a.json")
     good = json.loads(marker.read_text())
@@ -284,7 +284,7 @@ def test_originals_are_read_as_they_were_captioned(
 ) -> None:
     table = PromptTable(str(tmp_path / "left"), CAPTIONED | {"source": {"image_key": "left.png"}})
     table.claim()
-    shard = Shard(make_tar("in/l.tar", [("0.right.png", encoded(images[1])), ("0.left.png", encoded(images[0]))]), "l")
+    shard = Unit(make_tar("in/l.tar", [("0.right.png", encoded(images[1])), ("0.left.png", encoded(images[0]))]), "l")
     table.publish(shard, [Row("0", shard.url, "ok", prompt=PROMPTS[0])], 1.0)
     verify_shard(shard, verifier, verified(table))
     assert rows_of(table, "l")[0]["regeneration"]["error"] is None
@@ -321,7 +321,7 @@ def test_a_signature_that_ran_out_is_given_anew(
         url = f"http://127.0.0.1:{server.server_port}/a.tar"
         table = PromptTable(str(tmp_path / "out"), CAPTIONED)
         table.claim()
-        table.publish(Shard(url, "a"), [Row("000", url, "ok", prompt=PROMPTS[0])], 1.0)
+        table.publish(Unit(url, "a"), [Row("000", url, "ok", prompt=PROMPTS[0])], 1.0)
         how = ["--verify", "demo", "--verify-steps", "1", "--local"]
         told = []
         for given in ([], ["--input", f"{url}?X-Amz-Signature=OLDER"], ["--input", f"{url}?X-Amz-Signature=TODAY"]):
@@ -343,7 +343,7 @@ def test_a_signature_that_ran_out_is_given_anew(
 
 
 def test_an_input_that_the_output_does_not_have_is_refused(
-    shard: Shard,
+    shard: Unit,
     table: PromptTable,
     scene_tars: list[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -355,7 +355,7 @@ def test_an_input_that_the_output_does_not_have_is_refused(
 
 
 def test_a_shard_that_cannot_be_read_in_passing_is_verified_later(
-    shard: Shard, table: PromptTable, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+    shard: Unit, table: PromptTable, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.stages.verify.Verifier", lambda *_: verifier)
     monkeypatch.setattr("pipeline.run.serial.retry_delay", lambda _: 0.0)
@@ -378,7 +378,7 @@ def test_a_shard_that_cannot_be_read_in_passing_is_verified_later(
 
 
 def test_one_bad_prompt_does_not_stop_the_others(
-    shard: Shard, table: PromptTable, troubled: Callable[..., Verifier]
+    shard: Unit, table: PromptTable, troubled: Callable[..., Verifier]
 ) -> None:
     report = verify_shard(shard, troubled(Raising, lambda prompt: "square" not in prompt), verified(table))
     found = {row["key"]: row for row in rows_of(table)}
@@ -392,17 +392,17 @@ def test_one_bad_prompt_does_not_stop_the_others(
 
 
 def test_a_generator_that_fails_for_any_prompt_fails_the_shard(
-    shard: Shard, table: PromptTable, troubled: Callable[..., Verifier]
+    shard: Unit, table: PromptTable, troubled: Callable[..., Verifier]
 ) -> None:
     before = Path(f"{table.url}/a.parquet").read_bytes()
-    with pytest.raises(ShardError, match="the generator demo fails: this prompt cannot be painted"):
+    with pytest.raises(UnitError, match="the generator demo fails: this prompt cannot be painted"):
         verify_shard(shard, troubled(Raising, lambda _: False), verified(table, keep_images=True))
     assert Path(f"{table.url}/a.parquet").read_bytes() == before
     assert not list(Path(table.url).glob("_[rv]*/*[!n]"))[1:]  # the report of the captions alone
 
 
 def test_a_blanked_picture_is_told_and_not_scored(
-    shard: Shard, table: PromptTable, troubled: Callable[..., Verifier]
+    shard: Unit, table: PromptTable, troubled: Callable[..., Verifier]
 ) -> None:
     judge = troubled(Blanking, lambda prompt: "square" not in prompt)
     report = verify_shard(shard, judge, verified(table, keep_images=True))
@@ -415,7 +415,7 @@ def test_a_blanked_picture_is_told_and_not_scored(
 
 
 def test_a_picture_that_left_the_shard_is_told(
-    shard: Shard, table: PromptTable, verifier: Verifier, make_tar: MakeTar, images: list[Image.Image]
+    shard: Unit, table: PromptTable, verifier: Verifier, make_tar: MakeTar, images: list[Image.Image]
 ) -> None:
     make_tar("in/a.tar", [("000.png", encoded(images[0])), ("002.png", encoded(images[2])[:99])])
     verify_shard(shard, verifier, verified(table))
@@ -426,10 +426,10 @@ def test_a_picture_that_left_the_shard_is_told(
 
 
 def test_a_row_does_not_depend_on_the_others(
-    shard: Shard, table: PromptTable, verifier: Verifier, make_tar: MakeTar, images: list[Image.Image]
+    shard: Unit, table: PromptTable, verifier: Verifier, make_tar: MakeTar, images: list[Image.Image]
 ) -> None:
     verify_shard(shard, verifier, verified(table))
-    alone = Shard(make_tar("in/b.tar", [("002.png", encoded(images[2]))]), "b")
+    alone = Unit(make_tar("in/b.tar", [("002.png", encoded(images[2]))]), "b")
     table.publish(alone, [Row("002", alone.url, "ok", prompt=PROMPTS[2])], 1.0)
     verify_shard(alone, verifier, verified(table))
     [row] = rows_of(table, "b")
@@ -437,8 +437,8 @@ def test_a_row_does_not_depend_on_the_others(
 
 
 def test_prompts_that_are_not_there_are_asked_for(table: PromptTable, verifier: Verifier) -> None:
-    with pytest.raises(ShardError, match="x.tar has no prompts in .*; run jobs.caption first"):
-        verify_shard(Shard("x.tar", "x"), verifier, verified(table))
+    with pytest.raises(UnitError, match="x.tar has no prompts in .*; run jobs.caption first"):
+        verify_shard(Unit("x.tar", "x"), verifier, verified(table))
 
 
 def test_the_default_score_model_is_not_the_guide() -> None:
@@ -569,7 +569,7 @@ def test_names_of_strangers_do_not_steer_a_terminal(
 ) -> None:
     table = PromptTable(f"{tmp_path}/[/out]", CAPTIONED)
     table.claim()
-    shard = Shard(make_tar("in/[b]a\x1b[2J.tar", [("000.png", encoded(images[0])), ("bad.jpg", b"junk")]), "a")
+    shard = Unit(make_tar("in/[b]a\x1b[2J.tar", [("000.png", encoded(images[0])), ("bad.jpg", b"junk")]), "a")
     publish(table, shard, PROMPTS[:1])
     words = ["job", table.url, "--verify", "demo", "--verify-steps", "1", "--local"]
     statuses = []
@@ -584,7 +584,7 @@ def test_names_of_strangers_do_not_steer_a_terminal(
     assert not {c for c in shown.replace("\n", "") if not c.isprintable()}
 
 
-def test_progress_tells_of_both_stages(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
+def test_progress_tells_of_both_stages(shard: Unit, table: PromptTable, verifier: Verifier) -> None:
     report = verify_shard(shard, verifier, verified(table))
     told = io.StringIO()
     captions = table.finished(shard)
@@ -605,7 +605,7 @@ def test_progress_tells_of_both_stages(shard: Shard, table: PromptTable, verifie
 
 
 def test_shards_are_found_from_their_reports(scene_tars: list[str], table: PromptTable) -> None:
-    shards = name_shards(scene_tars)
+    shards = name_units(scene_tars)
     for shard in shards:
         table.publish(shard, [Row("k", shard.url, "ok", prompt="p")], 1.0)
     Path(f"{table.url}/scenes-1.parquet").unlink()
@@ -615,11 +615,11 @@ def test_shards_are_found_from_their_reports(scene_tars: list[str], table: Promp
 
 
 def test_every_parquet_has_one_schema_verified_or_not(
-    shard: Shard, table: PromptTable, verifier: Verifier, make_tar: MakeTar
+    shard: Unit, table: PromptTable, verifier: Verifier, make_tar: MakeTar
 ) -> None:
     """Also where no row has a prompt: a folder that is verified in part is one table."""
-    empty = Shard(make_tar("in/b.tar", [("x.jpg", b"junk")]), "b")
-    later = Shard(make_tar("in/c.tar", []), "c")
+    empty = Unit(make_tar("in/b.tar", [("x.jpg", b"junk")]), "b")
+    later = Unit(make_tar("in/c.tar", []), "c")
     table.publish(empty, [Row("x", empty.url, "bad_image", "cannot decode")], 1.0)
     publish(table, later, PROMPTS[:3])
     before = pq.read_schema(f"{table.url}/a.parquet")
@@ -633,7 +633,7 @@ def test_every_parquet_has_one_schema_verified_or_not(
     assert whole["regenerated_similarity"].null_count == 1 + 1 + 4  # bad, x, and all of c
 
 
-def test_null_columns_are_not_taken_for_verified_ones(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
+def test_null_columns_are_not_taken_for_verified_ones(shard: Unit, table: PromptTable, verifier: Verifier) -> None:
     verify_shard(shard, verifier, verified(table))
     marker = Path(f"{table.url}/_verified/a.json").read_bytes()
     publish(table, shard, PROMPTS[:3])
@@ -644,7 +644,7 @@ def test_null_columns_are_not_taken_for_verified_ones(shard: Shard, table: Promp
     assert "regenerated" not in shown.getvalue()
 
 
-def test_an_output_of_before_these_columns_is_verified(shard: Shard, table: PromptTable, verifier: Verifier) -> None:
+def test_an_output_of_before_these_columns_is_verified(shard: Unit, table: PromptTable, verifier: Verifier) -> None:
     file = f"{table.url}/a.parquet"
     now = pq.read_table(file)
     pq.write_table(now.drop_columns(VERIFIED.names), file)

@@ -19,11 +19,13 @@ from running import ROOT
 from samples_on_disk import MakeTar, encoded
 
 import pez
-from pipeline.run.cluster import ActorPlan, Stage, actor_starter, run_on_ray, verify_stage
+from pipeline.run.cluster import ActorPlan, StagePlan, pool_of, run_on_ray
 from pipeline.settings import CaptionSettings, ClusterSettings, VerifySettings
-from pipeline.sources.shards import name_shards
+from pipeline.sources.units import name_units
 from pipeline.stages.learn import Captioner, describe, run_serially
+from pipeline.stages.learn_stage import LearnStage
 from pipeline.stages.verify import verified_table, verify_serially
+from pipeline.stages.verify_stage import VerifyStage
 from pipeline.table import PromptTable
 
 SETTINGS, METHOD = CaptionSettings(model="demo", lanes=16), pez.PezSettings(tokens=4, steps=3, swaps=0)
@@ -34,14 +36,14 @@ VERIFY = VerifySettings(verify="demo", verify_steps=1)
 def test_both_stages_on_ray_with_a_verifier_killed_write_what_a_serial_run_writes(
     scene_tars: list[str], tmp_path: Path
 ) -> None:
-    shards = name_shards(scene_tars)
+    shards = name_units(scene_tars)
     described = describe(SETTINGS, METHOD, "cpu")
     serial, spread = (PromptTable(str(tmp_path / name), described) for name in ("serial", "ray"))
     assert run_serially(shards, Captioner(SETTINGS, METHOD), serial, lambda _: None) == {}
     assert verify_serially(shards, verified_table(serial, VERIFY, "cpu"), VERIFY, "cpu", lambda _: None) == {}
 
     plan = ActorPlan(1, 0.0, 1.0, 1, "cpu")
-    captions = Stage("captions", actor_starter(SETTINGS, METHOD, plan, spread.url, described), 1, lambda _: None)
+    captions = pool_of(LearnStage(SETTINGS, METHOD, spread.url, described), plan, lambda _: None)
     actors: list[Any] = []
     reported: list[str] = []
 
@@ -52,14 +54,14 @@ def test_both_stages_on_ray_with_a_verifier_killed_write_what_a_serial_run_write
 
     # Threads as the serial run has: on a CPU the last bits of a picture depend on their number.
     plan = ActorPlan(1, 0.0, 1.0, torch.get_num_threads(), "cpu")
-    stage = verify_stage(VERIFY, plan, verified_table(spread, VERIFY, "cpu"), (), report)
+    stage = pool_of(VerifyStage.of(VERIFY, verified_table(spread, VERIFY, "cpu")), plan, report)
 
     def start() -> Any:
         actors.append(stage.start_actor())
         return actors[-1]
 
     notes: list[str] = []
-    killed = Stage(stage.name, start, stage.actors, stage.on_report)
+    killed = StagePlan(stage.name, start, stage.actors, stage.on_report)
     assert run_on_ray(shards, [captions, killed], ClusterSettings(), on_note=notes.append) == {}
     assert len(actors) == 2
     assert any("verification: its actor died; it is tried again" in note for note in notes)

@@ -1,0 +1,59 @@
+"""Why units failed, for people: out/_failures/<stem>.txt has each attempt of a unit with its traceback."""
+
+import contextlib
+import datetime
+from collections.abc import Mapping, Sequence
+
+from pipeline.addresses import redact
+from pipeline.errors import OutputError
+from pipeline.folder import OutputFolder
+from pipeline.sources.base import Unit
+
+_LONGEST = 100_000  # characters of a file
+
+
+class FailureLog:
+    """The files of `_failures` in an output folder.
+
+    Args:
+        folder: the output.
+    """
+
+    def __init__(self, folder: OutputFolder) -> None:
+        self.folder = folder
+        self._texts: dict[str, str] = {}
+
+    def record(self, unit: Unit, reason: str, trace: str = "") -> None:
+        """Write down an attempt that failed.
+
+        Args:
+            reason: one line.
+            trace: the traceback; empty where nothing was raised, as for a lost worker.
+        """
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        text = redact(f"{now} {unit.url}{unit.which}: {reason}\n{trace.rstrip()}\n\n", unit.source)
+        self._texts[unit.stem] = (self._texts.get(unit.stem, "") + text)[-_LONGEST:]
+        with contextlib.suppress(OutputError):  # the unit is to blame, and its reason is printed in any case
+            self.folder.put(_name(unit.stem), self._texts[unit.stem].encode("utf-8", "backslashreplace"))
+
+    def located(self, failed: Mapping[str, str], units: Sequence[Unit]) -> dict[str, str]:
+        """The reasons by URL, each with the file that says more."""
+        stems = {unit.url: unit.stem for unit in units}
+        return {
+            url: f"{reason}; see {_name(stems[url])}" if stems.get(url) in self._texts else reason
+            for url, reason in failed.items()
+        }
+
+    def conclude(self, failed: Mapping[str, str], units: Sequence[Unit]) -> None:
+        """Remove the files of units that are done."""
+        if not (there := self.folder.names("_failures", ".txt")):
+            return
+        for unit in units:
+            if unit.stem in there and unit.url not in failed:
+                self.folder.remove(_name(unit.stem))
+        if not failed:
+            self.folder.remove("_failures")
+
+
+def _name(stem: str) -> str:
+    return f"_failures/{stem}.txt"
