@@ -51,19 +51,23 @@ def train(job: TrainDemoJob) -> int:
     """Run the job; returns its exit status."""
     chosen = {"seed": job.seed, **({} if job.steps is None else {"steps": job.steps})}
     if job.generator:
-        from pez.demo.generator_training import GeneratorSettings, train_generator  # needs diffusers
+        try:
+            from pez.demo.training.generator import GeneratorSettings, train_generator
+        except ImportError as error:
+            advice = "install it with pip install 'pez-captions[demo-training]'"
+            raise UserError(f"the text-to-image model needs {error.name}; {advice}") from error
 
-        train_generator(GeneratorSettings(**chosen), job.output, log=_tell)
+        train_generator(GeneratorSettings(**chosen), job.output, log=_log)
         return 0
     with command.importing():
         import open_clip
         from safetensors.torch import save_file
 
         from pez.demo.evaluation import evaluate_demo_clip
-        from pez.demo.training import MODEL_CONFIG, PREPROCESS_CONFIG, TrainingSettings, train_demo_clip
+        from pez.demo.training.clip import MODEL_CONFIG, PREPROCESS_CONFIG, TrainingSettings, train_demo_clip
 
     if not job.evaluate:
-        model = train_demo_clip(TrainingSettings(**chosen), log=_tell)
+        model = train_demo_clip(TrainingSettings(**chosen), log=_log)
         job.output.mkdir(parents=True, exist_ok=True)
         config = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": PREPROCESS_CONFIG}
         (job.output / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -75,7 +79,7 @@ def train(job: TrainDemoJob) -> int:
     return 0
 
 
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
     print(line, flush=True)
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pez.demo import scenes
 from pez.demo.scenes import Scene
-from pez.demo.training import normalise
 
 
 @torch.inference_mode()
@@ -63,3 +62,9 @@ def _image_features(model: Any, pictured: list[Scene]) -> Tensor:
 
 def _text_features(model: Any, tokenizer: SimpleTokenizer, texts: list[str]) -> Tensor:
     return torch.cat([model.encode_text(ids, normalize=True) for ids in tokenizer(texts).split(500)])
+
+
+def normalise(pictures: np.ndarray) -> Tensor:
+    """(n, 64, 64, 3) uint8 to (n, 3, 64, 64) float32, as the demo models were trained."""
+    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+    return (images / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)

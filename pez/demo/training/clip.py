@@ -1,4 +1,4 @@
-"""Train the demo CLIP: a 64x64 image tower and a small text tower on the scenes of `scenes.py`.
+"""Train the demo CLIP: a 64x64 image tower and a small text tower on the scenes of `pez/demo/scenes.py`.
 
 1. Draw training scenes in groups of four that differ in one attribute; each group is the other three's hard negatives.
    Without them retrieval is good and the model is blind to shape (EXPERIMENTS.md has the figures).
@@ -22,6 +22,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from pez.demo import scenes
+from pez.demo.evaluation import normalise
 from pez.demo.scenes import Scene
 
 MODEL_CONFIG: dict[str, Any] = {
@@ -47,7 +48,7 @@ _GROUP_ATTRIBUTES = {
 class TrainingSettings:
     seed: int = 0
     images: int = 200_000
-    """training pictures, drawn before training starts"""
+    """training images, drawn before training starts"""
     batch: int = 256
     label_steps: int = 400
     steps: int = 1800
@@ -67,7 +68,7 @@ def train_demo_clip(settings: TrainingSettings, log: Callable[[str], None] = pri
     """
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng([settings.seed, 7])
-    data, told, pictures = training_pictures(settings, log)
+    data, differing, pictures = training_pictures(settings, log)
     labels = torch.tensor([_labels(scene) for scene in data])
     captions = CaptionEncoder()
 
@@ -114,7 +115,7 @@ def train_demo_clip(settings: TrainingSettings, log: Callable[[str], None] = pri
 
     def contrastive_loss(index: np.ndarray, images: Tensor) -> Tensor:
         features = image_features(images)
-        texts = [captions(data[i], rng, told[i // GROUP], settings.noise) for i in index]
+        texts = [captions(data[i], rng, differing[i // GROUP], settings.noise) for i in index]
         text_features = model.encode_text(torch.from_numpy(np.stack(texts)), normalize=True)
         logits = model.logit_scale.exp().clamp(max=100) * F.normalize(features, dim=-1) @ text_features.T
         target = torch.arange(len(index))
@@ -157,25 +158,19 @@ def training_pictures(
     """Scenes in groups of GROUP, what each group differs in, and the pictures, (images, 64, 64, 3) uint8."""
     rng = np.random.default_rng([settings.seed, 3])
     data: list[Scene] = []
-    told: list[str] = []
+    differing: list[str] = []
     names, shares = list(_GROUP_ATTRIBUTES), list(_GROUP_ATTRIBUTES.values())
     while len(data) < settings.images:
         anchor = scenes.sample_scene(rng, held_out=False)
-        told.append(str(rng.choice(names, p=shares)))
-        group = [anchor, *scenes.variants(anchor, told[-1], GROUP - 1, rng)]
+        differing.append(str(rng.choice(names, p=shares)))
+        group = [anchor, *scenes.variants(anchor, differing[-1], GROUP - 1, rng)]
         group += [scenes.sample_scene(rng, held_out=False) for _ in range(GROUP - len(group))]
         data += group
     start = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(settings.workers) as pool:
         pictures = np.stack(pool.map(scenes.render, data, chunksize=1000))
     log(f"drew {len(data)} pictures in {time.monotonic() - start:.0f} s")
-    return data, told, pictures
-
-
-def normalise(pictures: np.ndarray) -> Tensor:
-    """(n, 64, 64, 3) uint8 to (n, 3, 64, 64) float32, as PREPROCESS_CONFIG says."""
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
-    return (images / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
+    return data, differing, pictures
 
 
 def _labels(scene: Scene) -> list[int]:

@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pez.demo import load_demo_clip, scenes
+from pez.demo.evaluation import normalise
 from pez.demo.scenes import Scene
-from pez.demo.training import normalise
 
 LATENT = 16  # latents on a side
 CHANNELS = 8  # of a latent
