@@ -16,7 +16,6 @@ out/_regenerated/<stem>.tar                   the pictures that were made, if th
 import contextlib
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import time
@@ -24,46 +23,21 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pez.errors import UserError
 from pipeline.description import differences, fingerprint, upgraded
 from pipeline.errors import OutputError
-from pipeline.folder import READS_AT_ONCE, Bookkeeping, DamagedError, OutputFolder
+from pipeline.folder import READS_AT_ONCE, DamagedError
 from pipeline.processes import is_at_work, this_process
-from pipeline.rows import CAPTIONED, SCHEMA, VERIFIED, Row, ShardReport, report_of
+from pipeline.row_files import RowFiles
+from pipeline.rows import Row, ShardReport, report_of
 from pipeline.sources.base import Unit
 from pipeline.sources.units import hashed_stem
 
 _DATASET_CARD = b"configs:\n- config_name: default\n  data_files: '*.parquet'\n"
 
 
-class PromptTable(OutputFolder):
-    """An output folder with its tables of prompts.
-
-    Args:
-        url: the folder.
-        settings: everything that decides what the rows are, see `pipeline/description.py`.
-        bookkeeping: see OutputFolder.
-        in_full: the settings with all defaults, for people who read `_run.json`.
-        columns: extra ones, of the source.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        settings: dict[str, Any],
-        bookkeeping: Bookkeeping | None = None,
-        in_full: dict[str, Any] | None = None,
-        columns: Sequence[pa.Field] = (),
-    ) -> None:
-        super().__init__(url, bookkeeping)
-        self.in_full = in_full or settings
-        self.columns = tuple(columns)
-        assert not {field.name for field in self.columns} & set(SCHEMA.names), "extra columns have names of their own"
-        self.settings = settings
-        self.fingerprint = fingerprint(settings)
+class PromptTable(RowFiles):
+    """An output folder with its tables of prompts: who may write to it, and which units are finished."""
 
     def check(self) -> bool:
         """See whether this run may write here; changes nothing.
@@ -312,54 +286,6 @@ class PromptTable(OutputFolder):
         self.put(f"_reports/{shard.stem}.json", (json.dumps(dataclasses.asdict(report), indent=2) + "\n").encode())
         return report
 
-    def write_rows(self, name: str, rows: Sequence[Row], about: dict[bytes, bytes] | None = None) -> None:
-        """Publish rows as one Parquet.
-
-        Args:
-            about: more metadata of its schema, beside the settings.
-        """
-        columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in CAPTIONED.names}
-        columns |= {name: [None] * len(rows) for name in VERIFIED.names}
-        columns |= {field.name: [row.columns.get(field.name) for row in rows] for field in self.columns}
-        schema = pa.schema([*CAPTIONED, *self.columns, *VERIFIED])
-        settings = json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()
-        self.write_table(name, pa.table(columns, schema=schema.with_metadata({b"pez": settings, **(about or {})})))
-
-    def write_table(self, name: str, table: pa.Table) -> None:
-        """Publish a table as one Parquet, in one step."""
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd", row_group_size=65536)
-        if pq.read_metadata(io.BytesIO(buffer.getvalue())).num_rows != table.num_rows:
-            raise RuntimeError(f"{name} does not read back")
-        self.put(name, buffer.getvalue())
-
-    def read_rows(self, name: str) -> list[Row]:
-        """What `write_rows` wrote, without what verification filled in.
-
-        Raises:
-            FileNotFoundError: it is not there.
-        """
-        with self.fs.open(self.at(name), "rb") as file:
-            extra = [field.name for field in self.columns]
-            table = pq.read_table(file, columns=[*CAPTIONED.names, *extra])
-            own, others = table.select(CAPTIONED.names).to_pylist(), table.select(extra).to_pylist()
-            others = others if extra else [{}] * len(own)
-            return [Row(**values, columns=dict(more)) for values, more in zip(own, others, strict=True)]
-
-    def read_metadata(self, name: str) -> dict[bytes, bytes] | None:
-        """The schema's metadata of a Parquet, or None where there is no Parquet.
-
-        Raises:
-            UserError: what is there cannot be opened, like a folder of this name.
-        """
-        try:
-            with self.reading(name):
-                file = self.fs.open(self.at(name), "rb")
-            with file:
-                return pq.read_schema(file).metadata or {}
-        except (FileNotFoundError, pa.ArrowInvalid):
-            return None
-
     def succeed(self, shards: Sequence[Unit] = ()) -> None:
         """Mark the whole job as done and sweep what crashed writers left.
 
@@ -385,20 +311,6 @@ class PromptTable(OutputFolder):
                         with contextlib.suppress(FileNotFoundError):  # another run has just swept or published it
                             if time.time() - entry.stat().st_mtime > 3600:
                                 os.unlink(entry.path)
-
-    def read(self, shard: Unit) -> pa.Table:
-        """The rows of a finished shard.
-
-        Raises:
-            DamagedError: they cannot be read.
-        """
-        try:
-            with self.fs.open(self.at(f"{shard.stem}.parquet"), "rb") as file:
-                return pq.read_table(file)
-        except pa.ArrowInvalid as error:
-            raise DamagedError(
-                f"{self.url}/{shard.stem}.parquet is damaged; remove it and run the same command to make it again"
-            ) from error
 
     def _owners(self) -> dict[str, set[str]]:
         """Addresses by stem, as recorded by this and earlier runs; more than one where runs had other inputs."""

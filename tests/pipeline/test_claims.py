@@ -13,9 +13,10 @@ import pytest
 
 from pez.errors import UserError
 from pipeline.errors import OutputError
+from pipeline.processes import this_process
 from pipeline.rows import Row
 from pipeline.sources.base import Unit
-from pipeline.table import PromptTable, _this_process
+from pipeline.table import PromptTable
 
 
 def table(folder: Path, steps: int = 1) -> PromptTable:
@@ -55,7 +56,7 @@ def test_rows_keep_the_output_for_their_settings(tmp_path: Path) -> None:
 def another_process() -> Iterator[dict[str, object]]:
     """What `_this_process` says in a process that is alive."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        alive = {**_this_process(), "pid": process.pid}
+        alive = {**this_process(), "pid": process.pid}
         with open(f"/proc/{process.pid}/stat") as file:
             alive["started"] = file.read().rpartition(")")[2].split()[19]
         yield alive

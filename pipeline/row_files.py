@@ -1,0 +1,103 @@
+"""Rows in Parquet files of an output folder: their schema, their metadata, and each file in one step."""
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.description import fingerprint
+from pipeline.folder import Bookkeeping, DamagedError, OutputFolder
+from pipeline.rows import CAPTIONED, SCHEMA, VERIFIED, Row
+from pipeline.sources.base import Unit
+
+
+class RowFiles(OutputFolder):
+    """An output folder with files of rows.
+
+    Args:
+        url: the folder.
+        settings: everything that decides what the rows are, see `pipeline/description.py`.
+        bookkeeping: see OutputFolder.
+        in_full: the settings with all defaults, for people who read `_run.json`.
+        columns: extra ones, of the source.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        settings: dict[str, Any],
+        bookkeeping: Bookkeeping | None = None,
+        in_full: dict[str, Any] | None = None,
+        columns: Sequence[pa.Field] = (),
+    ) -> None:
+        super().__init__(url, bookkeeping)
+        self.in_full = in_full or settings
+        self.columns = tuple(columns)
+        assert not {field.name for field in self.columns} & set(SCHEMA.names), "extra columns have names of their own"
+        self.settings = settings
+        self.fingerprint = fingerprint(settings)
+
+    def write_rows(self, name: str, rows: Sequence[Row], about: dict[bytes, bytes] | None = None) -> None:
+        """Publish rows as one Parquet.
+
+        Args:
+            about: more metadata of its schema, beside the settings.
+        """
+        columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in CAPTIONED.names}
+        columns |= {name: [None] * len(rows) for name in VERIFIED.names}
+        columns |= {field.name: [row.columns.get(field.name) for row in rows] for field in self.columns}
+        schema = pa.schema([*CAPTIONED, *self.columns, *VERIFIED])
+        settings = json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()
+        self.write_table(name, pa.table(columns, schema=schema.with_metadata({b"pez": settings, **(about or {})})))
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Publish a table as one Parquet, in one step."""
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd", row_group_size=65536)
+        if pq.read_metadata(io.BytesIO(buffer.getvalue())).num_rows != table.num_rows:
+            raise RuntimeError(f"{name} does not read back")
+        self.put(name, buffer.getvalue())
+
+    def read_rows(self, name: str) -> list[Row]:
+        """What `write_rows` wrote, without what verification filled in.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        with self.fs.open(self.at(name), "rb") as file:
+            extra = [field.name for field in self.columns]
+            table = pq.read_table(file, columns=[*CAPTIONED.names, *extra])
+            own, others = table.select(CAPTIONED.names).to_pylist(), table.select(extra).to_pylist()
+            others = others if extra else [{}] * len(own)
+            return [Row(**values, columns=dict(more)) for values, more in zip(own, others, strict=True)]
+
+    def read_metadata(self, name: str) -> dict[bytes, bytes] | None:
+        """The schema's metadata of a Parquet, or None where there is no Parquet.
+
+        Raises:
+            UserError: what is there cannot be opened, like a folder of this name.
+        """
+        try:
+            with self.reading(name):
+                file = self.fs.open(self.at(name), "rb")
+            with file:
+                return pq.read_schema(file).metadata or {}
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return None
+
+    def read(self, shard: Unit) -> pa.Table:
+        """The rows of a finished shard.
+
+        Raises:
+            DamagedError: they cannot be read.
+        """
+        try:
+            with self.fs.open(self.at(f"{shard.stem}.parquet"), "rb") as file:
+                return pq.read_table(file)
+        except pa.ArrowInvalid as error:
+            raise DamagedError(
+                f"{self.url}/{shard.stem}.parquet is damaged; remove it and run the same command to make it again"
+            ) from error

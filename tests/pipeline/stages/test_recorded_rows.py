@@ -1,0 +1,28 @@
+"""The first shard of the demo gives the rows that were recorded, token for token, whatever is rebuilt around the method."""
+
+import json
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import caption
+from pipeline.sources.demo_shards import demo_shards
+
+RECORDED = Path(__file__).parent / "recorded_rows.json"
+
+
+def test_the_demo_gives_the_recorded_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = sorted(demo_shards())[0]
+    words = ["--input", shard, "--output", str(tmp_path / "out"), "--model", "demo", "--local"]
+    monkeypatch.setattr(sys, "argv", ["jobs.caption", *words])
+    with pytest.raises(SystemExit) as ended:
+        caption.main()
+    assert ended.value.code in (0, None)
+    recorded = json.loads(RECORDED.read_text())
+    [table] = (tmp_path / "out").glob("*.parquet")
+    found = pq.read_table(table, columns=["key", "prompt", "token_ids", "similarity"]).to_pylist()
+    assert [row | {"similarity": None} for row in found] == [row | {"similarity": None} for row in recorded]
+    similarities = [row["similarity"] for row in recorded]
+    assert [row["similarity"] for row in found] == pytest.approx(similarities, abs=1e-5)  # other CPUs round otherwise

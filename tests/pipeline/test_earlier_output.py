@@ -1,0 +1,65 @@
+"""An output that an earlier version began: it is resumed, or refused in one line; never mixed."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from samples_on_disk import MakeTar, encoded
+
+from jobs import caption, verify
+
+EARLIER = Path(__file__).parent / "earlier_output"
+SETTINGS = ["--model", "demo", "--steps", "20", "--swaps", "4", "--local"]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Half of a job with two shards, in which `{shard}` stands for the path of the first."""
+    shutil.copytree(EARLIER, tmp_path / "out")
+    for file in (tmp_path / "out").rglob("*.json"):
+        file.write_text(file.read_text().replace("{shard}", str(tmp_path / "in" / "scenes-00000.tar")))
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def tars(make_tar: MakeTar, images: list) -> list[str]:  # type: ignore[type-arg]
+    return [make_tar(f"in/scenes-0000{i}.tar", [("a.png", encoded(images[i]))]) for i in range(2)]
+
+
+def run(
+    job: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, list[str]]:
+    monkeypatch.setattr(sys, "argv", [f"jobs.{job}", *words])
+    with pytest.raises(SystemExit) as ended:
+        {"caption": caption, "verify": verify}[job].main()
+    return int(ended.value.code or 0), capsys.readouterr().err.splitlines()
+
+
+def test_it_is_resumed_with_the_same_settings(
+    out: Path, tars: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (out / "scenes-00000.parquet").read_bytes()
+    assert run("caption", ["--input", *tars, "--output", str(out), *SETTINGS], monkeypatch, capsys)[0] == 0
+    assert (out / "scenes-00000.parquet").read_bytes() == before
+    assert sorted(path.name for path in out.glob("*.parquet")) == ["scenes-00000.parquet", "scenes-00001.parquet"]
+    assert json.loads((out / "_run.json").read_text())["settings"]["method"] == {"steps": 20, "swaps": 4}
+
+
+def test_it_is_refused_with_others(
+    out: Path, tars: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--input", *tars, "--output", str(out), *SETTINGS, "--steps", "30"]
+    status, [line] = run("caption", words, monkeypatch, capsys)
+    assert status == 2
+    assert line.endswith("holds prompts of other settings: steps was 20 and is 30; choose another --output")
+
+
+def test_its_verification_is_not_mixed_with_ours(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(out), "--verify", "demo", "--verify-steps", "2", "--local"]
+    status, [line] = run("verify", words, monkeypatch, capsys)
+    assert status == 2
+    assert "was verified by an earlier version of this project" in line
