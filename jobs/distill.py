@@ -70,7 +70,7 @@ class DistillJob(RunOptions):
             if self.output is None:
                 raise UserError("no output given; expected --output with a folder for the tables")
             expect_output(self.output)
-        refuse_ignored(given, self.method)
+        refuse_ignored(given, self.method, self.texts)
         expect_device(self.device, on_ray=bool(self.input) and not self.local)
 
 

@@ -50,7 +50,7 @@ class InvertJob(DeviceOption):
             refuse_beside_demo(self.model, given)
         elif not self.images:
             raise UserError("no images given; expected image files, or --demo")
-        refuse_ignored(given, self.method)
+        refuse_ignored(given, self.method, self.model)
         expect_device(self.device)
 
 

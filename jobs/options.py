@@ -11,11 +11,13 @@ import pez
 from jobs.arguments import Group, flags_of, option_of
 from pez.demo import CLIPS
 from pez.errors import UserError
+from pez.models.names import carries_weights
 from pez.settings import ModelSettings
 from pipeline.settings import (
     CaptionSettings,
     ClusterSettings,
     PaintSettings,
+    TarSettings,
     VerifySettings,
     cluster_address,
 )
@@ -131,8 +133,17 @@ def refuse_without(needed: str, given: frozenset[str], options: Iterable[str], w
         raise UserError(f"{', '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no meaning {why}")
 
 
-def refuse_ignored(given: frozenset[str], method: pez.PezSettings | None = None) -> None:
+TAR_OPTIONS = frozenset(field.name for field in dataclasses.fields(TarSettings))
+"""options that say how tars are read"""
+
+
+def refuse_ignored(
+    given: frozenset[str], method: pez.PezSettings | None = None, model: ModelSettings | None = None
+) -> None:
     """Options that would be ignored beside, or without, others."""
+    if model is not None and ("demo" in given or carries_weights(model.model)):
+        name = f"--model {model.model}" if "model" in given else "--demo"
+        refuse_without("", given, {"pretrained"}, f"with {name}, which has its own weights")
     of_verification = {flag.path[-1] for flag in flags_of(VerifySettings)} - {"verify"}
     refuse_without("verify", given, of_verification, "without --verify MODEL")
     refuse_without("score_model", given, {"score_pretrained"}, "without --score-model NAME")

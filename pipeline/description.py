@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pez
-from pez.demo import CLIPS
+from pez.models.names import carries_weights
 from pez.settings import ALGORITHM, ModelSettings
 from pipeline.settings import (
     CaptionSettings,
@@ -41,7 +41,7 @@ def describe(
     number. Elsewhere kernels may take other code paths for other shapes.
     """
     settings, kind = settings.on(device), device.partition(":")[0]
-    names = [name for name in _MODEL if name == "model" or not _carries_weights(settings.model)]
+    names = [name for name in _MODEL if name == "model" or not carries_weights(settings.model)]
     engine: dict[str, Any] = {"device": kind, "precision": settings.precision}
     if settings.compiled:
         engine["compiled"] = True
@@ -110,10 +110,6 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
         ", ".join(f"{_last(name)} was {_value(before, name)} and is {_value(now, name)}" for name in names)
         or "the settings"
     )
-
-
-def _carries_weights(model: str) -> bool:
-    return model in CLIPS or ":" in model
 
 
 def _known(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:

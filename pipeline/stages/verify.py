@@ -19,6 +19,7 @@ from pez.errors import UserError
 from pez.generators.files import check_generator, find_generator
 from pez.images import decode_image
 from pez.models.load import check_model, load_clip
+from pez.models.names import carries_weights
 from pez.regeneration import Generator, load_generator, picture_similarities, seed_for
 from pez.settings import GeneratorPrecision
 from pipeline.description import chosen, model_of
@@ -295,7 +296,7 @@ def check_verification(
     if device is not None:
         _precision(settings, device)
     check_generator(settings.verify, settings.verify_scheduler, settings.verify_variant, settings.guidance)
-    if name == guide and (":" in name or name in CLIPS or pretrained == guide_pretrained):
+    if name == guide and (carries_weights(name) or pretrained == guide_pretrained):
         warnings.warn(f"{name} guides the prompts and scores their pictures too: it favours its own", stacklevel=2)
 
 
@@ -312,7 +313,7 @@ def score_model(settings: PaintSettings, guide: str) -> tuple[str, str]:
         if "bigG" in guide or "-g-" in guide:
             return "ViT-H-14", "laion2b_s32b_b79k"
         return "ViT-bigG-14", "laion2b_s39b_b160k"  # as in the paper
-    if settings.score_pretrained is None and ":" not in name and name not in CLIPS:
+    if settings.score_pretrained is None and not carries_weights(name):
         raise UserError(f"no weights are named for the score model {name}; expected --score-pretrained TAG")
     return name, settings.score_pretrained or "none"
 

@@ -62,7 +62,13 @@ def test_several_pictures_of_a_prompt_count_as_their_mean(
 def test_it_tells_what_it_does_and_how_far_it_is(run: Run) -> None:
     status, told, errors = run("--demo", *QUICK)
     assert (status, errors) == (0, "")
-    doing = ["loading demo", "loading demo-judge", "learning 2 prompts", "painting random", "painting caption"]
+    doing = [
+        "loading demo",
+        "loading demo-judge",
+        "learning 2 prompts",
+        "generating from random",
+        "generating from caption",
+    ]
     assert [told.index(words) for words in doing] == sorted(told.index(words) for words in doing)
 
 
