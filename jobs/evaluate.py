@@ -60,7 +60,7 @@ class EvaluateJob(LearnOptions):
     verification: Annotated[PaintSettings, Group("verification")] = PaintSettings()
 
     def check(self, given: frozenset[str]) -> None:
-        """Refuse what could only be ignored, and what can be told without loading anything."""
+        """Refuse what could only be ignored, and what can be checked without loading anything."""
         if self.demo:
             refuse_beside_demo(self.caption, given, ["input"])
             refuse_without("input", given, TAR_OPTIONS, "with --demo, which reads no tar")

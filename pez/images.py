@@ -67,7 +67,7 @@ class ImageError(UserError):
 def decode_image(data: bytes) -> Image.Image:
     """Bytes of any usual image to upright RGB: EXIF orientation applied, alpha over white, 16 bits scaled to 8.
 
-    The kind is told by the bytes alone. Of an animation, and of several pictures in one file, the first is taken. Metadata
+    The kind is read from the bytes alone. Of an animation, and of several pictures in one file, the first is taken. Metadata
     other than the orientation is not read, so whatever it holds costs no picture.
 
     Raises:
@@ -172,6 +172,6 @@ def _colours(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    """One line; without the addresses in memory that some of Pillow's words hold, another one each time."""
+    """One line; without the memory addresses that some of Pillow's messages hold, which differ each time."""
     words = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>", "it", " ".join(str(error).split()))
     return words or type(error).__name__

@@ -48,16 +48,16 @@ def allowed(tokens: Tokens, words: Iterable[str], anywhere: bool = False) -> Ten
             raise UserError(f"{word!r} in the allowlist is not one token of this model{several}")
         masks.append((word, mask))
     found = torch.stack([mask for _, mask in masks]).any(0)
-    lasts = tokens.lasting(found)
-    if anywhere or not lasts.any():
+    surviving = tokens.round_trips(found)
+    if anywhere or not surviving.any():
         return found
     for word, mask in masks:
-        if not (mask & lasts).any():
+        if not (mask & surviving).any():
             raise UserError(
                 f"{word!r} in the allowlist is only a part of words in this model, and would be read as another;"
                 " leave it out"
             )
-    return lasts
+    return surviving
 
 
 def blocked(tokens: Tokens, words: Iterable[str], among: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def blocked(tokens: Tokens, words: Iterable[str], among: Tensor) -> Tensor:
     """
     index = _Index(tokens)
     # A token that lasts stands between spaces; where others are among them, it may be gone on with as well.
-    joins = bool((among & ~tokens.lasting(among)).any())
+    joins = bool((among & ~tokens.round_trips(among)).any())
     open_ended = among & ~_ends_words(tokens) if joins else torch.zeros_like(among)
     gone = torch.zeros_like(among)
     for word in words:

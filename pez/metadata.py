@@ -16,7 +16,7 @@ _MAX_TEXT = 2**20
 """bytes that compressed text is unpacked to, in search of an orientation"""
 _ORIENTATION = 0x0112
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q"}
-"""of TIFF's types, those that some writer gives an orientation"""
+"""of TIFF's types, those that writers use for an orientation"""
 # Of TIFF's tags, those that decide pixels: sizes, offsets, kinds of numbers and colours, and the parameters of compressions.
 _TIFF_TAGS = {
     *(256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339),
@@ -31,7 +31,7 @@ def without_metadata(data: bytes) -> tuple[bytes, int]:
         data: of any kind; those other than JPEG, PNG, TIFF and AVIF are returned as they are.
 
     Returns:
-        bytes, and 1 to 8 as in EXIF; 1 = upright, or not told.
+        bytes, and 1 to 8 as in EXIF; 1 = upright or not given.
     """
     if data.startswith(b"\xff\xd8"):
         return _jpeg(data)
@@ -45,10 +45,10 @@ def without_metadata(data: bytes) -> tuple[bytes, int]:
 
 
 def orientation_of(exif: object, xmp: object = None) -> int:
-    """The orientation that an EXIF block or, where it has none, an XMP packet tells.
+    """The orientation that an EXIF block or, where it has none, an XMP packet gives.
 
     Args:
-        exif: bytes, with or without `Exif\\0\\0` before them; anything else tells nothing.
+        exif: bytes, with or without `Exif\\0\\0` before them; anything else gives nothing.
         xmp: bytes or text.
     """
     if isinstance(exif, bytes):

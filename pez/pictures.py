@@ -33,9 +33,9 @@ def rgb_images(images: Pictures) -> Iterator[Image.Image]:
         try:
             yield _rgb(image)
         except (ValueError, OSError) as error:
-            told = f" ({str(image)!r})" if isinstance(image, str | os.PathLike) else ""
+            named = f" ({str(image)!r})" if isinstance(image, str | os.PathLike) else ""
             reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-            raise UserError(f"images[{i}]{told}: {reason}") from error
+            raise UserError(f"images[{i}]{named}: {reason}") from error
 
 
 def _each(images: Pictures) -> Iterable[Any]:

@@ -100,7 +100,7 @@ class Generator:
         self.pipeline, self.name, self.device = pipeline, name, device
         self.steps, self.guidance, self.batch = steps, guidance, batch
         known = inspect.signature(type(pipeline).__call__).parameters.values()
-        # Some pipelines know no guidance, and are not asked for any; see check_generator.
+        # Some pipelines know no guidance, and get none; see check_generator.
         self.guided = any(p.name == "guidance_scale" or p.kind == p.VAR_KEYWORD for p in known)
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """A tokenizer's tokens as text: what each is written as, and which stay themselves when the text is read again.
 
 open_clip models come with the byte-pair tokenizer of CLIP or with one of the hub (SentencePiece, WordPiece, byte-level).
-Nothing here tells them apart: every question is answered by writing tokens as text and reading that.
+Nothing here depends on the kind: every question is answered by writing tokens as text and reading that text.
 """
 
 import functools
@@ -38,7 +38,7 @@ class Tokens:
         """(vocab,) bool: every token but the special ones (start, end, padding of real use)"""
         self.ordinary[[i for i in inner.all_special_ids if i < count]] = False
         self.ordinary[getattr(inner, "vocab_size", count) :] = False
-        self._lasts = torch.zeros(count, dtype=torch.bool)
+        self._survives = torch.zeros(count, dtype=torch.bool)
         self._tried = ~self.ordinary
 
     def text_of(self, ids: Sequence[int]) -> str:
@@ -75,8 +75,8 @@ class Tokens:
             raise UserError(f"{text!r} changes the tokens of the words before it; expected words, like 'in winter'")
         return together[len(alone) :]
 
-    def lasting(self, among: Tensor) -> Tensor:
-        """Which of some tokens stay themselves in a prompt's text, whatever their order.
+    def round_trips(self, among: Tensor) -> Tensor:
+        """Find the tokens that survive decoding and re-encoding in a prompt, whatever their order.
 
         Such a token stands between spaces, and is read as itself there, also at the start of a text; where the tokenizer reads
         the first word of every text differently (byte-level ones do), only behind another word.
@@ -90,8 +90,8 @@ class Tokens:
         new = (among & ~self._tried).nonzero().squeeze(-1).tolist()
         if new:
             self._tried[new] = True
-            self._lasts[self._try(new)] = True
-        return among & self._lasts
+            self._survives[self._try(new)] = True
+        return among & self._survives
 
     def _try(self, ids: list[int]) -> list[int]:
         anchor = self._anchor
@@ -101,7 +101,7 @@ class Tokens:
         ids = [
             i for i in ids if self.texts[i] and self.text_of([anchor, i, anchor]) == f"{word} {self.texts[i]} {word}"
         ]
-        ids = [i for (i,) in self._that_last([(i,) for i in ids])]
+        ids = [i for (i,) in self._surviving([(i,) for i in ids])]
         if self._first_is_like_others:
             ids = [i for i, read in zip(ids, self.read([self.texts[i] for i in ids]), strict=True) if read == [i]]
         # Side by side, in random orders: signs may join, and a tokenizer need not split at spaces.
@@ -109,19 +109,19 @@ class Tokens:
         for _ in range(_ROUNDS):
             shuffled = [ids[i] for i in torch.randperm(len(ids), generator=order).tolist()]
             pairs = [tuple(shuffled[i : i + 2]) for i in range(0, len(shuffled), 2)]
-            ids = [i for pair in self._that_last(pairs) for i in pair]
+            ids = [i for pair in self._surviving(pairs) for i in pair]
         return ids
 
-    def _that_last(self, groups: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    def _surviving(self, groups: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """Those groups of tokens whose text, between common words, is read as it was; many are tried in one text."""
         anchor = self._anchor
-        assert anchor is not None, "asked for tokens that last"
+        assert anchor is not None, "some token survives"
         found: list[tuple[int, ...]] = []
         rows = [groups[i : i + _GROUPS] for i in range(0, len(groups), _GROUPS)]
         while rows:
-            told = [[anchor, *itertools.chain(*row), anchor] for row in rows]
+            written = [[anchor, *itertools.chain(*row), anchor] for row in rows]
             again = []
-            for row, ids, read in zip(rows, told, self.read([self.text_of(ids) for ids in told]), strict=True):
+            for row, ids, read in zip(rows, written, self.read([self.text_of(ids) for ids in written]), strict=True):
                 # The first word is there for the others, and may be read as anything.
                 if read[1 - len(ids) :] == ids[1:]:
                     found += row
@@ -135,15 +135,15 @@ class Tokens:
         """A common word that stays itself beside itself; None where no token does."""
         words = [i for i, text in enumerate(self.texts) if 3 <= len(text) <= 8 and text.isalpha()]
         for start in range(0, len(words), 256):
-            some = words[start : start + 256]
-            for i, read in zip(some, self.read([self.text_of([i] * 3) for i in some]), strict=True):
+            batch = words[start : start + 256]
+            for i, read in zip(batch, self.read([self.text_of([i] * 3) for i in batch]), strict=True):
                 if read[-2:] == [i, i] and self.text_of([i, i]) == f"{self.texts[i]} {self.texts[i]}":
                     return i
         return None
 
     @functools.cached_property
     def _first_is_like_others(self) -> bool:
-        assert self._anchor is not None, "asked for tokens that last"
+        assert self._anchor is not None, "some token survives"
         return self.read([self.texts[self._anchor]]) == [[self._anchor]]
 
     @functools.cached_property

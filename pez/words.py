@@ -1,7 +1,7 @@
 """Which tokens are words: a word is one that people write by itself.
 
 A vocabulary of pieces holds "ing", "chley" and "esi", which stay themselves as text and are ends of words. No rule about the
-pieces tells them from words. `words.txt.xz` does: how often people write each word, from wordfreq (Robyn Speer, CC BY-SA 4.0),
+pieces tells words apart; `words.txt.xz` does: how often people write each word, from wordfreq (Robyn Speer, CC BY-SA 4.0),
 written by `python -m jobs.list_words`. A token is a word where
 
 - it is in the list (English: 2.6 or more on the Zipf scale, four in ten million words; other languages: 4.0 or more),
@@ -37,14 +37,14 @@ def word_tokens(tokens: Tokens) -> Tensor:
     use = torch.tensor([listed.get(text, 0.0) for text in lowered], dtype=torch.float64)
     short = torch.tensor([len(text) <= _SHORT for text in lowered])
     letter = torch.tensor([len(text) == 1 and text.isascii() and text not in _ONE_LETTER for text in lowered])
-    mask = tokens.lasting((use > short * _SHORT_IN_A_MILLION) & ~letter & tokens.ordinary)
+    mask = tokens.round_trips((use > short * _SHORT_IN_A_MILLION) & ~letter & tokens.ordinary)
     return mask & (use >= _SHARE * (use + _as_piece(tokens, listed))) if ends else mask
 
 
 def letter_tokens(tokens: Tokens) -> Tensor:
     """(vocab,) bool: tokens of letters alone that stay themselves as text."""
     mask = torch.tensor([bool(text) and is_letters(text) for text in tokens.texts])
-    return tokens.lasting(mask & tokens.ordinary)
+    return tokens.round_trips(mask & tokens.ordinary)
 
 
 def _as_piece(tokens: Tokens, listed: dict[str, float]) -> Tensor:

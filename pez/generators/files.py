@@ -224,7 +224,7 @@ def _kind(index: dict[str, Any], name: str) -> str:
     kind = index.get("_class_name")
     if isinstance(kind, list):
         raise UserError(
-            f"the model_index.json of {name!r} asks for a pipeline of its own code, {kind}; code that comes with a model is"
+            f"the model_index.json of {name!r} names a pipeline of its own code, {kind}; code that comes with a model is"
             " never run, expected a pipeline of diffusers"
         )
     known = {found.__name__ for found in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values() if "Control" not in found.__name__}

@@ -8,7 +8,7 @@ prompt, one position a round:
 3. The best of those replaces the prompt if it is better.
 
 After each turn through the positions the same words are tried in other orders: every exchange of two tokens and every move of
-one token to another place. No gradient tells of these, and they lead out of prompts that no single swap improves.
+one token to another place. No gradient shows these, and they lead out of prompts that no single swap improves.
 
 Source: the ranking is HotFlip's (arXiv:1712.06751) and AutoPrompt's (arXiv:2010.15980), the true evaluation GCG's
 (arXiv:2307.15043).

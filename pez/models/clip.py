@@ -126,8 +126,8 @@ class Clip:
         else:
             mask = self.ordinary_tokens()
             mask &= torch.tensor(settings.any_token) | ~lists.commands(self.tokens)
-        if not settings.any_token and (lasting := self.tokens.lasting(mask)).any():
-            mask = lasting
+        if not settings.any_token and (surviving := self.tokens.round_trips(mask)).any():
+            mask = surviving
         if settings.blocklist:
             mask = mask & ~lists.blocked(self.tokens, settings.blocklist, mask)
         with own_modes():
@@ -135,7 +135,7 @@ class Clip:
 
     @functools.cached_property
     def words(self) -> Tensor | None:
-        """(vocab,) bool: tokens that are words and last as text; None where no token does."""
+        """(vocab,) bool: tokens that are words and survive decoding and re-encoding; None where no token does."""
         found = word_tokens(self.tokens)
         if not found.any():  # in a language that the list does not know
             found = letter_tokens(self.tokens)

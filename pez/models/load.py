@@ -47,7 +47,7 @@ def load_clip(
         compiled: compile the text tower's block; for long runs on a GPU.
 
     A file has the activation and the preprocessing of the tag that is named; or of the tag that its hash or its folder in the
-    hub's cache tells; or of an open_clip_config.json beside it. Else one warning says what was assumed.
+    hub's cache shows; or of an open_clip_config.json beside it. Else one warning says what was assumed.
 
     Nothing that comes with a model is run as code: checkpoints are safetensors or are read as plain tensors.
 
@@ -285,7 +285,7 @@ def _expect_no_code(config: Any) -> None:
     """A model's configuration may make transformers run the code that lies beside it."""
     if isinstance(config, dict):
         if config.get("trust_remote_code"):
-            raise UserError("its configuration asks for trust_remote_code; code that comes with a model is never run")
+            raise UserError("its configuration sets trust_remote_code; code that comes with a model is never run")
         for value in config.values():
             _expect_no_code(value)
 

@@ -1,4 +1,4 @@
-"""The head of a safetensors file, which tells what is in it and how long it has to be."""
+"""The head of a safetensors file, which says what is in it and how long it must be."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def shapes_of(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _head(file: Path) -> tuple[dict[str, Any], int]:
-    """What tells of the tensors, and where their bytes begin."""
+    """What describes the tensors, and where their bytes begin."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if not 2 <= length <= min(_LONGEST, file.stat().st_size - 8):

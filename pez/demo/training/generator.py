@@ -4,7 +4,7 @@
 2. Encode a set of drawn scenes once.
 3. Train a UNet to denoise the latents given a caption's token states. Captions come in sentences and in loose words, some
    with foreign tokens strewn in: people's prompts are no sentences. Of several orders of the same loose words the one that
-   the CLIP finds nearest to the picture is told. One caption in ten is empty, for classifier-free guidance.
+   the CLIP finds nearest to the image is named. One caption in ten is empty, for classifier-free guidance.
 
 The result is a diffusers `StableDiffusionPipeline`. Sources: latent diffusion, arXiv:2112.10752; v-prediction,
 arXiv:2202.00512; zero terminal SNR, arXiv:2305.08891; min-SNR weights, arXiv:2303.09556.
@@ -270,8 +270,8 @@ def _train_denoiser(
         noise, times = torch.randn_like(clean), torch.randint(0, 1000, (len(index),))
         noisy, goal = noising.add_noise(clean, noise, times), noising.get_velocity(clean, noise, times)
         with torch.autocast("cpu", torch.bfloat16):
-            told = text_encoder(captions).last_hidden_state
-            predicted = unet(noisy, times, told).sample.float()
+            states = text_encoder(captions).last_hidden_state
+            predicted = unet(noisy, times, states).sample.float()
         alphas = noising.alphas_cumprod[times]
         ratio = alphas / (1 - alphas)
         weight = ratio.clamp(max=5.0) / (ratio + 1)
@@ -306,16 +306,16 @@ class PromptWriter:
         self.names = list(self.tokens)
 
     @torch.no_grad()
-    def __call__(self, told: list[Scene], features: Tensor, rng: np.random.Generator, unconditional: float) -> Tensor:
+    def __call__(self, shown: list[Scene], features: Tensor, rng: np.random.Generator, unconditional: float) -> Tensor:
         """(scenes, 32) int64 ids, padded with the end token as transformers does.
 
         Args:
             features: (scenes, dim) the guide's features of the pictures.
         """
-        rows = np.full((len(told), self.tokenizer.context_length), self.tokenizer.eot_token_id, np.int64)
+        rows = np.full((len(shown), self.tokenizer.context_length), self.tokenizer.eot_token_id, np.int64)
         rows[:, 0] = self.tokenizer.sot_token_id
         loose: list[tuple[int, list[str]]] = []
-        for i, scene in enumerate(told):
+        for i, scene in enumerate(shown):
             kind = rng.random()
             if kind > 0.6:
                 loose += [(i, words) for words in self._orders(scene, rng)]

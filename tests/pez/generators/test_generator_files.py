@@ -64,7 +64,7 @@ def painted(small: Path) -> list[bytes]:
         ({"_class_name": "TextToVideoSDPipeline"}, "is a TextToVideoSDPipeline; expected a text-to-image model"),
         ({"_class_name": "HeliosPipeline"}, "is a HeliosPipeline; expected a text-to-image model"),  # of films
         ({"_class_name": None}, "names no pipeline; expected a text-to-image model"),
-        ({"_class_name": ["pipeline", "MyPipeline"]}, "asks for a pipeline of its own code, .*never run"),
+        ({"_class_name": ["pipeline", "MyPipeline"]}, "names a pipeline of its own code, .*never run"),
         ({"_class_name": {"a": 1}}, "expected a text-to-image model"),
         (
             {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]},

@@ -83,7 +83,7 @@ def test_a_configuration_that_asks_to_run_code_is_refused(tmp_path: Path) -> Non
     config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     shutil.copy(GUIDE / "open_clip_model.safetensors", tmp_path)
-    with pytest.raises(ValueError, match="asks for trust_remote_code; code that comes with a model is never run"):
+    with pytest.raises(ValueError, match="sets trust_remote_code; code that comes with a model is never run"):
         pez.load_clip(f"local-dir:{tmp_path}")
 
 
