@@ -53,8 +53,8 @@ class PlanJob:
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
-                told = "more than 0" if value <= 0 and least > 0 else f"{least:,.10g} to {most:,.10g}"
-                raise UserError(f"{name} is {value}; expected {told}")
+                expected = "more than 0" if value <= 0 and least > 0 else f"{least:,.10g} to {most:,.10g}"
+                raise UserError(f"{name} is {value}; expected {expected}")
         if self.parts > self.shard_size:
             raise UserError(f"parts is {self.parts}; expected no more than the {self.shard_size} images of a shard")
         refuse_without("report", given, {"actors_per_gpu"}, "without --report")

@@ -50,7 +50,7 @@ def test_the_advice_balances(images: int, gpus: int, shard_size: int) -> None:
     parts = parts_that_balance(images, gpus, shard_size)
     if images % shard_size == 0 and shard_size >= 100 * gpus:
         assert plan_job(images, gpus, 1.0, shard_size, parts=parts).idle <= 0.0201
-    assert shard_size / parts_that_balance(images, gpus, shard_size, most=50) <= 50
+    assert shard_size / parts_that_balance(images, gpus, shard_size, limit=50) <= 50
     size = shard_size_that_balances(images, gpus)
     assert size == 1 or plan_job(images, gpus, 1.0, size).idle <= 0.02
 

@@ -427,5 +427,5 @@ def test_large_images_do_not_pile_up_before_they_are_decoded() -> None:
         read["done"] += 1
         return item
 
-    assert list(ahead(items(), work, threads=1, most=math.inf)) == list(range(50))  # type: ignore[arg-type]
+    assert list(ahead(items(), work, threads=1, limit=math.inf)) == list(range(50))  # type: ignore[arg-type]
     assert read["most"] <= 4
