@@ -89,8 +89,10 @@ class Flag:
 def flags_of(options: type, path: tuple[str, ...] = (), group: str = _GROUPS[0]) -> Iterator[Flag]:
     """The options that a dataclass and the dataclasses in it make."""
     hints = typing.get_type_hints(options, include_extras=True)
-    for field in dataclasses.fields(options):
+    for field in typing.cast(Any, options).__dataclass_fields__.values():  # what its constructor takes, InitVar too
         hint, marks = hints[field.name], list[Any]()
+        if isinstance(hint, dataclasses.InitVar):
+            hint = hint.type
         if typing.get_origin(hint) is Annotated:
             hint, *marks = typing.get_args(hint)
         here = next((mark.title for mark in marks if isinstance(mark, Group)), group)

@@ -53,7 +53,7 @@ class CaptionJob(LearnOptions, VerifyOptions, RunOptions):
         """Refuse what could only be ignored, and what can be told without loading anything."""
         if self.demo:
             refuse_beside_demo(self.caption, given, ["input"])
-        refuse_ignored(given)
+        refuse_ignored(given, self.method)
         expect_device(self.device, on_ray=not self.local)
         expect_output(self.output)
 

@@ -70,7 +70,7 @@ class DistillJob(RunOptions):
             if self.output is None:
                 raise UserError("no output given; expected --output with a folder for the tables")
             expect_output(self.output)
-        refuse_ignored(given)
+        refuse_ignored(given, self.method)
         expect_device(self.device, on_ray=bool(self.input) and not self.local)
 
 
@@ -129,9 +129,9 @@ def _shorten_texts(job: DistillJob) -> int:
     console = open_console()
     with Activity(console, "loading PyTorch") as activity:
         with command.importing():
-            from pipeline.stages.learn import check_settings, load_model
+            from pez.models.load import check_model, load_model
 
-        check_settings(job.texts, job.method)
+        check_model(job.texts.model, job.texts.pretrained, job.method.tokens)
         device = job.local_device()
         if job.text and (note := _note_on_the_demo(job.texts.model)):
             say(console, note)

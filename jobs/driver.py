@@ -64,6 +64,7 @@ def run(job: TableJob) -> int:
         with command.importing():
             if not job.local:
                 import pipeline.run.cluster  # noqa: F401
+            from pez.models.load import check_model
             from pipeline.description import describe, in_full
             from pipeline.failures import FailureLog
             from pipeline.progress import JobProgress
@@ -71,12 +72,11 @@ def run(job: TableJob) -> int:
             from pipeline.run.shared_disk import check_outside_package
             from pipeline.settings import cluster_address
             from pipeline.sources.choice import source_of
-            from pipeline.stages.learn import check_settings
             from pipeline.stages.parts import sweep_parts
             from pipeline.stages.verify import check_verification, resolved, score_model, verified_table
             from pipeline.table import PromptTable
 
-        check_settings(job.settings, job.method)
+        check_model(job.settings.model, job.settings.pretrained, job.method.tokens)
         verifies = job.verification.verify is not None
         if verifies:
             job = dataclasses.replace(job, verification=resolved(job.verification))
@@ -92,6 +92,7 @@ def run(job: TableJob) -> int:
             activity.now(connecting(job.cluster))
             plans = _plans(job)
             device, verify_device = (plan.device for plan in plans)
+        job = dataclasses.replace(job, settings=job.settings.on(device))
         activity.now(f"looking into {job.output}")
         described = describe(job.settings, job.method, device)
         columns = source_of(job.settings).columns
@@ -116,6 +117,8 @@ def run(job: TableJob) -> int:
         if not work.pending and not work.unverified:
             say(console, f"nothing to do: {all_are(len(units), 'done and verified' if verifies else 'done')}")
         else:
+            if work.pending:
+                say(console, _computation(job.settings, device))
             with progress:
                 if plans:
                     failed = _on_ray(job, work, plans, progress, failures)
@@ -129,6 +132,11 @@ def run(job: TableJob) -> int:
     failures.conclude(failed, units)
     failed = failures.located(failed, units)
     return _conclude(table, units, failed, progress.reports, not_taken, job.noun, console)
+
+
+def _computation(settings: LearnSettings, device: str) -> str:
+    """`ViT-H-14 on cuda: bf16, 1,024 prompts side by side`."""
+    return f"{settings.model} on {device}: {settings.precision}, {settings.lanes:,} prompts side by side"
 
 
 @dataclasses.dataclass(frozen=True)

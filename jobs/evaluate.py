@@ -32,7 +32,7 @@ from jobs.options import (
     refuse_ignored,
 )
 from pez.errors import UserError
-from pipeline.settings import CaptionSettings, PaintSettings
+from pipeline.settings import PaintSettings
 from pipeline.terminal import Activity, count, open_console, plain, say
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ class EvaluateJob(LearnOptions):
         if self.demo:
             refuse_beside_demo(self.caption, given, ["input"])
         elif not self.input:
-            raise UserError("no input given; expected --input with the address of a tar, or --demo")
-        refuse_ignored(given | ({"verify"} if self.demo else frozenset()))
+            raise UserError("no input given; expected --input with the URL of a tar, or --demo")
+        refuse_ignored(given | ({"verify"} if self.demo else frozenset()), self.method)
         if not 1 <= self.images <= 100_000:
             raise UserError(f"images is {self.images}; expected 1 to 100,000")
         expect_device(self.device)
@@ -129,16 +129,17 @@ def evaluate(job: EvaluateJob) -> int:
     with Activity(console, "loading PyTorch") as activity:
         with command.importing():
             import pez
+            from pez.models.load import check_model, load_clip, load_model
             from pipeline.run.hub import check_reachable
-            from pipeline.stages.learn import check_settings, load_model
             from pipeline.stages.verify import check_verification, generator_of, resolved, score_model
 
         if job.demo:
             verification = dataclasses.replace(job.verification, verify=job.verification.verify or "demo")
             job = dataclasses.replace(job, caption=of_demo(job.caption), verification=verification)
         job = dataclasses.replace(job, verification=resolved(job.verification))
-        check_settings(job.caption, job.method)
+        check_model(job.caption.model, job.caption.pretrained, job.method.tokens)
         device = job.local_device()
+        job = dataclasses.replace(job, caption=job.caption.on(device))
         check_verification(job.verification, job.caption.model, job.caption.pretrained, device)
         name, pretrained = score_model(job.verification, job.caption.model)
         check_reachable(job.caption.model, job.caption.pretrained)
@@ -157,7 +158,7 @@ def evaluate(job: EvaluateJob) -> int:
         guide = load_model(job.caption, device)
         guide.vocabulary(job.method)
         activity.now(f"loading {name}")
-        judge = load_model(CaptionSettings(model=name, pretrained=pretrained), device)
+        judge = load_clip(name, pretrained, device)
         activity.now(f"loading the generator {job.verification.verify}")
         generator = generator_of(job.verification, device)
         learning = f"learning {count(len(originals.keys), 'prompt')}"
@@ -214,7 +215,7 @@ def _write_picture(job: EvaluateJob, originals: Originals, made: dict[str, list[
 
 def _steps_of(job: EvaluateJob, images: int) -> int:
     """Steps until all prompts are learned, so many side by side."""
-    method, rounds = job.method, -(-images // job.caption.lanes)
+    method, rounds = job.method, -(-images // job.caption.side_by_side)
     return rounds * method.total_steps
 
 

@@ -21,8 +21,8 @@ from jobs.live import LivePrompts
 from jobs.options import DeviceOption, expect_device, refuse_beside_demo, refuse_ignored
 from pez.demo import CLIPS
 from pez.errors import UserError
+from pez.settings import ModelSettings
 from pipeline.addresses import public_address, redact
-from pipeline.settings import ModelSettings
 from pipeline.terminal import Activity, open_console, say
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class InvertJob(DeviceOption):
             refuse_beside_demo(self.model, given)
         elif not self.images:
             raise UserError("no images given; expected image files, or --demo")
-        refuse_ignored(given)
+        refuse_ignored(given, self.method)
         expect_device(self.device)
 
 
@@ -59,12 +59,12 @@ def invert(job: InvertJob) -> int:
     console = open_console()
     with Activity(console, "loading PyTorch") as activity:
         with command.importing():
-            from pipeline.stages.learn import check_settings, load_model
+            from pez.models.load import check_model, load_model
 
         settings = job.model
         if job.demo and settings.model not in CLIPS:
             settings = dataclasses.replace(settings, model="demo")
-        check_settings(settings, job.method)
+        check_model(settings.model, settings.pretrained, job.method.tokens)
         device = job.local_device()
         names, images = _read(job.images) if job.images else _drawn()
         if job.images and (note := note_on_the_demo(settings.model)):

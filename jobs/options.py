@@ -11,10 +11,10 @@ import pez
 from jobs.arguments import Group, flags_of, option_of
 from pez.demo import CLIPS
 from pez.errors import UserError
+from pez.settings import ModelSettings
 from pipeline.settings import (
     CaptionSettings,
     ClusterSettings,
-    ModelSettings,
     PaintSettings,
     VerifySettings,
     cluster_address,
@@ -131,13 +131,16 @@ def refuse_without(needed: str, given: frozenset[str], options: Iterable[str], w
         raise UserError(f"{', '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no meaning {why}")
 
 
-def refuse_ignored(given: frozenset[str]) -> None:
+def refuse_ignored(given: frozenset[str], method: pez.PezSettings | None = None) -> None:
     """Options that would be ignored beside, or without, others."""
     of_verification = {flag.path[-1] for flag in flags_of(VerifySettings)} - {"verify"}
     refuse_without("verify", given, of_verification, "without --verify MODEL")
     refuse_without("score_model", given, {"score_pretrained"}, "without --score-model NAME")
-    if "exact" in given:
-        refuse_without("", given, {"swaps", "candidates"}, "with --exact, which makes no swaps")
+    if {"exact", "method"} <= given:
+        raise UserError("--exact and --method are given; expected one of them, --exact is --method pez")
+    if method is not None and method.method == "pez":
+        name = "--exact" if "exact" in given else "--method pez"
+        refuse_without("", given, {"swaps", "candidates"}, f"with {name}, which makes no swaps")
     if "local" in given:
         of_ray = {flag.path[-1] for flag in flags_of(ClusterSettings)} - {"attempts", "parts"}
         refuse_without("", given, of_ray, "with --local, which uses no Ray")

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pez.demo import load_demo_clip
     from pez.errors import UserError
     from pez.learn import distill, learn_prompt, learn_prompts
-    from pez.models.clip import Clip, load_clip
+    from pez.models.clip import Clip
+    from pez.models.load import load_clip
     from pez.prompt import Prompt
     from pez.settings import PezSettings
 
@@ -34,13 +35,13 @@ _MODULES = {
     "distill": "learn",
     "learn_prompt": "learn",
     "learn_prompts": "learn",
-    "load_clip": "models.clip",
+    "load_clip": "models.load",
     "load_demo_clip": "demo",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for: torch takes seconds, and a command line that only prints its help does without."""
+    """Import what is used: torch takes seconds, and a command line that only prints its help does without."""
     if name not in _MODULES:
         raise AttributeError(f"module 'pez' has no attribute {name!r}")
     return getattr(importlib.import_module(f"pez.{_MODULES[name]}"), name)

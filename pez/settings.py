@@ -5,7 +5,7 @@ import math
 import numbers
 import operator
 from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from pez.errors import UserError
 
@@ -31,6 +31,10 @@ class ModelSettings:
     """of the optimisation; default = bf16 on a GPU, fp32 on a CPU. Similarities are always measured in fp32"""
     compiled: bool = False
     """compile the text tower; for long runs on a GPU"""
+
+    def on(self, device: str) -> Self:
+        """The same, with what is not chosen as it suits a device, named like cpu or cuda:0."""
+        return self if self.precision is not None else dataclasses.replace(self, precision=precision_for(device))
 
 
 def precision_for(device: str) -> Precision:
@@ -77,7 +81,7 @@ class PezSettings:
     allowlist: tuple[str, ...] = ()
     """if given, the only words that a prompt may hold, whatever the vocabulary; each one token of the model"""
     exact: dataclasses.InitVar[bool | None] = None
-    """True = method "pez", False = method "default"; to construct with, read `method`"""
+    """another way to say that the method is pez"""
 
     def __post_init__(self, exact: bool | None) -> None:
         if exact is not None:

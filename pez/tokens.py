@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pez.errors import UserError
 from pez.models.text_encoder import frame_of
 
-_READ = 64  # positions that a text is read in
+READ = 64
+"""positions that a text is read in"""
 _READ_AT_ONCE = 4096  # texts
 _GROUPS = 8  # tokens, or pairs of them, that are tried in one text
 _ROUNDS = 1  # random orders in which all tokens are tried
@@ -54,10 +56,24 @@ class Tokens:
         found = []
         for start in range(0, len(texts), _READ_AT_ONCE):
             batch = list(texts[start : start + _READ_AT_ONCE])
-            for row in self.tokenizer(batch, context_length=_READ).tolist():
+            for row in self.tokenizer(batch, context_length=READ).tolist():
                 ids = row[len(frame.before) :]
                 found.append(ids[: ids.index(frame.after[0])] if frame.after[0] in ids else ids)
         return found
+
+    def read_after_words(self, text: str) -> list[int]:
+        """The ids of a text that follows other words.
+
+        Raises:
+            UserError: a tokenizer none of whose words stays itself.
+        """
+        if self._anchor is None:
+            raise UserError("no token of this model survives decoding and re-encoding; leave the words after out")
+        words = f"{self.texts[self._anchor]} {self.texts[self._anchor]}"
+        alone, together = self.read([words, f"{words} {text.strip()}"])
+        if together[: len(alone)] != alone:
+            raise UserError(f"{text!r} changes the tokens of the words before it; expected words, like 'in winter'")
+        return together[len(alone) :]
 
     def lasting(self, among: Tensor) -> Tensor:
         """Which of some tokens stay themselves in a prompt's text, whatever their order.
@@ -132,4 +148,4 @@ class Tokens:
 
     @functools.cached_property
     def _frame(self) -> Any:
-        return frame_of(self.tokenizer, _READ)
+        return frame_of(self.tokenizer, READ)

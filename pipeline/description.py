@@ -14,12 +14,11 @@ from typing import Any
 
 import pez
 from pez.demo import CLIPS
-from pez.settings import ALGORITHM
+from pez.settings import ALGORITHM, ModelSettings
 from pipeline.settings import (
     CaptionSettings,
     DistillSettings,
     LearnSettings,
-    ModelSettings,
     TarSettings,
     TextSettings,
     VerifySettings,
@@ -41,7 +40,7 @@ def describe(
     On a CPU in full precision the number of lanes changes no bit, so a job may be finished on another machine with another
     number. Elsewhere kernels may take other code paths for other shapes.
     """
-    kind = device.partition(":")[0]
+    settings, kind = settings.on(device), device.partition(":")[0]
     names = [name for name in _MODEL if name == "model" or not _carries_weights(settings.model)]
     engine: dict[str, Any] = {"device": kind, "precision": settings.precision}
     if settings.compiled:
@@ -59,7 +58,7 @@ def describe(
 
 def in_full(settings: LearnSettings, method: pez.PezSettings, device: str) -> dict[str, Any]:
     """All values of a run, defaults too, for people who read `_run.json`."""
-    values = dataclasses.asdict(settings)
+    values = dataclasses.asdict(settings.on(device))
     model = {name: values.pop(name) for name in _MODEL}
     kind = TextSettings if isinstance(settings, TextSettings) else TarSettings
     source = {field.name: values.pop(field.name) for field in dataclasses.fields(kind) if field.name in values}
@@ -93,7 +92,8 @@ def upgraded(description: dict[str, Any]) -> dict[str, Any]:
     if flat.get("pretrained") is None:  # a name that carries its weights
         flat.pop("pretrained", None)
     settings = CaptionSettings(**_known(CaptionSettings, flat))
-    described = describe(settings, pez.PezSettings(**_known(pez.PezSettings, flat)), str(flat.get("device", "cpu")))
+    method = pez.PezSettings(**_known(pez.PezSettings, flat), exact=bool(flat.get("exact")))
+    described = describe(settings, method, str(flat.get("device", "cpu")))
     return described | {"version": flat.get("version", 1)}
 
 

@@ -2,42 +2,39 @@
 
 import dataclasses
 import os
-from typing import Literal
+from typing import Literal, Self
 
 from pez.errors import UserError
-from pez.settings import GeneratorPrecision, Precision, Scheduler
+from pez.settings import GeneratorPrecision, ModelSettings, Scheduler, lanes_for
 from pipeline.sources.member_names import KeySplit, MemberNames
 
 Bookkeeping = Literal["inside", "beside"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelSettings:
-    """The CLIP that prompts are learned with."""
-
-    model: str = "ViT-H-14"
-    """demo, demo-judge, an open_clip name, hf-hub:ORG/REPO or local-dir:FOLDER"""
-    pretrained: str = "laion2b_s32b_b79k"
-    """tag or checkpoint file of an open_clip name; none = random weights"""
-    precision: Precision = "fp32"
-    """of the optimisation; similarities are always measured in fp32"""
-
-
-@dataclasses.dataclass(frozen=True)
 class LearnSettings(ModelSettings):
-    """The CLIP and how prompts are learned on a device."""
+    """The CLIP, and how many prompts are learned side by side."""
 
-    compiled: bool = False
-    """compile the text tower; for long runs on a GPU"""
-    lanes: int = 64
-    """prompts learned side by side in an actor, a multiple of 16"""
+    lanes: int | None = None
+    """prompts learned side by side in an actor, a multiple of 16; default = 1024 on a GPU, 64 on a CPU"""
 
     def __post_init__(self) -> None:
-        if self.lanes < 1 or self.lanes % 16 or self.lanes > _MOST_LANES:
+        if self.lanes is not None and (self.lanes < 1 or self.lanes % 16 or self.lanes > _MOST_LANES):
             raise UserError(
                 f"lanes is {self.lanes}; expected a multiple of 16, so that prompts do not depend on neighbours, "
                 f"of at most {_MOST_LANES}"
             )
+
+    @property
+    def side_by_side(self) -> int:
+        """Lanes that were chosen, or that `on` chose."""
+        assert self.lanes is not None, "chosen for a device"
+        return self.lanes
+
+    def on(self, device: str) -> Self:
+        """The same, with what is not chosen as it suits a device, named like cpu or cuda:0."""
+        settings = super().on(device)
+        return settings if settings.lanes is not None else dataclasses.replace(settings, lanes=lanes_for(device))
 
 
 @dataclasses.dataclass(frozen=True)

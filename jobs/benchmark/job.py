@@ -198,10 +198,9 @@ def benchmark_curve(options: argparse.Namespace, device: torch.device) -> dict[s
     """Score against steps and seconds, on held-out scenes."""
     from jobs.benchmark.curve import curves, plot_curves
     from jobs.benchmark.speed import machine
-    from pez.demo import JUDGE
 
     clip = _load(options, device, "fp32").with_engine(options.precision or "fp32", _compiled(options, device))
-    judge = pez.load_demo_clip(device, folder=JUDGE) if options.model == "demo" else None
+    judge = pez.load_clip("demo-judge", device=device) if options.model == "demo" else None
     settings = pez.PezSettings(
         tokens=options.tokens, steps=options.steps, swaps=options.swaps, vocabulary=options.vocabulary
     )
@@ -242,8 +241,6 @@ def _compiled(options: argparse.Namespace, device: torch.device) -> bool:
 
 
 def _load(options: argparse.Namespace, device: torch.device, precision: Any) -> Clip:
-    if options.model == "demo":
-        return pez.load_demo_clip(device, precision)
     return pez.load_clip(options.model, options.pretrained, device, precision)
 
 

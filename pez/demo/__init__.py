@@ -21,20 +21,9 @@ CLIPS = {"demo": GUIDE, "demo-judge": JUDGE}
 
 
 def load_demo_clip(
-    device: "str | torch.device" = "cpu", precision: Precision = "fp32", compiled: bool = False, folder: Path = GUIDE
+    device: "str | torch.device" = "cpu", precision: Precision = "fp32", compiled: bool = False
 ) -> "Clip":
-    """Load a shipped demo CLIP for 64x64 scenes; its recommended vocabulary is the words of its captions.
+    """Load the shipped guide, a CLIP for 64x64 scenes; its recommended vocabulary is the words of its captions."""
+    from pez.models.load import load_clip
 
-    Args:
-        folder: GUIDE or JUDGE.
-    """
-    import torch
-
-    from pez.demo.scenes import caption_words
-    from pez.models.clip import load_clip
-
-    clip = load_clip(f"local-dir:{folder}", None, device, precision, compiled)
-    clip.name = "demo" if folder == GUIDE else f"demo-{folder.name}"
-    clip.recommended = torch.zeros(clip.tower.token_embedding.num_embeddings, dtype=torch.bool)
-    clip.recommended[[clip.tokenizer.encode(word)[0] for word in caption_words()]] = True
-    return clip
+    return load_clip("demo", None, device, precision, compiled)

@@ -33,7 +33,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from pez.demo import GUIDE, load_demo_clip, scenes
+from pez.demo import load_demo_clip, scenes
 from pez.demo.scenes import Scene
 from pez.demo.training import normalise
 
@@ -123,7 +123,7 @@ def text_model(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:
     (folder / "vocab.json").write_text(json.dumps(ours.encoder, ensure_ascii=False, separators=(",", ":")))
     merges = "\n".join(" ".join(pair) for pair in ours.bpe_ranks)
     (folder / "merges.txt").write_text("#version: 0.2\n" + merges + "\n")
-    tower = load_demo_clip(folder=GUIDE).tower
+    tower = load_demo_clip().tower
     special = {"bos_token": "<start_of_text>", "eos_token": "<end_of_text>"}
     tokenizer = CLIPTokenizer(
         vocab=ours.encoder,

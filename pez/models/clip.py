@@ -13,57 +13,19 @@ from torchvision.transforms import Compose, ToTensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from pez import lists
-from pez.demo import CLIPS, load_demo_clip
 from pez.errors import UserError
-from pez.models.load import check_model, load_open_clip
-from pez.models.text_encoder import TextEncoder, frame_of, framed, text_encoder, text_tower
+from pez.models.text_encoder import Frame, TextEncoder, frame_of, framed, text_encoder, text_tower
 from pez.modes import own_modes
 from pez.pictures import Pictures, rgb_images
 from pez.settings import PezSettings, Precision
+from pez.template import EMPTY, Template
 from pez.tokens import Tokens
 from pez.vocabulary import Vocabulary
 from pez.words import letter_tokens, word_tokens
 
-__all__ = ["Clip", "check_model", "load_clip"]
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 _FEATURES_AT_ONCE = 16  # rows of every image or text batch, short ones are padded: results do not depend on neighbours
-
-
-def load_clip(
-    name: str = "ViT-H-14",
-    pretrained: str | None = "laion2b_s32b_b79k",
-    device: str | torch.device = "cpu",
-    precision: Precision = "fp32",
-    compiled: bool = False,
-) -> "Clip":
-    """Load an open_clip model.
-
-    Args:
-        name: an open_clip name ("ViT-H-14"), "hf-hub:ORG/REPO", "local-dir:FOLDER" with open_clip_config.json, "demo" or
-            "demo-judge".
-        pretrained: a tag of that name; a file with a tag's weights, as TAG=FILE; any checkpoint file; "none" = random
-            weights, with a warning. All names but open_clip's carry their weights and ignore it.
-        device: where the model lives.
-        precision: of the optimisation; images and texts are always encoded in float32 (float64 with "fp64").
-        compiled: compile the text tower's block; for long runs on a GPU.
-
-    A file has the activation and the preprocessing of the tag that is named; or of the tag that its hash or its folder in the
-    hub's cache tells; or of an open_clip_config.json beside it. Else one warning says what was assumed.
-
-    Nothing that comes with a model is run as code: checkpoints are safetensors or are read as plain tensors.
-
-    Raises:
-        UserError: no such model, no such checkpoint, weights that do not fit the model or are not finite; one line.
-    """
-    if precision not in DTYPES:
-        raise UserError(f"precision is {precision!r}; expected one of {', '.join(DTYPES)}")
-    if name in CLIPS:
-        return load_demo_clip(device, precision, compiled, CLIPS[name])
-    with own_modes():
-        model, preprocess, tokenizer, label = load_open_clip(name, pretrained)
-        return Clip(model, preprocess, tokenizer, label, torch.device(device), precision, compiled=compiled)
 
 
 class Clip:
@@ -99,7 +61,7 @@ class Clip:
         self.context_length = int(self.tower.context_length)
         self.frame = frame_of(tokenizer, self.context_length)
         self.tokens = Tokens(tokenizer, self.tower.token_embedding.num_embeddings)
-        self._encoders: dict[int, TextEncoder] = {}
+        self._encoders: dict[tuple[int, Template], TextEncoder] = {}
 
     def image_features(self, images: Pictures) -> Tensor:
         """Images as `pez.pictures` takes them to (n, dim) unit features in full precision."""
@@ -113,9 +75,12 @@ class Clip:
         """Texts, tokenised as open_clip does, to (n, dim) unit features in full precision."""
         return self._in_batches(self.model.encode_text, self.tokenizer(list(texts), context_length=self.context_length))
 
-    def token_features(self, ids: Tensor) -> Tensor:
+    def token_features(self, ids: Tensor, template: Template = EMPTY) -> Tensor:
         """(n, tokens) int64 prompts, without start and end, to (n, dim) unit features in full precision."""
-        return self._in_batches(self.model.encode_text, framed(ids, self.frame, self.context_length))
+        return self._in_batches(self.model.encode_text, framed(ids, self._frame(template), self.context_length))
+
+    def _frame(self, template: Template) -> Frame:
+        return self.frame if template == EMPTY else template.frame(self.tokens, self.frame)
 
     def _in_batches(self, encode: Any, rows: Tensor) -> Tensor:
         features = []
@@ -129,12 +94,18 @@ class Clip:
         """Token ids to the text a user pastes."""
         return self.tokens.text_of(ids)
 
-    def encoder(self, tokens: int) -> TextEncoder:
-        """Soft prompts of so many tokens to features, in the precision of the optimisation."""
-        if tokens not in self._encoders:
+    def encoder(self, tokens: int, template: Template = EMPTY) -> TextEncoder:
+        """Soft prompts of so many tokens, with the template's words around them, to features; in the optimisation's precision.
+
+        Raises:
+            UserError: more tokens than the context has room for, or words that make no template.
+        """
+        if (tokens, template) not in self._encoders:
             with own_modes():
-                self._encoders[tokens] = text_encoder(self.model, self.tokenizer, tokens, self.dtype, self.compiled)
-        return self._encoders[tokens]
+                frame = self._frame(template)
+                encoder = text_encoder(self.model, frame, tokens, self.dtype, self.compiled)
+            self._encoders[tokens, template] = encoder
+        return self._encoders[tokens, template]
 
     def with_engine(self, precision: Literal["fp32", "bf16"], compiled: bool = False) -> "Clip":
         """The same model, weights shared, optimised in another precision, compiled or not."""

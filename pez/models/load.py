@@ -1,4 +1,7 @@
-"""Load open_clip models by any kind of name, with the activation and the preprocessing that they were trained with."""
+"""Load a CLIP by any name: the demo's, open_clip's, a folder or a repository of the hub.
+
+This is the one place that knows the names. Models get the activation and the preprocessing that they were trained with.
+"""
 
 import dataclasses
 import hashlib
@@ -10,12 +13,81 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.transform import PreprocessCfg
+from torch import Tensor
 
+from pez.demo import CLIPS
+from pez.demo.scenes import caption_words
 from pez.errors import UserError
+from pez.models.clip import DTYPES, Clip
 from pez.models.quiet import quiet_logging
+from pez.modes import own_modes
+from pez.settings import ModelSettings, Precision
 
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+
+
+def load_clip(
+    name: str = "ViT-H-14",
+    pretrained: str | None = "laion2b_s32b_b79k",
+    device: str | torch.device = "cpu",
+    precision: Precision = "fp32",
+    compiled: bool = False,
+) -> Clip:
+    """Load an open_clip model.
+
+    Args:
+        name: an open_clip name ("ViT-H-14"), "hf-hub:ORG/REPO", "local-dir:FOLDER" with open_clip_config.json, "demo" or
+            "demo-judge".
+        pretrained: a tag of that name; a file with a tag's weights, as TAG=FILE; any checkpoint file; "none" = random
+            weights, with a warning. All names but open_clip's carry their weights and ignore it.
+        device: where the model lives.
+        precision: of the optimisation; images and texts are always encoded in float32 (float64 with "fp64").
+        compiled: compile the text tower's block; for long runs on a GPU.
+
+    A file has the activation and the preprocessing of the tag that is named; or of the tag that its hash or its folder in the
+    hub's cache tells; or of an open_clip_config.json beside it. Else one warning says what was assumed.
+
+    Nothing that comes with a model is run as code: checkpoints are safetensors or are read as plain tensors.
+
+    Raises:
+        UserError: no such model, no such checkpoint, weights that do not fit the model or are not finite; one line.
+    """
+    if precision not in DTYPES:
+        raise UserError(f"precision is {precision!r}; expected one of {', '.join(DTYPES)}")
+    with own_modes():
+        model, preprocess, tokenizer, label = load_open_clip(_without_alias(name), pretrained)
+        recommended = _words_of_scenes(tokenizer, model) if name in CLIPS else None
+        label = name if name in CLIPS else label
+        return Clip(model, preprocess, tokenizer, label, torch.device(device), precision, recommended, compiled)
+
+
+def load_model(settings: ModelSettings, device: str | torch.device) -> Clip:
+    """Load the CLIP that settings describe; see load_clip."""
+    chosen = settings.on(str(device))
+    assert chosen.precision is not None, "chosen for the device"
+    return load_clip(chosen.model, chosen.pretrained, device, chosen.precision, chosen.compiled)
+
+
+def check_model(name: str, pretrained: str | None, tokens: int = 1) -> None:
+    """Find what is wrong with a choice of model without loading its weights.
+
+    Raises:
+        UserError: no such model or checkpoint, or prompts too long for its context; one line.
+    """
+    schema, _, rest = _without_alias(name).partition(":")
+    _expect_rest(name)
+    if schema == "hf-hub":
+        return  # the hub answers when the model is loaded
+    if schema == "local-dir":
+        _expect_folder(Path(rest))
+    else:
+        _expect_known(name, pretrained)
+    config = _config_of(_without_alias(name))
+    length = config.get("text_cfg", {}).get("context_length", 77)
+    if tokens > length - 2:
+        raise UserError(f"{tokens} tokens do not fit {name}; its context of {length} has room for 1 to {length - 2}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,26 +135,6 @@ def load_open_clip(name: str, pretrained: str | None) -> tuple[Any, Any, Any, st
     return model, preprocess, tokenizer, source.label
 
 
-def check_model(name: str, pretrained: str | None, tokens: int) -> None:
-    """Find what is wrong with a choice of model without loading its weights.
-
-    Raises:
-        UserError: no such model or checkpoint, or prompts too long for its context; one line.
-    """
-    schema, _, rest = name.partition(":")
-    _expect_rest(name)
-    if name in ("demo", "demo-judge") or schema == "hf-hub":
-        return  # the demo is always there; the hub answers when the model is loaded
-    if schema == "local-dir":
-        _expect_folder(Path(rest))
-    else:
-        _expect_known(name, pretrained)
-    config = _config_of(name)
-    length = config.get("text_cfg", {}).get("context_length", 77)
-    if tokens > length - 2:
-        raise UserError(f"{tokens} tokens do not fit {name}; its context of {length} has room for 1 to {length - 2}")
-
-
 def find(name: str, pretrained: str | None) -> Source:
     """What a name and a choice of weights mean.
 
@@ -122,9 +174,9 @@ def _assumed(name: str, file: Path) -> Source:
     preprocessing = _preprocessing(known[0] if agreed else dataclasses.asdict(PreprocessCfg()))
     named = _name_with_activation(name, agreed and known[0].get("quick_gelu"))
     activation = "QuickGELU" if (open_clip.get_model_config(named) or {}).get("quick_gelu") else "GELU"
-    told = ", ".join(f"{key} {_short(value)}" for key, value in preprocessing.items())
-    say = f"; if they are a known tag's, say TAG={file}, with one of {', '.join(tags)}" if tags else ""
-    line = f"nothing is known of the weights in {file}: assumed {activation}, {told}{say}"
+    values = ", ".join(f"{key} {_short(value)}" for key, value in preprocessing.items())
+    advice = f"; if they are a known tag's, say TAG={file}, with one of {', '.join(tags)}" if tags else ""
+    line = f"nothing is known of the weights in {file}: assumed {activation}, {values}{advice}"
     return Source(named, str(file), f"{named}/{file}", preprocessing, line)
 
 
@@ -147,6 +199,18 @@ def _name_with_activation(name: str, quick_gelu: Any) -> str:
     return named if quick_gelu and not config.get("quick_gelu") and named in open_clip.list_models() else name
 
 
+def _without_alias(name: str) -> str:
+    """The demo's models are folders."""
+    return f"local-dir:{CLIPS[name]}" if name in CLIPS else name
+
+
+def _words_of_scenes(tokenizer: Any, model: Any) -> Tensor:
+    """(vocab,) bool: the words of the demo's captions, each of which is one token."""
+    words = torch.zeros(model.token_embedding.num_embeddings, dtype=torch.bool)
+    words[[tokenizer.encode(word)[0] for word in caption_words()]] = True
+    return words
+
+
 def _tag_and_file(name: str, pretrained: str) -> tuple[str | None, Path | None]:
     """A tag alone, a file alone, or TAG=FILE."""
     if open_clip.get_pretrained_cfg(name, pretrained):
@@ -158,7 +222,7 @@ def _tag_and_file(name: str, pretrained: str) -> tuple[str | None, Path | None]:
 
 
 def _tag_of(name: str, file: Path) -> str | None:
-    """The tag whose weights a file holds, told by the folder of the hub's cache that it lies in or by its hash."""
+    """The tag whose weights a file holds, known by the folder of the hub's cache that it lies in or by its hash."""
     known = {tag: open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)}
     for tag, config in known.items():
         repository = config.get("hf_hub", "").rsplit("/", 1)[0]
@@ -173,7 +237,7 @@ def _tag_of(name: str, file: Path) -> str | None:
 
 
 def _hash_in(url: str) -> str:
-    """The beginning of a file's SHA-256, which two of open_clip's sources have in their addresses."""
+    """The beginning of a file's SHA-256, which two of open_clip's sources have in their URLs."""
     if "openaipublic" in url:
         return url.split("/")[-2]
     return Path(url).stem.split("-")[-1] if "mlfoundations" in url else ""
@@ -218,7 +282,7 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _expect_no_code(config: Any) -> None:
-    """A model's configuration may ask transformers to run the code that lies beside it."""
+    """A model's configuration may make transformers run the code that lies beside it."""
     if isinstance(config, dict):
         if config.get("trust_remote_code"):
             raise UserError("its configuration asks for trust_remote_code; code that comes with a model is never run")

@@ -1,9 +1,9 @@
 """Soft prompts to text features, with no work that cannot matter.
 
 A CLIP text tower reads a frame around the prompt: a start token before it, an end token after it, padding to the context
-length. The tower is causal and its feature is taken at the end token, so
+length; a template adds fixed words to both sides. The tower is causal and its feature is taken at the end token, so
 
-- positions after the end token change nothing: they are cut;
+- positions after the end token change nothing: they are left out;
 - positions before the prompt do not see it: their keys and values are computed once;
 - in the last layer only the end token's output is read: the other queries and MLPs are left out.
 
@@ -36,13 +36,16 @@ class Frame:
 
     before: list[int]
     after: list[int]
+    words_after: int = 0
+    """ids of `after` that are fixed words; the rest is the end token and padding"""
 
 
-def text_encoder(model: Any, tokenizer: Any, tokens: int, dtype: torch.dtype, compiled: bool = False) -> TextEncoder:
+def text_encoder(model: Any, frame: Frame, tokens: int, dtype: torch.dtype, compiled: bool = False) -> TextEncoder:
     """The fastest encoder that gives what the model's own `encode_text` gives.
 
     Args:
         model: an open_clip model, frozen, in float32 or float64.
+        frame: what is around a prompt.
         tokens: learned tokens of a prompt.
         dtype: of the computation; float32, float64 or bfloat16.
         compiled: compile what can be; see CausalEncoder.
@@ -52,8 +55,7 @@ def text_encoder(model: Any, tokenizer: Any, tokens: int, dtype: torch.dtype, co
     """
     tower = text_tower(model)
     length = tower.context_length
-    frame = frame_of(tokenizer, length)
-    room = length - len(frame.before) - 1
+    room = length - len(frame.before) - frame.words_after - 1
     if not 1 <= tokens <= room:
         raise UserError(f"{tokens} tokens do not fit this model; its context of {length} has room for 1 to {room}")
 

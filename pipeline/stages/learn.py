@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 import pez
-from pez.demo import CLIPS
 from pez.images import ImageError, decode_image
-from pez.models.clip import check_model
+from pez.models.load import load_model
 from pipeline.description import describe as describe
 from pipeline.rows import Row, ShardReport
 from pipeline.run import warning_log
 from pipeline.run.parts_left import PartsLeft
 from pipeline.run.serial import in_turn
 from pipeline.run.stage import OnFailure
-from pipeline.settings import LearnSettings, ModelSettings
+from pipeline.settings import LearnSettings
 from pipeline.sources.ahead import ahead, batches
 from pipeline.sources.base import Item, LateCaption, Source, Unit, UnitError
 from pipeline.sources.choice import source_of
@@ -166,12 +165,12 @@ class Captioner:
         threads: int = 2,
         source: Source | None = None,
     ) -> None:
-        self.settings, self.method, self.threads = settings, method, threads
+        self.settings, self.method, self.threads = settings.on(str(device)), method, threads
         self.source = source or source_of(settings)
         with warning_log.recording() as self.opening:
-            self.clip = load_model(settings, device)
+            self.clip = load_model(self.settings, device)
         # Made here: a word that the model does not have ends the start, and not each unit.
-        self.lanes = SharedLanes(self.clip, method, settings.lanes)
+        self.lanes = SharedLanes(self.clip, method, self.settings.side_by_side)
         self.clock = WorkClock()
         self._in_work: dict[int, _ShardInWork] = {}
 
@@ -190,7 +189,7 @@ class Captioner:
         found = Progress(images, similarity, self.lanes.learning, self.lanes.steps, of)
         expected = [s.expected for s in shards]
         if shards and None not in expected:
-            size = sum(count for count in expected if count)
+            size = sum(count or 0.0 for count in expected)
             found.shards_done = min((found.images + found.steps / of) / max(size, 1.0), 1.0) * len(shards)
         return found
 
@@ -215,7 +214,7 @@ class Captioner:
         late = _LateCaptions()
 
         def requests() -> Iterator[Request]:
-            for decoded in ahead(counted(), self._decode, self.threads, self.settings.lanes):
+            for decoded in ahead(counted(), self._decode, self.threads, self.settings.side_by_side):
                 if isinstance(decoded.item, LateCaption):
                     late.texts[decoded.item.index] = decoded.item.caption or ""
                 elif decoded.item.status != "ok":
@@ -329,28 +328,6 @@ class Decoded:
     def own_caption(self) -> str | None:
         """The text that came with an image; a text that is shortened has none."""
         return self.item.caption if self.item.text is None else None
-
-
-def check_settings(settings: ModelSettings, method: pez.PezSettings) -> None:
-    """Find what is wrong with the settings before any work.
-
-    Raises:
-        ValueError: no such model or checkpoint, or more tokens than the model has room for.
-    """
-    check_clip(settings.model, settings.pretrained, method.tokens)
-
-
-def check_clip(model: str, pretrained: str, tokens: int = 1) -> None:
-    """`check_model`, which also knows the demo's names."""
-    check_model(f"local-dir:{CLIPS[model]}" if model in CLIPS else model, pretrained, tokens)
-
-
-def load_model(settings: ModelSettings, device: str | torch.device) -> pez.Clip:
-    """The CLIP that the settings name."""
-    compiled = isinstance(settings, LearnSettings) and settings.compiled
-    if settings.model in CLIPS:
-        return pez.load_demo_clip(device, settings.precision, compiled, CLIPS[settings.model])
-    return pez.load_clip(settings.model, settings.pretrained, device, settings.precision, compiled)
 
 
 def run_serially(

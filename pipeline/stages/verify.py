@@ -18,18 +18,18 @@ from pez.demo import CLIPS
 from pez.errors import UserError
 from pez.generators.files import check_generator, find_generator
 from pez.images import decode_image
+from pez.models.load import check_model, load_clip
 from pez.regeneration import Generator, load_generator, picture_similarities, seed_for
 from pez.settings import GeneratorPrecision
 from pipeline.description import chosen, model_of
 from pipeline.run import warning_log
 from pipeline.run.serial import in_turn
 from pipeline.run.stage import OnFailure
-from pipeline.settings import CaptionSettings, PaintSettings, VerifySettings
+from pipeline.settings import PaintSettings, VerifySettings
 from pipeline.sources.ahead import ahead, batches
 from pipeline.sources.base import Item, LateCaption, Unit, UnitError
 from pipeline.sources.choice import described_source
 from pipeline.sources.tars import TarSource
-from pipeline.stages.learn import check_clip, load_model
 from pipeline.stages.verified_table import Keep, Regenerated, VerifiedTable, VerifyReport
 from pipeline.table import PromptTable
 
@@ -100,7 +100,7 @@ class Verifier:
         name, pretrained = score_model(settings, guide)
         with warning_log.recording() as self.opening:
             self.generator = generator_of(settings, device)
-            self.judge = load_model(CaptionSettings(model=name, pretrained=pretrained), device)
+            self.judge = load_clip(name, pretrained, device)
         self.about = {
             "model": settings.verify,
             "score_model": self.judge.name,
@@ -291,7 +291,7 @@ def check_verification(
     if settings.verify is None:
         raise UserError("no generator is named; expected --verify demo, ORG/MODEL, a folder or a .safetensors file")
     name, pretrained = score_model(settings, guide)
-    check_clip(name, pretrained)
+    check_model(name, pretrained)
     if device is not None:
         _precision(settings, device)
     check_generator(settings.verify, settings.verify_scheduler, settings.verify_variant, settings.guidance)

@@ -122,7 +122,7 @@ def test_a_misspelled_option_is_told_before_one_that_is_missing(job: type, words
 @pytest.mark.parametrize(
     ("module", "words", "message"),
     [
-        ("caption", ["--output", "x"], "no input given; expected --input with the address of a tar, or --demo"),
+        ("caption", ["--output", "x"], "no input given; expected --input with the URL of a tar, or --demo"),
         ("verify", ["x"], "no generator is named; expected --verify demo"),
         ("evaluate", ["--input", "x.tar"], "no generator is named; expected --verify demo"),
     ],
@@ -197,6 +197,8 @@ def test_an_empty_text_is_one_line_before_any_work(job: type, flag: arguments.Fl
         ),
         (CaptionJob, ["--verify", "demo", "--score-pretrained", "openai"], "no meaning without --score-model"),
         (CaptionJob, ["--exact", "--swaps", "4"], "--swaps has no meaning with --exact"),
+        (CaptionJob, ["--method", "pez", "--swaps", "4"], "--swaps has no meaning with --method pez"),
+        (CaptionJob, ["--method", "default", "--exact"], "--exact and --method are given; expected one of them"),
         (CaptionJob, ["--local", "--actors", "4"], "--actors has no meaning with --local"),
         (CaptionJob, ["--device", "tpu"], "--device is 'tpu'; expected cpu or cuda"),
         (CaptionJob, ["--local", "--device", "tpu"], "--device is 'tpu'; expected cpu, cuda, or cuda:1"),

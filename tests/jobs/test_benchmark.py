@@ -63,7 +63,7 @@ def test_more_tokens_than_a_model_has_room_for_are_one_line(capsys: pytest.Captu
 
 
 def test_an_engine_with_other_gradients_is_not_timed(demo_clip: pez.Clip) -> None:
-    other = pez.demo.load_demo_clip(folder=pez.demo.JUDGE)
+    other = pez.load_clip("demo-judge")
     target = torch.nn.functional.normalize(torch.randn(16, 64), dim=-1)
     with pytest.raises(ValueError, match="the engine's gradients are not the model's: cosine"):
         speed.time_engine(demo_clip, other, target, pez.PezSettings(exact=True), 0.0)

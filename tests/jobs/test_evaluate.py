@@ -10,12 +10,11 @@ import pytest
 from PIL import Image
 from samples_on_disk import MakeTar, encoded
 
+import pez
 from jobs import command
 from jobs.evaluate import EvaluateJob, evaluate
 from pez.demo import scenes
 from pez.regeneration import Generator, load_generator, picture_similarities, seed_for
-from pipeline.settings import CaptionSettings
-from pipeline.stages.learn import load_model
 
 Told = tuple[int, str, str]
 Run = Callable[..., Told]
@@ -46,7 +45,7 @@ def test_several_pictures_of_a_prompt_count_as_their_mean(
     monkeypatch.setenv("COLUMNS", "80")  # where every figure can be read all the same
     status, told, _ = run("--demo", *QUICK, "--verify-images", 3, "--json", tmp_path / "figures.json")
     assert status == 0
-    judge = load_model(CaptionSettings(model="demo-judge", pretrained="none"), "cpu")
+    judge = pez.load_clip("demo-judge")
     generator = load_generator("demo", steps=1)
     originals = scenes.held_out_scenes(2)
     features = judge.image_features([Image.fromarray(scenes.render(scene)) for scene in originals])
@@ -106,7 +105,7 @@ def test_figures_that_cannot_be_written_in_the_end_are_shown_all_the_same(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no input given; expected --input with the address of a tar, or --demo"),
+        ([], "no input given; expected --input with the URL of a tar, or --demo"),
         (["--demo", "--input", "x.tar"], "--demo and --input are given"),
         (["--demo", "--model", "ViT-H-14"], "--demo takes a shipped model"),
         (["--demo", "--images", 0], "images is 0"),

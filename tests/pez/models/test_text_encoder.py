@@ -7,9 +7,10 @@ import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 
-from pez.models.text_encoder import CausalEncoder, FullContextEncoder, frame_of, framed, text_encoder, text_tower
+from pez.models.text_encoder import CausalEncoder, Frame, FullContextEncoder, frame_of, framed, text_encoder, text_tower
 
 VISION = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
+FRAME = frame_of(SimpleTokenizer(context_length=20), 20)
 TEXT = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 3}
 
 
@@ -35,19 +36,31 @@ CUT = {"CLIP", "CustomTextCLIP", "projection with bias", "quick gelu"}
 
 @pytest.mark.parametrize("name", MODELS)
 def test_features_are_those_of_encode_text(name: str) -> None:
-    model, tokenizer = MODELS[name](), SimpleTokenizer(context_length=20)
-    encoder = text_encoder(model, tokenizer, 6, torch.float64)
+    model, frame = MODELS[name](), FRAME
+    encoder = text_encoder(model, frame, 6, torch.float64)
     ids = torch.randint(0, 49406, (5, 6))
-    own = model.encode_text(framed(ids, frame_of(tokenizer, 20), 20))
+    own = model.encode_text(framed(ids, frame, 20))
     torch.testing.assert_close(encoder(text_tower(model).token_embedding(ids)), own, rtol=0, atol=1e-12)
     assert type(encoder) is (CausalEncoder if name in CUT else FullContextEncoder)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_features_with_fixed_words_are_those_of_encode_text(name: str) -> None:
+    model = MODELS[name]()
+    frame = Frame([*FRAME.before, 320, 1125], [530, 518, 8853, *FRAME.after], words_after=3)
+    ids = torch.randint(0, 49406, (5, 6))
+    encoder = text_encoder(model, frame, 6, torch.float64)
+    own = model.encode_text(framed(ids, frame, 20))
+    torch.testing.assert_close(encoder(text_tower(model).token_embedding(ids)), own, rtol=0, atol=1e-12)
+    assert type(encoder) is (CausalEncoder if name in CUT else FullContextEncoder)
+    with pytest.raises(ValueError, match="14 tokens do not fit this model; its context of 20 has room for 1 to 13"):
+        text_encoder(model, frame, 14, torch.float64)
+
+
 def test_gradients_are_those_of_the_full_context() -> None:
-    model, tokenizer = random_model(), SimpleTokenizer(context_length=20)
-    frame = frame_of(tokenizer, 20)
+    model, frame = random_model(), FRAME
     full = FullContextEncoder(model, type(frame)(frame.before, frame.after[: 20 - 6 - 1]), 6, torch.float64)
-    cut = text_encoder(model, tokenizer, 6, torch.float64)
+    cut = text_encoder(model, frame, 6, torch.float64)
     soft = torch.randn(3, 6, 32, dtype=torch.float64)
     gradients = []
     for encoder in (full, cut):
@@ -57,33 +70,33 @@ def test_gradients_are_those_of_the_full_context() -> None:
 
 
 def test_bfloat16_features_are_near() -> None:
-    model, tokenizer = random_model().float(), SimpleTokenizer(context_length=20)
+    model, frame = random_model().float(), FRAME
     soft = model.token_embedding(torch.randint(0, 49406, (8, 6)))
-    exact, rough = (text_encoder(model, tokenizer, 6, d)(soft).float() for d in (torch.float32, torch.bfloat16))
+    exact, rough = (text_encoder(model, frame, 6, d)(soft).float() for d in (torch.float32, torch.bfloat16))
     assert torch.cosine_similarity(exact, rough, dim=-1).min() > 0.999
 
 
 def test_the_compiled_block_gives_the_same_features_and_gradients() -> None:
-    model, tokenizer = random_model(), SimpleTokenizer(context_length=20)
+    model, frame = random_model(), FRAME
     soft = torch.randn(4, 6, 32, dtype=torch.float64)
     found = []
     for compiled in (False, True):
         leaf = soft.clone().requires_grad_()
-        features = text_encoder(model, tokenizer, 6, torch.float64, compiled)(leaf)
+        features = text_encoder(model, frame, 6, torch.float64, compiled)(leaf)
         found.append((features, *torch.autograd.grad(features.square().sum(), leaf)))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-12)
 
 
 def test_tokens_over_the_context_are_refused() -> None:
     with pytest.raises(ValueError, match="19 tokens do not fit this model; its context of 20 has room for 1 to 18"):
-        text_encoder(random_model(), SimpleTokenizer(context_length=20), 19, torch.float32)
+        text_encoder(random_model(), FRAME, 19, torch.float32)
 
 
 def test_the_longest_prompt_fits() -> None:
-    model, tokenizer = random_model(), SimpleTokenizer(context_length=20)
+    model, frame = random_model(), FRAME
     ids = torch.randint(0, 49406, (2, 18))
-    own = model.encode_text(framed(ids, frame_of(tokenizer, 20), 20))
-    ours = text_encoder(model, tokenizer, 18, torch.float64)(model.token_embedding(ids))
+    own = model.encode_text(framed(ids, frame, 20))
+    ours = text_encoder(model, frame, 18, torch.float64)(model.token_embedding(ids))
     torch.testing.assert_close(ours, own, rtol=0, atol=1e-12)
 
 
