@@ -4,7 +4,7 @@
     python -m jobs.caption --input 's3://bucket/{00000..00999}.tar' --output s3://bucket/prompts --tokens 16
     python -m jobs.caption --demo --output out --verify demo        # paints each prompt and compares
 
-The same command again goes on where the last one stopped; with --retry-failed it also redoes the rows that failed.
+Re-run the command to resume; with --retry-failed it also redoes the rows that failed.
 Exit status: 0 all shards are done, 1 some failed, 2 bad usage.
 """
 

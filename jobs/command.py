@@ -44,7 +44,7 @@ def end(work: Callable[[], int]) -> None:
     try:
         status = work()
     except OutputError as error:  # the output has become full or unwritable
-        print(f"failed: {plain(str(error))}; run the same command to go on", file=sys.stderr)
+        print(f"failed: {plain(str(error))}; re-run the command to resume", file=sys.stderr)
         status = 1
     except UserError as error:
         print(f"error: {plain(str(error))}", file=sys.stderr)

@@ -126,7 +126,7 @@ def run(job: TableJob) -> int:
                     failed = _serially(job, work, device, progress, failures)
     except KeyboardInterrupt:
         done_so_far = f"{progress.done} of {len(units)} shards are done"
-        raise KeyboardInterrupt(f"{done_so_far}; run the same command to go on") from None
+        raise KeyboardInterrupt(f"{done_so_far}; re-run the command to resume") from None
     if not failed:
         sweep_parts(units, table)
     failures.conclude(failed, units)
@@ -204,9 +204,17 @@ def _serially(job: TableJob, work: _Work, device: str, progress: JobProgress, fa
     shards = [*work.unverified, *(shard for shard in work.pending if shard.url not in failed)]
     if shards:
         progress.doing(f"loading the generator {job.verification.verify}")
-    told, attempts = progress.report_verified, job.cluster.attempts
+    reported, attempts = progress.report_verified, job.cluster.attempts
     return failed | verify_serially(
-        shards, work.verified, job.verification, device, told, progress.watch, attempts, progress.note, failures.record
+        shards,
+        work.verified,
+        job.verification,
+        device,
+        reported,
+        progress.watch,
+        attempts,
+        progress.note,
+        failures.record,
     )
 
 
@@ -223,10 +231,10 @@ def _on_ray(
 
     units = work.begin(job.cluster.parts)
     progress.doing(f"starting {count(plans[0].actors, 'actor')} for {job.settings.model}")
-    table, at_once = work.table, job.cluster.shards_at_once
+    table, concurrent_units = work.table, job.cluster.shards_at_once
     with cluster.seen_by_actors(table, [*units, *work.unverified]) as disk:
         learn = LearnStage(job.settings, job.method, table.source, table.settings, job.retry_failed)
-        pools = [cluster.pool_of(learn, plans[0], progress.report, at_once=at_once, disk=disk)]
+        pools = [cluster.pool_of(learn, plans[0], progress.report, concurrent_units=concurrent_units, disk=disk)]
         if work.verified:
             verify = VerifyStage.of(job.verification, work.verified)
             pools.append(cluster.pool_of(verify, plans[1], progress.report_verified, work.unverified, disk=disk))
@@ -262,22 +270,22 @@ def _conclude(
 
     unmarked = None
     if not failed:
-        told = {report.stem for report in reports}
-        earlier = (report for s in shards if s.stem not in told and (report := table.finished(s)))
+        reported = {report.stem for report in reports}
+        earlier = (report for s in shards if s.stem not in reported and (report := table.finished(s)))
         try:
             if (nothing := nothing_learned(itertools.chain(reports, earlier), noun)) is not None:
                 unmarked = f"failed: {nothing}"
             else:
                 table.succeed(shards)
         except OutputError as error:
-            unmarked = f"failed: {error}; run the same command to try again"
+            unmarked = f"failed: {error}; re-run the command to try again"
     for url, reason in failed.items():
         say(console, plain(f"failed: {url}: {reason}"), "red")
     show_first(table, [shard for shard in shards if shard.url not in failed], console)
     for line in _left_out(table, shards, reports, not_taken):
         say(console, plain(line))
     if failed:
-        say(console, f"{len(failed)} of {count(len(shards), 'shard')} failed; run the same command to try them again")
+        say(console, f"{len(failed)} of {count(len(shards), 'shard')} failed; re-run the command to try them again")
         return 1
     if unmarked:
         say(console, plain(unmarked), "red")
@@ -302,8 +310,8 @@ def _left_out(
     """What is in no row, or has no picture, by reason: of this run's shards, and of earlier ones where they are few."""
     from pipeline.summary import without_picture
 
-    told = {report.stem for report in reports}
-    earlier = [shard for shard in shards if shard.stem not in told]
+    reported = {report.stem for report in reports}
+    earlier = [shard for shard in shards if shard.stem not in reported]
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
         read = list(pool.map(table.finished, earlier if len(earlier) <= _EARLIER else ()))
     every = [*reports, *(report for report in read if report is not None)]

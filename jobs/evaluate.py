@@ -191,13 +191,13 @@ def read(job: EvaluateJob) -> Originals:
     """
     from pez.images import decode_image
     from pipeline.sources.base import LateCaption
-    from pipeline.sources.inputs import expand_shards
+    from pipeline.sources.inputs import expand_inputs
     from pipeline.sources.tars import TarSource
 
     keys: list[str] = []
     pictures: list[Image.Image] = []
     captions: list[str | None] = []
-    shards = expand_shards(job.input)
+    shards = expand_inputs(job.input)
     options = job.caption
     source = TarSource(options.image_key, options.caption_key, options.key_split, options.allow_unfinished_tars)
     for sample in itertools.chain.from_iterable(source.read(shard) for shard in shards):

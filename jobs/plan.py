@@ -53,8 +53,8 @@ class PlanJob:
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
-                told = "more than 0" if value <= 0 and least > 0 else f"{least:,.10g} to {most:,.10g}"
-                raise UserError(f"{name} is {value}; expected {told}")
+                expected = "more than 0" if value <= 0 and least > 0 else f"{least:,.10g} to {most:,.10g}"
+                raise UserError(f"{name} is {value}; expected {expected}")
         if self.parts > self.shard_size:
             raise UserError(f"parts is {self.parts}; expected no more than the {self.shard_size} images of a shard")
         refuse_without("report", given, {"actors_per_gpu"}, "without --report")
@@ -132,6 +132,8 @@ def _throughput(job: PlanJob) -> Throughput:
 
 
 def _of_reports(url: str, actors_per_gpu: int) -> Throughput:
+    from pez.settings import PezSettings
+    from pipeline.description import model_of
     from pipeline.table import PromptTable
 
     table = PromptTable.written(url)
@@ -139,11 +141,11 @@ def _of_reports(url: str, actors_per_gpu: int) -> Throughput:
     if not reports:
         raise UserError(f"no captioned image in {table.url}; expected the output of a run of jobs.caption")
     ok, seconds = sum(r.ok for r in reports), sum(r.seconds for r in reports)
-    settings = table.settings
-    about = ", ".join(f"{settings[name]} {name}" for name in ("tokens", "steps") if name in settings)
-    source = f"measured: {ok:,} images of {count(len(reports), 'shard')} in {url}, {settings.get('model')}, {about}"
-    if settings.get("device") != "cuda":
-        source += f"; on a {settings.get('device')}, not on a GPU"
+    method = dataclasses.asdict(PezSettings()) | table.settings["method"]
+    about = f"{model_of(table.settings).model}, {method['tokens']} tokens, {method['steps']} steps"
+    source = f"measured: {ok:,} images of {count(len(reports), 'shard')} in {url}, {about}"
+    if (device := table.settings["engine"]["device"]) != "cuda":
+        source += f"; on a {device}, not on a GPU"
     return Throughput(ok / max(seconds, 1e-9) * actors_per_gpu, source)
 
 

@@ -3,8 +3,8 @@
     python -m jobs.verify out --verify demo
     python -m jobs.verify s3://bucket/prompts --verify stabilityai/stable-diffusion-2-1 --keep-images
 
-The numbers are those of `jobs.caption --verify`. The images are read again from their shards. The same command again goes on
-where the last one stopped. Exit status: 0 all shards are verified, 1 some failed, 2 bad usage.
+The numbers are those of `jobs.caption --verify`. The images are read again from their shards. Re-run the command
+to resume. Exit status: 0 all shards are verified, 1 some failed, 2 bad usage.
 """
 
 from __future__ import annotations
@@ -101,13 +101,13 @@ def verify(job: VerifyJob) -> int:
             with progress:
                 if plan is None:
                     progress.doing(f"loading the generator {job.verification.verify}")
-                    told = progress.report_verified
+                    on_report = progress.report_verified
                     failed = verify_serially(
                         pending,
                         verified,
                         job.verification,
                         device,
-                        told,
+                        on_report,
                         progress.watch,
                         job.cluster.attempts,
                         progress.note,
@@ -116,22 +116,22 @@ def verify(job: VerifyJob) -> int:
                 else:
                     actors = count(plan.actors, "actor")
                     progress.doing(f"starting {actors} for {job.verification.verify}")
-                    told = progress.report_verified
+                    on_report = progress.report_verified
                     with cluster.seen_by_actors(table, pending) as disk:
                         stage = VerifyStage.of(job.verification, verified)
-                        pool = cluster.pool_of(stage, plan, told, disk=disk)
+                        pool = cluster.pool_of(stage, plan, on_report, disk=disk)
                         failed = cluster.run_on_ray(
                             pending, [pool], job.cluster, progress.look, progress.note, failures.record
                         )
     except KeyboardInterrupt:
         told_so_far = f"{progress.verified} of {count(len(shards), 'shard')} verified"
-        raise KeyboardInterrupt(f"{told_so_far}; run the same command to go on") from None
+        raise KeyboardInterrupt(f"{told_so_far}; re-run the command to resume") from None
     failures.conclude(failed, shards)
     for url, reason in failures.located(failed, shards).items():
         say(console, plain(f"failed: {url}: {reason}"), "red")
     show_first(table, [shard for shard in shards if shard.url not in failed], console)
     if failed:
-        say(console, f"{len(failed)} of {count(len(shards), 'shard')} failed; run the same command to try them again")
+        say(console, f"{len(failed)} of {count(len(shards), 'shard')} failed; re-run the command to try them again")
         return 1
     say(console, plain(f"{count(len(shards), 'verified Parquet file')} in {table.url}"))
     return 0

@@ -33,9 +33,9 @@ def rgb_images(images: Pictures) -> Iterator[Image.Image]:
         try:
             yield _rgb(image)
         except (ValueError, OSError) as error:
-            named = f" ({str(image)!r})" if isinstance(image, str | os.PathLike) else ""
+            where = f" ({str(image)!r})" if isinstance(image, str | os.PathLike) else ""
             reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-            raise UserError(f"images[{i}]{named}: {reason}") from error
+            raise UserError(f"images[{i}]{where}: {reason}") from error
 
 
 def _each(images: Pictures) -> Iterable[Any]:
@@ -99,8 +99,8 @@ def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:
         return (array / 257.0).round().astype(np.uint8)
     if array.dtype.kind not in "iuf":
         raise UserError(f"an array of {array.dtype}; expected bool, whole numbers or floats")
-    most = 1 if array.dtype.kind == "f" else 255
+    highest = 1 if array.dtype.kind == "f" else 255
     low, high = array.min(), array.max()
-    if not (low >= 0 and high <= most):  # also where they are not numbers
-        raise UserError(f"an array of {array.dtype} from {low:.4g} to {high:.4g}; expected 0 to {most}")
-    return (array * 255.0).round().astype(np.uint8) if most == 1 else array.astype(np.uint8)
+    if not (low >= 0 and high <= highest):  # also where they are not numbers
+        raise UserError(f"an array of {array.dtype} from {low:.4g} to {high:.4g}; expected 0 to {highest}")
+    return (array * 255.0).round().astype(np.uint8) if highest == 1 else array.astype(np.uint8)

@@ -53,7 +53,7 @@ class JobProgress:
         self.shards, self.console, self.every, self.clock = shards, console, every, clock
         self.noun = noun
         self.captions, self.verifies = done is not None, verified is not None
-        self.started, self.told = clock(), clock()
+        self.started, self.printed = clock(), clock()
         self.done = self.earlier = done or 0
         self.images = 0
         self.failed: Counter[str] = Counter()  # rows without a prompt, by status
@@ -233,6 +233,6 @@ class JobProgress:
 
     def _tell(self) -> None:
         with self.lock:  # the thread that looks and the one that works may both have something to tell
-            if self.live is None and self.clock() - self.told >= self.every:
-                self.told = self.clock()
+            if self.live is None and self.clock() - self.printed >= self.every:
+                self.printed = self.clock()
                 say(self.console, self.line())

@@ -99,5 +99,5 @@ class RowFiles(OutputFolder):
                 return pq.read_table(file)
         except pa.ArrowInvalid as error:
             raise DamagedError(
-                f"{self.url}/{shard.stem}.parquet is damaged; remove it and run the same command to make it again"
+                f"{self.url}/{shard.stem}.parquet is damaged; remove it and re-run the command to make it again"
             ) from error

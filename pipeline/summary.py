@@ -26,11 +26,11 @@ def nothing_learned(reports: Iterable[ShardReport], noun: str = "image") -> str 
     failed = Counter[str]()
     for report in seen:
         failed.update(report.failed)
-    told = [line for line in (without_picture(seen), _first_reason(seen)) if line]
+    details = [line for line in (without_picture(seen), _first_reason(seen)) if line]
     others = ", ".join(f"{count} {status}" for status, count in sorted(failed.items()) if status != "no_image")
     advice = "; check --image-key" if failed["no_image"] else ""
     done = "captioned" if noun == "image" else "shortened"
-    return "; ".join([f"not one {noun} was {done}{f': {others}' if others else ''}", *told]) + advice
+    return "; ".join([f"not one {noun} was {done}{f': {others}' if others else ''}", *details]) + advice
 
 
 def without_picture(reports: Iterable[ShardReport]) -> str | None:

@@ -122,9 +122,9 @@ class PromptTable(RowFiles):
         """The finished shards, from their reports."""
         return [Unit(report.shard, report.stem) for report in self.reports()]
 
-    def reports(self, most: int | None = None) -> list[ShardReport]:
+    def reports(self, limit: int | None = None) -> list[ShardReport]:
         """Reports of finished shards, of the first so many."""
-        stems = sorted(self._finished_stems())[:most]
+        stems = sorted(self._finished_stems())[:limit]
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
             found = pool.map(self._report, stems)
             return [report for report in found if report is not None]

@@ -73,15 +73,15 @@ class Activity:
     def counted(self, doing: str, of: int, every: float = 10.0) -> Callable[[], None]:
         """Something begins that has so many steps; the function that is returned is called after each of them."""
         self.now(doing)
-        start = told = time.monotonic()
+        start = printed = time.monotonic()
         done = 0
 
         def step() -> None:
-            nonlocal done, told
+            nonlocal done, printed
             done += 1
             now = time.monotonic()
-            if now - told >= (0.2 if self.status else every):
-                told = now
+            if now - printed >= (0.2 if self.status else every):
+                printed = now
                 left = duration((now - start) / done * max(of - done, 0))
                 self.now(f"{doing}: step {done} of {max(of, done)}, {left} left")
 
@@ -146,7 +146,7 @@ class FittedTable:
         """Of each column; 0 = not shown."""
         roles = [column.role for column in self.columns]
         wanted = [max([cell_len(c.title), *(cell_len(row[i]) for row in rows)]) for i, c in enumerate(self.columns)]
-        most = {"text": self._WIDEST_TEXT, "name": self._WIDEST_NAME, "aside": self._WIDEST_ASIDE}
+        limits = {"text": self._WIDEST_TEXT, "name": self._WIDEST_NAME, "aside": self._WIDEST_ASIDE}
         least = {"text": self._TEXT, "name": self._NAME, "aside": self._ASIDE}
         shown = list(range(len(roles)))
 
@@ -159,7 +159,7 @@ class FittedTable:
                 shown.remove(i)
         widths = [min(w, least.get(roles[i], w)) if i in shown else 0 for i, w in enumerate(wanted)]
         left = room - sum(widths) - _GAP * (len(shown) - 1)
-        for role, limit in [*most.items(), ("text", room)]:
+        for role, limit in [*limits.items(), ("text", room)]:
             for i in shown:
                 if roles[i] == role:
                     more = max(0, min(min(wanted[i], limit) - widths[i], left))
@@ -188,9 +188,9 @@ def _cut(text: str, width: int, role: str, ellipsis: str) -> str:
     return set_cell_size(text, head).rstrip() + ellipsis + tail
 
 
-def prompt_table(rows: Any, most: int = 10) -> FittedTable:
+def prompt_table(rows: Any, limit: int = 10) -> FittedTable:
     """The first rows of a shard (a pyarrow table) as a table of key, prompt and similarity."""
-    shown = rows.slice(0, most).to_pylist()
+    shown = rows.slice(0, limit).to_pylist()
     columns = [Column("key", "name"), Column("prompt"), Column("similarity", "number")]
     verified = any(row.get("regenerated_similarity") is not None or row.get("regeneration") for row in shown)
     captioned = any(row["caption"] for row in shown)

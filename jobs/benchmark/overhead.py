@@ -47,8 +47,8 @@ def measure_overhead(method: pez.PezSettings, images: int = 64, rounds: int = 9)
     """
     settings = CaptionSettings(model="demo", lanes=-(-images // 16) * 16)
     captioner = Captioner(settings, method)
-    told = scenes.held_out_scenes(images)
-    pictures = [Image.fromarray(scenes.render(scene)) for scene in told]
+    drawn = scenes.held_out_scenes(images)
+    pictures = [Image.fromarray(scenes.render(scene)) for scene in drawn]
     keys = [f"{i:05d}" for i in range(images)]
     bare: list[float] = []
     piped: list[float] = []
@@ -56,7 +56,7 @@ def measure_overhead(method: pez.PezSettings, images: int = 64, rounds: int = 9)
         shards = [Unit(f"{folder}/{i}.tar", f"{i}") for i in range(_SHARDS)]
         each = -(-images // _SHARDS)
         for i, shard in enumerate(shards):
-            write_scenes(Path(shard.url), told[each * i : each * (i + 1)], first=each * i)
+            write_scenes(Path(shard.url), drawn[each * i : each * (i + 1)], first=each * i)
         for i in range(rounds + 1):
             table = PromptTable(f"{folder}/out-{i}", describe(settings, method, "cpu"))
             ways: list[tuple[list[float], Callable[[], None]]] = [

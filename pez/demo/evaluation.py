@@ -36,18 +36,18 @@ def evaluate_demo_clip(
 
 
 @torch.inference_mode()
-def named(model: Any, images: Tensor, shown: Sequence[Scene], attribute: str) -> float:
+def named(model: Any, images: Tensor, described: Sequence[Scene], attribute: str) -> float:
     """The share of pictures in which a model sees an attribute's true value rather than any other of its values.
 
     Args:
         images: (n, dim) the model's unit features of the pictures.
-        shown: what the pictures show, n scenes.
+        described: what the pictures show, n scenes.
     """
     values = scenes.VALUES[attribute]
     tokenizer = SimpleTokenizer(context_length=model.context_length)
-    swapped = [scenes.caption(scenes.changed(s, attribute, v), say=attribute) for s in shown for v in values]
-    features = _text_features(model, tokenizer, swapped).view(len(shown), len(values), -1)
-    truth = torch.tensor([values.index(getattr(s, attribute)) for s in shown])
+    swapped = [scenes.caption(scenes.changed(s, attribute, v), say=attribute) for s in described for v in values]
+    features = _text_features(model, tokenizer, swapped).view(len(described), len(values), -1)
+    truth = torch.tensor([values.index(getattr(s, attribute)) for s in described])
     return _share(torch.einsum("nd,nvd->nv", images, features), truth)
 
 

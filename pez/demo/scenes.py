@@ -177,9 +177,9 @@ def render(scene: Scene) -> NDArray[np.uint8]:
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
-def render_all(chosen: Sequence[Scene]) -> NDArray[np.uint8]:
+def render_all(batch: Sequence[Scene]) -> NDArray[np.uint8]:
     """Draw scenes: (scenes, 64, 64, 3) uint8 RGB."""
-    return np.stack([render(scene) for scene in chosen])
+    return np.stack([render(scene) for scene in batch])
 
 
 _COLUMN, _ROW = np.meshgrid(np.arange(SIZE, dtype=np.float32) + 0.5, np.arange(SIZE, dtype=np.float32) + 0.5)

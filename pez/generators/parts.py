@@ -43,7 +43,7 @@ class GeneratorFiles:
     on_hub: bool = False
     """the weights are there, and not in the folder yet"""
     without: tuple[str, ...] = ()
-    """parts that diffusers requires and the pipeline does without"""
+    """parts that the pipeline does without and diffusers asks for"""
 
 
 def looked_through(files: GeneratorFiles, variant: str | None) -> GeneratorFiles:
@@ -91,18 +91,20 @@ def _class_of(part: str, origin: list[Any], name: str) -> Any:
 
     if origin == [None, None]:
         return None
-    named = f"the model_index.json of {name!r} says {part} is {origin}"
+    message = f"the model_index.json of {name!r} says {part} is {origin}"
     if len(origin) != 2 or not all(isinstance(word, str) for word in origin):
-        raise UserError(f"{named}; expected a library and a class")
+        raise UserError(f"{message}; expected a library and a class")
     library, kind = origin
     own = getattr(diffusers.pipelines, library, None) if library.isidentifier() else None
     module = {"diffusers": diffusers, "transformers": transformers}.get(library, own)
     if module is None:
-        raise UserError(f"{named}; expected diffusers or transformers, code of others is never run")
+        raise UserError(f"{message}; expected diffusers or transformers, code of others is never run")
     renamed = getattr(pipeline_loading_utils, "_maybe_remap_transformers_class", lambda _: None)(kind)
     found = getattr(module, renamed or kind, None) if library == "transformers" else getattr(module, kind, None)
     if not isinstance(found, type):
-        raise UserError(f"{named}, and this {library} knows no such class; expected another version of it, or library")
+        raise UserError(
+            f"{message}, and this {library} knows no such class; expected another version of it, or library"
+        )
     return found
 
 
@@ -110,7 +112,7 @@ def _shapes_expected(kind: Any, folder: Path) -> Shapes:
     """Read a model's configuration and build the model from it, without memory, where its class can do that.
 
     Returns:
-        the shapes of its weights by name; empty where only loading shows them.
+        the shapes of its weights by name; empty where only loading tells.
     """
     import diffusers
 
@@ -216,17 +218,17 @@ def _expect_weights(files: GeneratorFiles, part: str, expected: Shapes) -> None:
             _expect_shapes(path, f"{part}/{shard} of {files.name!r}", expected)
 
 
-def _expect_shapes(file: Path, described: str, expected: Shapes) -> None:
+def _expect_shapes(file: Path, message: str, expected: Shapes) -> None:
     """Compare what a file of weights holds with what its model needs; names may differ with the versions that wrote them."""
     if not expected or file.suffix != ".safetensors" or not file.is_file():
         return
     found = shapes_of(file)
     if not found.keys() & expected.keys():
-        raise UserError(f"{described} holds {min(found, default='nothing')}; expected weights like {min(expected)}")
+        raise UserError(f"{message} holds {min(found, default='nothing')}; expected weights like {min(expected)}")
     for name in sorted(found.keys() & expected.keys()):
         if found[name] != expected[name]:
             raise UserError(
-                f"{described} has {name} of {found[name]}; expected {expected[name]} by the config.json beside it"
+                f"{message} has {name} of {found[name]}; expected {expected[name]} by the config.json beside it"
             )
 
 

@@ -132,10 +132,10 @@ def _best_of(
 ) -> tuple[Tensor, Tensor]:
     """Each lane's best prompt: the one it has, with its score, or one of those tried, (lanes, candidates, tokens)."""
     count = tried.shape[1]
-    at_once = max(1, _ROWS_AT_ONCE // count)
+    prompts_per_batch = max(1, _ROWS_AT_ONCE // count)
     parts = [
         objective.score(vocabulary.embed(rows.flatten(0, 1)), goal.repeat_interleave(count, 0)).view(-1, count)
-        for rows, goal in zip(tried.split(at_once), target.split(at_once), strict=True)
+        for rows, goal in zip(tried.split(prompts_per_batch), target.split(prompts_per_batch), strict=True)
     ]
     top, where = torch.cat(parts).max(-1)  # (lanes,)
     better = top > score

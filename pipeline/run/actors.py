@@ -54,17 +54,17 @@ class WorkerActor:
 def actor_starter(
     stage: Stage,
     plan: ActorPlan,
-    at_once: int = 1,
+    concurrent_units: int = 1,
     disk: SharedDisk = SharedDisk(),  # noqa: B008 - frozen
 ) -> Callable[[], Any]:
     """What makes the actors of a stage.
 
     Args:
-        at_once: units that an actor may be given at a time.
+        concurrent_units: units that an actor may be given at a time.
         disk: what each must see.
     """
     # One more thread answers progress() while units are in work.
-    options = {"num_cpus": plan.cpus, "num_gpus": plan.gpus, "max_concurrency": at_once + 1}
+    options = {"num_cpus": plan.cpus, "num_gpus": plan.gpus, "max_concurrency": concurrent_units + 1}
     return lambda: WorkerActor.options(**options).remote(stage, plan.device, plan.threads, disk)  # type: ignore[attr-defined]
 
 
@@ -73,14 +73,14 @@ def pool_of(
     plan: ActorPlan,
     on_report: Callable[[Any], None],
     units: Sequence[Unit] = (),
-    at_once: int = 1,
+    concurrent_units: int = 1,
     disk: SharedDisk = SharedDisk(),  # noqa: B008 - frozen
 ) -> StagePlan:
     """A stage with its pool of actors.
 
     Args:
         units: those that enter at this stage.
-        at_once, disk: see actor_starter.
+        concurrent_units, disk: see actor_starter.
     """
-    starter = actor_starter(stage, plan, at_once, disk)
-    return StagePlan(stage.name, starter, plan.actors, on_report, units, plan.asks, at_once)
+    starter = actor_starter(stage, plan, concurrent_units, disk)
+    return StagePlan(stage.name, starter, plan.actors, on_report, units, plan.resources, concurrent_units)

@@ -78,22 +78,22 @@ def plan_job(
     )
 
 
-def parts_that_balance(images: int, gpus: int, shard_size: int, most: float = math.inf, idle: float = 0.02) -> int:
+def parts_that_balance(images: int, gpus: int, shard_size: int, limit: float = math.inf, idle: float = 0.02) -> int:
     """The fewest parts of 1, 2, 4 and so on with which GPUs are idle for at most that share of the job.
 
     Args:
-        most: images in a task.
+        limit: images in a task.
     """
     # With n equal tasks a GPU the last round is at most 1/n of the job.
     enough = min(math.ceil(gpus / idle / max(images // shard_size, 1)), shard_size)
-    powers = (2**power for power in itertools.count() if shard_size / 2**power <= max(most, 1))
+    powers = (2**power for power in itertools.count() if shard_size / 2**power <= max(limit, 1))
     return next(n for n in powers if n >= enough or _idle(images, gpus, shard_size, n) <= idle)
 
 
-def shard_size_that_balances(images: int, gpus: int, most: float = math.inf, idle: float = 0.02) -> int:
+def shard_size_that_balances(images: int, gpus: int, limit: float = math.inf, idle: float = 0.02) -> int:
     """The largest of the sizes 1, 2, 5, 10, 20 and so on, up to `most`, with which GPUs are idle for at most that share."""
     sizes = [digit * 10**power for power in range(len(str(images))) for digit in (1, 2, 5)]
-    return max((size for size in sizes if size <= most and _idle(images, gpus, size, 1) <= idle), default=1)
+    return max((size for size in sizes if size <= limit and _idle(images, gpus, size, 1) <= idle), default=1)
 
 
 def _idle(images: int, gpus: int, shard_size: int, parts: int) -> float:

@@ -122,9 +122,9 @@ class Pool:
     def _most_at_once(self) -> int:
         """How many shards an actor may have now: near the end fewer, so that all actors end together."""
         if self.stage.actors == 1:
-            return self.stage.at_once
+            return self.stage.concurrent_units
         left = len(self.queue) + sum(len(member.tasks) for member in self.members)
-        return max(1, min(self.stage.at_once, left // (2 * self.stage.actors)))
+        return max(1, min(self.stage.concurrent_units, left // (2 * self.stage.actors)))
 
     def _give(self, member: Member, work: Work | None) -> None:
         if work is None:
@@ -265,9 +265,10 @@ class Pool:
         elif now - self.last_start > _PATIENCE:
             self.last_start = now + 9 * _PATIENCE
             have, free = ray.cluster_resources(), ray.available_resources()
-            told = " and ".join(f"{have.get(n, 0):g} {n} ({free.get(n, 0):g} free)" for n in ("GPU", "CPU"))
+            message = " and ".join(f"{have.get(n, 0):g} {n} ({free.get(n, 0):g} free)" for n in ("GPU", "CPU"))
             self.on_note(
-                f"{self.stage.name}: waiting for the first actor: each needs {self.stage.asks}, the cluster has {told}. "
+                f"{self.stage.name}: waiting for the first actor: each needs {self.stage.resources}, "
+                f"the cluster has {message}. "
                 "Still waiting for resources or for the model to load."
             )
 
@@ -314,8 +315,8 @@ class Pool:
             self.on_failure(work.shard, f"{self.stage.name}: {reason}", trace)
 
     def _give_up(self, work: Work, reason: str, tries: int = 0) -> None:
-        told = f" ({tries} {'try' if tries == 1 else 'tries'})" if tries else ""
-        self.failed[work.shard.url] = f"{self.stage.name}{work.shard.which}: {reason}{told}"
+        message = f" ({tries} {'try' if tries == 1 else 'tries'})" if tries else ""
+        self.failed[work.shard.url] = f"{self.stage.name}{work.shard.which}: {reason}{message}"
 
     def _give_back_unjudged(self, works: list[Work], reason: str) -> None:
         """Shards of which one may have killed their actor: each is tried again with no other beside it."""

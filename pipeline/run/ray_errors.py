@@ -20,8 +20,8 @@ def memory_shortage(error: BaseException) -> str | None:
     where = f" on node {node[1]}" if node else ""
     details = [f"{used[1]} of {used[2]} were used"] if used else []
     details += [f"Ray ends actors above {threshold[1]}"] if threshold else []
-    told = ", ".join(details)
-    return f"memory ran short{where}{f' ({told})' if told else ''}"
+    message = ", ".join(details)
+    return f"memory ran short{where}{f' ({message})' if message else ''}"
 
 
 def not_done(error: RayError) -> str:

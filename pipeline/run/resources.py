@@ -27,7 +27,7 @@ class ActorPlan:
     device: str
 
     @property
-    def asks(self) -> str:
+    def resources(self) -> str:
         return f"{self.gpus:g} GPU and {self.cpus:g} CPU"
 
 

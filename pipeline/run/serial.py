@@ -38,8 +38,8 @@ def in_turn(
                 queue.appendleft((following, 1, 0.0))
         except Exception as error:  # whatever befell this shard, the others are done
             # Our own errors are one line, in which names stay as they are.
-            told = str(error) if isinstance(error, UserError) else " ".join(str(error).split())[:500]
-            reason = told or type(error).__name__
+            message = str(error) if isinstance(error, UserError) else " ".join(str(error).split())[:500]
+            reason = message or type(error).__name__
             on_failure(shard, reason, traceback.format_exc())
             if attempt < attempts and not getattr(error, "permanent", False):
                 queue.append((shard, attempt + 1, time.monotonic() + retry_delay(attempt)))

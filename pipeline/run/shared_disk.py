@@ -44,14 +44,14 @@ class SharedDisk:
         Raises:
             UserError: it is not.
         """
-        told = "is not the one that the job was started with; share that disk among all nodes, or take an object store (s3://...)"
+        problem = "is not the one that the job was started with; share that disk among all nodes, or take an object store (s3://...)"
         if self.output is not None and not _appears(self.output[1]):
-            raise UserError(f"on node {node} the output {self.output[0]} {told}")
+            raise UserError(f"on node {node} the output {self.output[0]} {problem}")
         if self.output is not None and not os.access(self.output[0], os.W_OK):
             raise UserError(f"on node {node} the output {self.output[0]} cannot be written")
         for path, size in self.inputs:
             if not _appears(path) or os.stat(path).st_size != size:
-                raise UserError(f"on node {node} the input {path} {told}")
+                raise UserError(f"on node {node} the input {path} {problem}")
 
 
 def check_outside_package(addresses: Sequence[str], option: str) -> None:

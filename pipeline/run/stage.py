@@ -50,8 +50,8 @@ class StagePlan:
         start_actor: makes an actor with the methods `ready() -> node id`, `run(unit) -> report` and `progress()`.
         actors: how many; those for which there is room work while the others wait for it.
         on_report: called with what `run` returned, for each finished unit and part of one.
-        at_once: units that an actor may have in work, each in a thread of its own.
-        asks: the resources of each actor, like 1 GPU and 8 CPU; for the message when the cluster does not have them.
+        concurrent_units: units that an actor may have in work, each in a thread of its own.
+        resources: the resources of each actor, like 1 GPU and 8 CPU; for the message when the cluster does not have them.
     """
 
     name: str
@@ -60,8 +60,8 @@ class StagePlan:
     on_report: Callable[[Any], None]
     shards: Sequence[Unit] = ()
     """units that enter at this stage, beside those that the stage before has done"""
-    asks: str = "room"
-    at_once: int = 1
+    resources: str = "room"
+    concurrent_units: int = 1
 
 
 class ActorStartError(UserError):

@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 _END = object()
 
 
-def ahead(items: Iterable[Item], work: Callable[[Item], Result], threads: int, most: int) -> Iterator[Result]:
+def ahead(items: Iterable[Item], work: Callable[[Item], Result], threads: int, limit: int) -> Iterator[Result]:
     """Read `items` in a thread and do `work` on them in others, at most `most` ahead of the consumer.
 
     Of items that wait for their work there are never more than a few: they may be much larger than its results.
@@ -21,7 +21,7 @@ def ahead(items: Iterable[Item], work: Callable[[Item], Result], threads: int, m
     Yields:
         results in the order of the items. What reading or work raises is raised here, at its place in the order.
     """
-    results: queue.Queue[object] = queue.Queue(maxsize=most)
+    results: queue.Queue[object] = queue.Queue(maxsize=limit)
     stopped = threading.Event()
     room = threading.Semaphore(2 * threads)
 

@@ -329,6 +329,3 @@ def _local(url: str) -> str:
     path = url.split("://", 1)[1] if "://" in url else url
     absolute = os.path.abspath(os.path.expanduser(path))
     return absolute + "/" if path.endswith("/") and os.path.isdir(absolute) else absolute
-
-
-expand_shards = expand_inputs  # until its last user is renamed

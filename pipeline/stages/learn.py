@@ -34,7 +34,7 @@ from pipeline.stages.parts import (
 from pipeline.stages.work_clock import WorkClock
 from pipeline.table import PromptTable
 
-_NOT_FINITE = "the similarity is not a finite number; the model or its precision does not bear this target"
+_NOT_FINITE = "similarity is NaN: the model overflowed on this target; try --precision fp32"
 
 
 @dataclasses.dataclass

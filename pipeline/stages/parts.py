@@ -129,11 +129,11 @@ def merge_parts(shard: Unit, table: PromptTable) -> ShardReport:
             reports.append(report)
     if whole := table.finished(shard):  # another run on the same output has just merged and removed them
         return whole
-    count = sum(len(some) for some in rows)
+    count = sum(len(part_rows) for part_rows in rows)
     if len(reports) < shard.parts or len({r.keys for r in reports}) > 1 or count != reports[0].samples:
         table.remove(_folder(shard))
         raise UnitError(f"{shard.url} was replaced while its parts were captioned, or parts were removed; try it again")
-    gaps, left = set(reports[0].gaps), [iter(some) for some in rows]
+    gaps, left = set(reports[0].gaps), [iter(part_rows) for part_rows in rows]
     merged = [next(left[i % shard.parts]) for i in range(count + len(gaps)) if i not in gaps]
     warnings = list(dict.fromkeys(text for report in reports for text in report.warnings))
     whole = table.publish(shard, merged, sum(r.seconds for r in reports), reports[0].left_out, warnings)

@@ -107,9 +107,9 @@ class VerifiedTable:
                     f"{self.prompts.url} was verified by an earlier version of this project; "
                     "finish it with that version, or delete _verify.json and _verified/ there to verify it again"
                 )
-            told = differences(theirs, self.settings)
+            described = differences(theirs, self.settings)
             raise UserError(
-                f"{self.prompts.url} is verified with other settings: {told}; "
+                f"{self.prompts.url} is verified with other settings: {described}; "
                 "use the same, or delete _verify.json and _verified/ there to verify anew"
             )
 
@@ -199,10 +199,10 @@ class VerifiedTable:
         plain = rows.select([name for name in rows.column_names if name not in VERIFIED.names])
         for field, values in zip(VERIFIED, columns, strict=True):
             plain = plain.append_column(field, pa.array(values, field.type))
-        told = json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()
+        described = json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()
         report = dataclasses.replace(self._report(shard, found, seconds), warnings=list(dict.fromkeys(warnings)))
         self.prompts.write_table(
-            f"{shard.stem}.parquet", plain.replace_schema_metadata({**(rows.schema.metadata or {}), _ABOUT: told})
+            f"{shard.stem}.parquet", plain.replace_schema_metadata({**(rows.schema.metadata or {}), _ABOUT: described})
         )
         marker = (json.dumps(dataclasses.asdict(report), indent=2) + "\n").encode()
         self.prompts.put(f"_verified/{shard.stem}.json", marker)

@@ -137,11 +137,11 @@ class Verifier:
                 wanted += [(key, seed, original) for seed in seeds[key]]
 
         waiting: list[tuple[Image.Image | str | None, float | None]] = []
-        for some in batches(wanted, -(-_IMAGES_AT_ONCE // self.settings.verify_batch) * self.settings.verify_batch):
-            painted = self._paint([prompts[key] for key, _, _ in some], [seed for _, seed, _ in some])
+        for batch in batches(wanted, -(-_IMAGES_AT_ONCE // self.settings.verify_batch) * self.settings.verify_batch):
+            painted = self._paint([prompts[key] for key, _, _ in batch], [seed for _, seed, _ in batch])
             pictures = [None if isinstance(picture, str) else picture for picture in painted]
-            cosines = picture_similarities(self.judge, torch.stack([original for _, _, original in some]), pictures)
-            for (key, _, _), picture, cosine in zip(some, painted, cosines, strict=True):
+            cosines = picture_similarities(self.judge, torch.stack([original for _, _, original in batch]), pictures)
+            for (key, _, _), picture, cosine in zip(batch, painted, cosines, strict=True):
                 waiting.append((picture, cosine))
                 if len(waiting) == count:
                     yield key, self._result(key, prompts[key], seeds[key], waiting, keep)
@@ -151,9 +151,9 @@ class Verifier:
         """Features of the shard's pictures, (dim,) each, or why there is none; the pictures themselves are not held."""
         items = (item for item in _read(shard, source) if item.key in keys)
         found: dict[str, Tensor | str] = {}
-        for some in batches(ahead(items, self._decode, self.threads, 2 * _IMAGES_AT_ONCE), _IMAGES_AT_ONCE):
-            found.update({key: reason for key, reason in some if isinstance(reason, str)})
-            good = [(key, pixels) for key, pixels in some if isinstance(pixels, Tensor)]
+        for batch in batches(ahead(items, self._decode, self.threads, 2 * _IMAGES_AT_ONCE), _IMAGES_AT_ONCE):
+            found.update({key: reason for key, reason in batch if isinstance(reason, str)})
+            good = [(key, pixels) for key, pixels in batch if isinstance(pixels, Tensor)]
             if good:
                 features = self.judge.pixel_features(torch.stack([pixels for _, pixels in good]))
                 found.update(zip((key for key, _ in good), features, strict=True))

@@ -205,7 +205,7 @@ def test_an_empty_text_is_one_line_before_any_work(job: type, flag: arguments.Fl
         (
             CaptionJob,
             ["--model", "hf-hub:a/b", "--pretrained", "x"],
-            "--pretrained has no meaning with --model hf-hub:a/b",
+            "--pretrained has no meaning with --model hf-hub:a",
         ),
         (EvaluateJob, ["--demo", "--image-key", "jpg"], "--image-key has no meaning with --demo, which reads no tar"),
         (CaptionJob, ["--method", "pez", "--swaps", "4"], "--swaps has no meaning with --method pez"),

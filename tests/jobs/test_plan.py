@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pez
 from jobs import command
 from jobs import plan as job
+from pipeline.description import describe
 from pipeline.rows import Row
 from pipeline.run.estimate import parts_that_balance, plan_job, shard_size_that_balances
+from pipeline.settings import CaptionSettings
 from pipeline.sources.base import Unit
 from pipeline.table import PromptTable
 
@@ -50,7 +53,7 @@ def test_the_advice_balances(images: int, gpus: int, shard_size: int) -> None:
     parts = parts_that_balance(images, gpus, shard_size)
     if images % shard_size == 0 and shard_size >= 100 * gpus:
         assert plan_job(images, gpus, 1.0, shard_size, parts=parts).idle <= 0.0201
-    assert shard_size / parts_that_balance(images, gpus, shard_size, most=50) <= 50
+    assert shard_size / parts_that_balance(images, gpus, shard_size, limit=50) <= 50
     size = shard_size_that_balances(images, gpus)
     assert size == 1 or plan_job(images, gpus, 1.0, size).idle <= 0.02
 
@@ -98,7 +101,7 @@ def test_a_throughput_of_reports(
     )
     assert "at 20 images/s" in run(["--report", table.url, "--actors-per-gpu", 2], monkeypatch, capsys)[1]
 
-    on_cpu = PromptTable(str(tmp_path / "cpu"), {"device": "cpu"})
+    on_cpu = PromptTable(str(tmp_path / "cpu"), describe(CaptionSettings(model="demo"), pez.PezSettings(), "cpu"))
     on_cpu.claim()
     on_cpu.publish(Unit("a.tar", "a"), [Row("1", "a.tar", "ok", similarity=0.5)], 1.0)
     assert "; on a cpu, not on a GPU)" in run(["--report", on_cpu.url], monkeypatch, capsys)[1]

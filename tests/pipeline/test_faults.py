@@ -131,7 +131,7 @@ def test_a_stopped_job_leaves_no_process_and_goes_on(
         lines = job.log.read_text().splitlines()
     if stop != signal.SIGKILL:
         assert status == 130
-        assert re.fullmatch(f"interrupted: [1-7] of {SHARDS} shards are done; run the same command to go on", lines[-1])
+        assert re.fullmatch(f"interrupted: [1-7] of {SHARDS} shards are done; re-run the command to resume", lines[-1])
         assert seconds < 45  # two or three where the machine is idle
     before = reports(out)
     assert 0 < len(before) < SHARDS
@@ -289,7 +289,7 @@ def test_a_cluster_without_room_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         raise Enough(line)
 
     starter = FaultyActor.options(num_gpus=1).remote
-    stage = StagePlan("captions", lambda: starter(str(tmp_path)), 1, print, asks="1 GPU and 8 CPU")
+    stage = StagePlan("captions", lambda: starter(str(tmp_path)), 1, print, resources="1 GPU and 8 CPU")
     with pytest.raises(Enough) as told:
         run_on_ray([Unit("mem://a", "a")], [stage], ClusterSettings(), on_note=note)
     assert re.fullmatch(

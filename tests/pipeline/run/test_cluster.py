@@ -43,12 +43,12 @@ def starter(folder: Path, **options: Any) -> Callable[[], Any]:
 
 
 def run(
-    folder: Path, names: list[str], actors: int = 2, at_once: int = 1, **settings: Any
+    folder: Path, names: list[str], actors: int = 2, concurrent_units: int = 1, **settings: Any
 ) -> tuple[list[str], dict[str, str], list[str]]:
     reports: list[ShardReport] = []
     notes: list[str] = []
     shards = [Unit(f"mem://{name}", name) for name in names]
-    stage = StagePlan("captions", starter(folder), actors, reports.append, at_once=at_once)
+    stage = StagePlan("captions", starter(folder), actors, reports.append, concurrent_units=concurrent_units)
     failed = run_on_ray(shards, [stage], ClusterSettings(**settings), on_note=notes.append)
     return sorted(r.stem for r in reports), failed, notes
 
@@ -79,7 +79,7 @@ def test_a_shard_that_hangs_is_tried_again(tmp_path: Path) -> None:
 
 def test_of_shards_in_work_together_the_one_that_kills_is_found(tmp_path: Path) -> None:
     names = ["slow-0", "kills-always", "slow-1", "fine-0", "fine-1"]
-    done, failed, notes = run(tmp_path, names, actors=1, at_once=3, attempts=2)
+    done, failed, notes = run(tmp_path, names, actors=1, concurrent_units=3, attempts=2)
     assert done == ["fine-0", "fine-1", "slow-0", "slow-1"]
     assert failed == {"mem://kills-always": "captions: its actor died (2 tries)"}
     assert notes[0].endswith("captions: their actor died; they are tried again, one at a time")
@@ -89,13 +89,13 @@ def test_of_shards_in_work_together_the_one_that_kills_is_found(tmp_path: Path) 
 
 def test_what_an_actor_has_beside_a_shard_that_hangs_costs_no_try(tmp_path: Path) -> None:
     names = ["hangs", "slow-0", "fine-0", "slow-1"]
-    done, failed, notes = run(tmp_path, names, actors=1, at_once=2, shard_timeout=6.0, attempts=2)
+    done, failed, notes = run(tmp_path, names, actors=1, concurrent_units=2, shard_timeout=6.0, attempts=2)
     assert (done, failed) == (["fine-0", "hangs", "slow-0", "slow-1"], {})
     assert notes == ["hangs: captions: not done after 6 s; it is tried again"]
 
 
 def test_near_the_end_the_actors_share_what_is_left(tmp_path: Path) -> None:
-    waiting = Pool(StagePlan("captions", starter(tmp_path), 2, print, at_once=4), ClusterSettings(), print)
+    waiting = Pool(StagePlan("captions", starter(tmp_path), 2, print, concurrent_units=4), ClusterSettings(), print)
     waiting.add([Unit(f"mem://{i}", str(i)) for i in range(100)])
     most = []
     while waiting.queue:
@@ -188,11 +188,13 @@ def test_one_and_two_actors_write_the_same_rows(make_tar: MakeTar, images: list,
     settings, method = CaptionSettings(model="demo", lanes=16), pez.PezSettings(tokens=6, steps=20)
     described = describe(settings, method, "cpu")
     tables = []
-    for actors, threads, at_once in ((1, 2, 4), (2, 1, 1)):
+    for actors, threads, concurrent_units in ((1, 2, 4), (2, 1, 1)):
         plan = ActorPlan(actors, 0, 2 / actors, threads, "cpu")
         table = PromptTable(str(tmp_path / f"out-{actors}"), described)
         plan = dataclasses.replace(plan, actors=actors)
-        stage = pool_of(LearnStage(settings, method, table.url, described), plan, lambda _: None, at_once=at_once)
+        stage = pool_of(
+            LearnStage(settings, method, table.url, described), plan, lambda _: None, concurrent_units=concurrent_units
+        )
         assert run_on_ray(shards, [stage], ClusterSettings()) == {}
         tables.append(pq.read_table(table.url).sort_by("key"))
     assert tables[0].num_rows == 20

@@ -36,12 +36,18 @@ def as_if_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_PATIENCE", 600.0)
 
 
-def run(folder: Path, names: list[str], actors: int, at_once: int) -> tuple[list[str], dict[str, str], list[str]]:
+def run(
+    folder: Path, names: list[str], actors: int, concurrent_units: int
+) -> tuple[list[str], dict[str, str], list[str]]:
     reports: list[ShardReport] = []
     notes: list[str] = []
     options: dict[str, Any] = {"num_cpus": 0.5, "max_concurrency": 4}
     stage = StagePlan(
-        "captions", lambda: FaultyActor.options(**options).remote(str(folder)), actors, reports.append, at_once=at_once
+        "captions",
+        lambda: FaultyActor.options(**options).remote(str(folder)),
+        actors,
+        reports.append,
+        concurrent_units=concurrent_units,
     )
     shards = [Unit(f"mem://{name}", name) for name in names]
     failed = run_on_ray(shards, [stage], ClusterSettings(attempts=1), on_note=notes.append)
@@ -50,9 +56,9 @@ def run(folder: Path, names: list[str], actors: int, at_once: int) -> tuple[list
 
 @pytest.mark.usefixtures("ray_cluster", "as_if_memory")
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_memory_that_is_short_for_a_moment_costs_no_shard(tmp_path: Path, at_once: int) -> None:
+def test_memory_that_is_short_for_a_moment_costs_no_shard(tmp_path: Path, concurrent_units: int) -> None:
     names = ["kills-once-0", "slow-0", "slow-1", "fine-0"]
-    done, failed, notes = run(tmp_path, names, 1, at_once)
+    done, failed, notes = run(tmp_path, names, 1, concurrent_units)
     assert (done, failed) == (sorted(names), {})
     [note] = notes
     assert re.fullmatch(

@@ -89,7 +89,7 @@ def test_a_source_of_ones_own_runs_on_ray_with_the_same_rows(
     reports: list[ShardReport] = []
     plan = ActorPlan(1, 0, 1, 1, "cpu")
     learn = LearnStage(SETTINGS, METHOD, table.url, table.settings, source=source)
-    stage = pool_of(learn, plan, reports.append, at_once=2)
+    stage = pool_of(learn, plan, reports.append, concurrent_units=2)
     assert run_on_ray(units, [stage], ClusterSettings(attempts=2), on_note=notes.append) == {}
     assert len(notes) == 2
     check(table, units, reports)

@@ -24,8 +24,7 @@ from jobs import caption, command
 from pipeline.progress import JobProgress, prompt_table
 from pipeline.rows import ShardReport
 from pipeline.settings import CaptionSettings
-from pipeline.sources.base import Unit
-from pipeline.sources.samples import ShardError
+from pipeline.sources.base import Unit, UnitError
 from pipeline.sources.streams import ByteStream
 from pipeline.stages.learn import Captioner, caption_shard, describe, run_serially
 from pipeline.stages.parts import split_shard
@@ -56,7 +55,7 @@ def test_every_key_of_any_tar_is_one_row(captioner: Captioner, members: list[Mem
         tar.write_bytes(packed(members, form))
         keys = expected_keys(members)
         if not keys:
-            with pytest.raises(ShardError, match="holds no image"):
+            with pytest.raises(UnitError, match="holds no image"):
                 captioned(str(tar), captioner, Path(folder, "out"))
             assert not Path(folder, "out").exists()
             return

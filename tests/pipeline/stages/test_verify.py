@@ -516,30 +516,30 @@ def run(job: str) -> int:
 def test_verifying_later_gives_the_numbers_of_verifying_at_once(
     scene_tars: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    at_once, later = tmp_path / "at once", tmp_path / "later"
+    concurrent_units, later = tmp_path / "at once", tmp_path / "later"
     how = ["--verify", "demo", "--verify-steps", "1", "--local"]
     captions = ["--input", *scene_tars, "--model", "demo", "--steps", "5", "--swaps", "0", "--lanes", "16", "--local"]
     for name, words in (
-        ("caption", ["--output", str(at_once), *captions, *how]),
+        ("caption", ["--output", str(concurrent_units), *captions, *how]),
         ("caption", ["--output", str(later), *captions]),
         ("verify", [str(later), *how]),
     ):
         monkeypatch.setattr(sys, "argv", ["job", *words])
         assert run(name) == 0
     assert "verified 3/3 shards  12 prompts  mean regenerated similarity" in capsys.readouterr().out
-    tables = [pq.read_table(folder).sort_by("key") for folder in (at_once, later)]
+    tables = [pq.read_table(folder).sort_by("key") for folder in (concurrent_units, later)]
     assert tables[0].num_rows == 12
     assert tables[0]["regenerated_similarity"].null_count == 0
     assert tables[0].equals(tables[1])
 
-    (at_once / "_verified" / "scenes-1.json").unlink()  # as after a kill
-    (at_once / "scenes-2.parquet").unlink()
-    monkeypatch.setattr(sys, "argv", ["job", "--output", str(at_once), *captions, *how])
+    (concurrent_units / "_verified" / "scenes-1.json").unlink()  # as after a kill
+    (concurrent_units / "scenes-2.parquet").unlink()
+    monkeypatch.setattr(sys, "argv", ["job", "--output", str(concurrent_units), *captions, *how])
     assert run("caption") == 0
     assert "3/3 shards  4 images" in (told := capsys.readouterr().out)
     assert "verified 3/3 shards  8 prompts" in told
-    assert (at_once / "_SUCCESS").exists()
-    assert pq.read_table(at_once).sort_by("key").equals(tables[0])
+    assert (concurrent_units / "_SUCCESS").exists()
+    assert pq.read_table(concurrent_units).sort_by("key").equals(tables[0])
 
 
 def test_a_job_with_verification_succeeds_only_when_all_is_verified(

@@ -97,9 +97,9 @@ def test_a_killed_verification_goes_on_where_it_stopped(
     captions = ["jobs.caption", "--input", tmp_path / "in", "--model", "demo", "--steps", 5, "--swaps", 0]
     verify = ["--verify", "demo", "--verify-steps", 20, "--keep-images"]
     whole, out = tmp_path / "whole", tmp_path / "out"
-    at_once = ran(*captions, *verify, "--output", whole)  # on Ray
-    assert at_once.returncode == 0, at_once.stderr
-    assert "verified 5/5 shards  20 prompts" in at_once.stdout
+    concurrent_units = ran(*captions, *verify, "--output", whole)  # on Ray
+    assert concurrent_units.returncode == 0, concurrent_units.stderr
+    assert "verified 5/5 shards  20 prompts" in concurrent_units.stdout
     assert ran(*captions, "--output", out, "--local").returncode == 0
 
     process = subprocess.Popen(job("jobs.verify", out, *verify, "--local"), cwd=ROOT, stdout=subprocess.DEVNULL)
