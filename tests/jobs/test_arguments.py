@@ -197,16 +197,8 @@ def test_an_empty_text_is_one_line_before_any_work(job: type, flag: arguments.Fl
         ),
         (CaptionJob, ["--verify", "demo", "--score-pretrained", "openai"], "no meaning without --score-model"),
         (CaptionJob, ["--exact", "--swaps", "4"], "--swaps has no meaning with --exact"),
-        (
-            CaptionJob,
-            ["--demo", "--pretrained", "openai"],
-            "--pretrained has no meaning with --demo, which has its own",
-        ),
-        (
-            CaptionJob,
-            ["--model", "hf-hub:a/b", "--pretrained", "x"],
-            "--pretrained has no meaning with --model hf-hub:a",
-        ),
+        (CaptionJob, ["--demo", "--pretrained", "x"], "--pretrained has no meaning with --demo, which has its own"),
+        (CaptionJob, ["--model", "hf-hub:a/b", "--pretrained", "x"], "--pretrained has no meaning with --model hf"),
         (EvaluateJob, ["--demo", "--image-key", "jpg"], "--image-key has no meaning with --demo, which reads no tar"),
         (CaptionJob, ["--method", "pez", "--swaps", "4"], "--swaps has no meaning with --method pez"),
         (CaptionJob, ["--method", "default", "--exact"], "--exact and --method are given; expected one of them"),
