@@ -22,6 +22,7 @@ class FailureLog:
     def __init__(self, folder: OutputFolder) -> None:
         self.folder = folder
         self._texts: dict[str, str] = {}
+        self._written: set[str] = set()
 
     def record(self, unit: Unit, reason: str, trace: str = "") -> None:
         """Write down an attempt that failed.
@@ -35,12 +36,13 @@ class FailureLog:
         self._texts[unit.stem] = (self._texts.get(unit.stem, "") + text)[-_LONGEST:]
         with contextlib.suppress(OutputError):  # the unit is to blame, and its reason is printed in any case
             self.folder.put(_name(unit.stem), self._texts[unit.stem].encode("utf-8", "backslashreplace"))
+            self._written.add(unit.stem)
 
     def located(self, failed: Mapping[str, str], units: Sequence[Unit]) -> dict[str, str]:
         """The reasons by URL, each with the file that says more."""
         stems = {unit.url: unit.stem for unit in units}
         return {
-            url: f"{reason}; see {_name(stems[url])}" if stems.get(url) in self._texts else reason
+            url: f"{reason}; see {_name(stems[url])}" if stems.get(url) in self._written else reason
             for url, reason in failed.items()
         }
 

@@ -205,9 +205,9 @@ def test_a_full_disk_leaves_nothing_half_written(tars: Path, whole: dict[str, by
     one = ["--input", tars / "0.tar", *words(tars, out, "--local", "--attempts", 1)[2:]]
     done = limited(4096, *one)
     assert done.returncode == 1, done.stderr
-    assert f"failed: {tars}/0.tar: cannot write {out}/0.parquet: File too large\n" in done.stdout
+    assert f"failed: {tars}/0.tar: cannot write {out}/0.parquet: File too large; see _failures/0.txt\n" in done.stdout
     assert done.stderr == ""
-    assert files(out) == [".huggingface.yaml", "_inputs", "_run.json"]
+    assert files(out) == [".huggingface.yaml", "_failures", "_inputs", "_run.json"]
     assert rerun(tars, out) == 0  # there is room again
     assert parquets(out) == whole
 

@@ -262,7 +262,7 @@ def test_a_similarity_that_is_no_number_is_a_row_with_a_reason(make_tar: MakeTar
     captioner.clip.preprocess = lambda image: preprocess(image) * (math.nan if encoded(image) == damaged else 1.0)
     report, rows = captioned(tar, captioner, tmp_path / "out")
     assert [row["status"] for row in rows] == ["ok", "ok", "not_finite", "ok"]
-    assert "not a finite number" in rows[2]["error_message"]
+    assert "similarity is NaN" in rows[2]["error_message"]
     assert (rows[2]["similarity"], rows[2]["prompt"], rows[2]["width"]) == (None, None, 64)
     assert [rows[i] for i in (0, 1, 3)] == [undisturbed[i] for i in (0, 1, 3)]
     assert (report.ok, report.failed) == (3, {"not_finite": 1})
