@@ -55,7 +55,7 @@ def run(
 
 
 @pytest.mark.usefixtures("ray_cluster", "as_if_memory")
-@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("concurrent_units", [1, 3])
 def test_memory_that_is_short_for_a_moment_costs_no_shard(tmp_path: Path, concurrent_units: int) -> None:
     names = ["kills-once-0", "slow-0", "slow-1", "fine-0"]
     done, failed, notes = run(tmp_path, names, 1, concurrent_units)
