@@ -1,6 +1,8 @@
 """What the README shows does what it says."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 from running import ROOT
@@ -17,10 +19,36 @@ def test_the_python_of_the_readme_runs_offline(
 
 
 def test_every_link_of_the_documents_leads_somewhere() -> None:
-    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "RELIABILITY.md"):
+    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
         for link in re.findall(r"\]\(([^)#]*)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
             if link and "://" not in link:
                 assert (document.parent / link).exists(), f"{link} in {document.name}"
+
+
+def test_every_anchor_of_the_documents_is_a_heading() -> None:
+    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+        for link, anchor in re.findall(r"\]\(([^)#:]*)#([^)]*)\)", document.read_text(encoding="utf-8")):
+            target = document.parent / link if link else document
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+            assert anchor in anchors, f"{link}#{anchor} in {document.name}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1100
+
+
+def test_every_option_of_the_commands_in_the_documents_exists() -> None:
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(document.read_text(encoding="utf-8") for document in documents).replace("\\\n", " ")
+    shown: dict[str, set[str]] = {}
+    for command, line in re.findall(r"(?:^pez |`pez |python -m jobs\.)([a-z_]+)([^#`\n]*)", text, re.MULTILINE):
+        shown.setdefault(command, set()).update(re.findall(r"--[a-z][a-z-]+", line))
+    assert {"caption", "invert", "distill", "verify", "plan"} <= set(shown)
+    for command, options in shown.items():
+        words = [sys.executable, "-m", f"jobs.{command}", "--help"]
+        known = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert options <= set(re.findall(r"--[a-z][a-z-]+", known)), f"pez {command}"
 
 
 def test_every_test_that_the_promises_name_is_there() -> None:
