@@ -207,7 +207,7 @@ def test_a_full_disk_leaves_nothing_half_written(tars: Path, whole: dict[str, by
     assert done.returncode == 1, done.stderr
     assert f"failed: {tars}/0.tar: cannot write {out}/0.parquet: File too large; see _failures/0.txt\n" in done.stdout
     assert done.stderr == ""
-    assert files(out) == [".huggingface.yaml", "_failures", "_inputs", "_run.json"]
+    assert files(out) == [".huggingface.yaml", "0.txt", "_inputs", "_run.json"]
     assert rerun(tars, out) == 0  # there is room again
     assert parquets(out) == whole
 
