@@ -19,8 +19,10 @@ from typing import Any
 import fsspec
 import psutil
 import pytest
+import trivial
 from fsspec.spec import AbstractFileSystem
 from PIL import Image
+from ray import cloudpickle
 from samples_on_disk import encoded
 from trivial import SizeCaptioner, TrivialStage
 
@@ -82,6 +84,7 @@ def test_the_driver_stays_small_and_quick_over_many_shards_and_a_resume_reads_no
     """The real job with actors that caption nothing: braces, two listings, the loop, progress, the end."""
 
     monkeypatch.setattr("pipeline.stages.learn_stage.LearnStage", TrivialStage)
+    cloudpickle.register_pickle_by_value(trivial)  # workers do not see the modules of tests
     out = tmp_path / "out"
     job = CaptionJob(
         output=str(out),
