@@ -45,6 +45,7 @@ class SizeCaptioner(Captioner):
         self.settings = settings
         self.source = source_of(settings)
         self.clock = WorkClock()
+        self.opening: list[str] = []
 
     def caption(self, shard: Unit, samples: Iterable[Sample]) -> Iterator[tuple[int, Row]]:
         for sample in samples:
