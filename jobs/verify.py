@@ -11,15 +11,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from jobs import command
 from jobs.arguments import POSITIONAL
-from jobs.driver import all_are, connecting, show_first
+from jobs.driver import all_are, connecting, show_first, verify_serially
 from jobs.options import RunOptions, VerifyOptions, expect_device, expect_device_here, expect_generator, refuse_ignored
 from pez.errors import UserError
 from pipeline.sources.base import Unit
 from pipeline.terminal import Activity, count, open_console, plain, say
+
+if TYPE_CHECKING:
+    from pipeline.failures import FailureLog
+    from pipeline.progress import JobProgress
+    from pipeline.run.resources import ActorPlan
+    from pipeline.stages.verified_table import VerifiedTable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +50,7 @@ def verify(job: VerifyJob) -> int:
     with Activity(console, "loading PyTorch" if job.local else "loading PyTorch and Ray") as activity:
         with command.importing():
             if not job.local:
-                import pipeline.run.cluster  # noqa: F401
+                import pipeline.run.ray  # noqa: F401
             from pipeline.description import model_of
             from pipeline.failures import FailureLog
             from pipeline.progress import JobProgress
@@ -52,15 +58,7 @@ def verify(job: VerifyJob) -> int:
             from pipeline.run.shared_disk import check_outside_package
             from pipeline.settings import cluster_address
             from pipeline.sources.inputs import expand_inputs
-            from pipeline.stages.verify import (
-                check_verification,
-                resolved,
-                score_model,
-                tar_source_of,
-                verified_table,
-                verify_serially,
-            )
-            from pipeline.stages.verify_stage import VerifyStage
+            from pipeline.stages.verify import check_verification, resolved, score_model, tar_source_of, verified_table
             from pipeline.table import PromptTable
 
         check_outside_package([job.output], "output")
@@ -80,10 +78,7 @@ def verify(job: VerifyJob) -> int:
         else:
             expect_device_here(job.device, job.cluster)
             activity.now(connecting(job.cluster))
-            from pipeline.run import cluster
-
-            cluster.connect(job.cluster)
-            plan = cluster.plan_verifiers(job.cluster, cluster.plan_actors(job.cluster, job.device))[1]
+            plan = _plan(job)
             device = plan.device
         verified = verified_table(table, job.verification, device)
         pending = verified.pending(shards)
@@ -96,36 +91,15 @@ def verify(job: VerifyJob) -> int:
         if not pending:
             say(console, f"nothing to do: {all_are(len(shards), 'verified')}")
         else:
-            if plan is not None:
-                verified.claim()
             with progress:
                 if plan is None:
-                    progress.doing(f"loading the generator {job.verification.verify}")
-                    on_report = progress.report_verified
-                    failed = verify_serially(
-                        pending,
-                        verified,
-                        job.verification,
-                        device,
-                        on_report,
-                        progress.watch,
-                        job.cluster.attempts,
-                        progress.note,
-                        failures.record,
-                    )
+                    attempts = job.cluster.attempts
+                    failed = verify_serially(pending, verified, job.verification, device, attempts, progress, failures)
                 else:
-                    actors = count(plan.actors, "actor")
-                    progress.doing(f"starting {actors} for {job.verification.verify}")
-                    on_report = progress.report_verified
-                    with cluster.seen_by_actors(table, pending) as disk:
-                        stage = VerifyStage.of(job.verification, verified)
-                        pool = cluster.pool_of(stage, plan, on_report, disk=disk)
-                        failed = cluster.run_on_ray(
-                            pending, [pool], job.cluster, progress.look, progress.note, failures.record
-                        )
+                    failed = _on_ray(job, verified, pending, plan, progress, failures)
     except KeyboardInterrupt:
-        told_so_far = f"{progress.verified} of {count(len(shards), 'shard')} verified"
-        raise KeyboardInterrupt(f"{told_so_far}; re-run the command to resume") from None
+        done_so_far = f"{progress.verified} of {count(len(shards), 'shard')} verified"
+        raise KeyboardInterrupt(f"{done_so_far}; re-run the command to resume") from None
     failures.conclude(failed, shards)
     for url, reason in failures.located(failed, shards).items():
         say(console, plain(f"failed: {url}: {reason}"), "red")
@@ -135,6 +109,34 @@ def verify(job: VerifyJob) -> int:
         return 1
     say(console, plain(f"{count(len(shards), 'verified Parquet file')} in {table.url}"))
     return 0
+
+
+def _plan(job: VerifyJob) -> ActorPlan:
+    """What the actors get."""
+    from pipeline.run.ray import connect
+    from pipeline.run.resources import learn_plan, verify_plan
+
+    have = connect(job.cluster)
+    return verify_plan(job.cluster, learn_plan(job.cluster, job.device, have), have)[1]
+
+
+def _on_ray(
+    job: VerifyJob,
+    verified: VerifiedTable,
+    pending: list[Unit],
+    plan: ActorPlan,
+    progress: JobProgress,
+    failures: FailureLog,
+) -> dict[str, str]:
+    from pipeline.run.ray import plan_stage, run_on_ray, seen_by_actors
+    from pipeline.run.tasks import tasks_of
+    from pipeline.stages.verify_stage import VerifyStage
+
+    verified.claim()
+    progress.doing(f"starting {count(plan.actors, 'actor')} for {job.verification.verify}")
+    with seen_by_actors(verified.prompts, pending) as disk:
+        stage = plan_stage(VerifyStage.of(job.verification, verified), plan, progress.report_verified, disk=disk)
+        return run_on_ray(tasks_of(pending), [stage], job.cluster, progress.look, progress.note, failures.record)
 
 
 def with_sources(shards: Sequence[Unit], given: Sequence[Unit]) -> list[Unit]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pipeline.addresses import redact
 from pipeline.errors import OutputError
 from pipeline.folder import OutputFolder
+from pipeline.run.tasks import Task
 from pipeline.sources.base import Unit
 
 _LONGEST = 100_000  # characters of a file
@@ -24,15 +25,16 @@ class FailureLog:
         self._texts: dict[str, str] = {}
         self._written: set[str] = set()
 
-    def record(self, unit: Unit, reason: str, trace: str = "") -> None:
+    def record(self, task: Task, reason: str, trace: str = "") -> None:
         """Write down an attempt that failed.
 
         Args:
             reason: one line.
-            trace: the traceback; empty where nothing was raised, as for a lost worker.
+            trace: the traceback; empty where nothing was raised, as for a lost actor.
         """
+        unit = task.unit
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        text = redact(f"{now} {unit.url}{unit.which}: {reason}\n{trace.rstrip()}\n\n", unit.source)
+        text = redact(f"{now} {unit.url}{task.detail}: {reason}\n{trace.rstrip()}\n\n", unit.source)
         self._texts[unit.stem] = (self._texts.get(unit.stem, "") + text)[-_LONGEST:]
         with contextlib.suppress(OutputError):  # the unit is to blame, and its reason is printed in any case
             self.folder.put(_name(unit.stem), self._texts[unit.stem].encode("utf-8", "backslashreplace"))

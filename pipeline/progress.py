@@ -34,7 +34,7 @@ class JobProgress:
 
     Args:
         shards: of the whole job.
-        done: that an earlier run captioned; None where the job captions none.
+        done: that an earlier run learned; None where the job learns none.
         every: seconds between plain lines.
         verified: shards that an earlier run verified; None where the job verifies none.
         noun: what prompts are learned for.
@@ -52,7 +52,7 @@ class JobProgress:
     ) -> None:
         self.shards, self.console, self.every, self.clock = shards, console, every, clock
         self.noun = noun
-        self.captions, self.verifies = done is not None, verified is not None
+        self.learns, self.verifies = done is not None, verified is not None
         self.started, self.printed = clock(), clock()
         self.done = self.earlier = done or 0
         self.images = 0
@@ -139,7 +139,7 @@ class JobProgress:
         self._warn(report.warnings)
         self.activity = ""
         self.verified += 1
-        if self.verifying_since is None:  # it may have waited for the captions
+        if self.verifying_since is None:  # it may have waited for the prompts
             self.verifying_since, self.verified_before = self.clock(), self.verified
         self.painted.images += report.rows
         self.painted.scored += report.scored
@@ -172,7 +172,7 @@ class JobProgress:
     def line(self) -> str:
         """The counts, in one line."""
         seconds = max(self.clock() - self.started, 1e-9)
-        parts = [*(self._captioned(seconds) if self.captions else ()), *(self._verified() if self.verifies else ())]
+        parts = [*(self._learned(seconds) if self.learns else ()), *(self._verified() if self.verifies else ())]
         if self.activity:
             parts.append(f"{plain(self.activity)}, {duration(self.clock() - self.active_since)}")
         elif (self.verified if self.verifies else self.done) == self.shards:
@@ -197,7 +197,7 @@ class JobProgress:
             return None
         return (self.clock() - self.learning_since) / (ended + begun) * (self.shards - self.done - begun)
 
-    def _captioned(self, seconds: float) -> list[str]:
+    def _learned(self, seconds: float) -> list[str]:
         unfinished = [*self.busy, *self.parts.values()]
         images = self.images + sum(p.images for p in unfinished)
         similarity = self.similarity + sum(p.similarity for p in unfinished)
