@@ -66,7 +66,7 @@ class TextSettings:
 
 @dataclasses.dataclass(frozen=True)
 class CaptionSettings(TarSettings, LearnSettings):
-    """What decides the rows of captions, beside the images; a rerun on the same output must have the same."""
+    """What decides the rows, beside the images; a rerun on the same output must have the same."""
 
     def __post_init__(self) -> None:
         TarSettings.__post_init__(self)

@@ -91,7 +91,7 @@ def parts_that_balance(images: int, gpus: int, shard_size: int, limit: float = m
 
 
 def shard_size_that_balances(images: int, gpus: int, limit: float = math.inf, idle: float = 0.02) -> int:
-    """The largest of the sizes 1, 2, 5, 10, 20 and so on, up to `most`, with which GPUs are idle for at most that share."""
+    """The largest of the sizes 1, 2, 5, 10, 20 and so on, up to `limit`, with which GPUs are idle for at most that share."""
     sizes = [digit * 10**power for power in range(len(str(images))) for digit in (1, 2, 5)]
     return max((size for size in sizes if size <= limit and _idle(images, gpus, size, 1) <= idle), default=1)
 

@@ -1,4 +1,4 @@
-"""The runner on Ray, and the only file that imports it: a pool of actors for each stage, which do what its queue gives them.
+"""The runner on Ray, and the only file that imports it: each stage has a pool of actors, which run what its queue gives them.
 
 One task = a unit, or a part of a large one. The driver waits for whichever ends first; `work.py` decides what follows.
 Images never enter the object store.
@@ -35,7 +35,7 @@ from pipeline.run.worker_path import worker_path
 from pipeline.settings import ClusterSettings, cluster_address
 from pipeline.sources.base import Unit
 
-_PATIENCE = 30.0  # seconds without any actor before a note says so
+_PATIENCE = 30.0  # seconds without an actor before a note says so
 
 
 def run_on_ray(
@@ -72,9 +72,9 @@ def run_on_ray(
             for i, pool in enumerate(pools):
                 pool.assign()
                 if not any(queue.unfinished for queue in queues[: i + 1]):
-                    pool.dismiss()  # so that there is room for the actors of the stages after it
+                    pool.dismiss()  # makes room for the actors of later stages
                 elif not pool.queue.unfinished and any(queue.starved for queue in queues[:i]):
-                    pool.dismiss()  # it took the room of an actor that was lost
+                    pool.dismiss()  # it took the room of a lost actor
             waiting = {reference: i for i, pool in enumerate(pools) for reference in pool.references()}
             if not waiting:  # each task that is left waits for its next attempt
                 time.sleep(0.1)
@@ -144,14 +144,14 @@ class _Pool:
         return [r for actor in self.queue.executors for r in (actor.references if actor.ready else [actor.starting])]
 
     def take(self, reference: Any) -> Unit | None:
-        """Take in what a reference that is ready holds.
+        """Take the result of a reference that is ready.
 
         Returns:
             the unit that has left this stage, if one has.
         """
         actors = self.queue.executors
         actor = next((a for a in actors if reference == a.starting or reference in a.references), None)
-        if actor is None:  # it has just been ended
+        if actor is None:  # it was ended a moment ago
             return None
         if not actor.ready:
             self._take_start(actor)
@@ -187,8 +187,8 @@ class _Pool:
             self.last_ready = time.monotonic()
 
     def _lose(self, actor: _Actor, error: RayError) -> None:
-        """What an actor had in work did not come to its end."""
-        ray.kill(actor.handle)  # one that is only out of reach would keep its GPU
+        """An actor did not finish what it had in work."""
+        ray.kill(actor.handle)  # if it is only out of reach, it would keep its GPU
         if reason := memory_shortage(error):
             self.queue.memory_short(actor, reason)
         elif node_lost(actor.node, error):
@@ -204,7 +204,7 @@ class _Pool:
         self.queue.executors.remove(actor)
 
     def expire(self) -> None:
-        """End actors whose oldest task has had its time."""
+        """End actors whose oldest task has timed out."""
         for actor in self.queue.expire():
             ray.kill(actor.handle)
 
@@ -217,10 +217,10 @@ class _Pool:
         return found
 
     def note_no_actor(self, may_wait: bool) -> None:
-        """Say now and then that no actor starts.
+        """Note now and then that no actor has started.
 
         Args:
-            may_wait: the stages before this one may have all the resources.
+            may_wait: earlier stages may hold all the resources.
         """
         now, actors = time.monotonic(), self.queue.executors
         if may_wait or not actors or any(actor.ready for actor in actors):
@@ -241,10 +241,10 @@ class _Pool:
 
 @ray.remote
 class WorkerActor:
-    """Opens any stage in a process of its own and does its tasks.
+    """Opens any stage in a process of its own and runs its tasks.
 
     Args:
-        disk: what it must see of the driver's disks.
+        disk: the part of the driver's disks that it must see.
     """
 
     def __init__(self, stage: Stage, device: str, threads: int, disk: SharedDisk) -> None:
@@ -256,7 +256,9 @@ class WorkerActor:
         try:
             disk.check(ray.util.get_node_ip_address())
             self.worker = stage.open(device, threads)
-        except Exception as error:  # raised by `ready`: of a constructor's, Ray keeps no more than a traceback as text
+        except (
+            Exception
+        ) as error:  # for `ready` to raise: of an error in a constructor Ray keeps only the traceback's text
             self.problem = error
 
     def ready(self) -> str:

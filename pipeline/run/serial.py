@@ -18,7 +18,7 @@ def run_serially(
     on_note: Callable[[str], None] = lambda _: None,
     on_failure: OnFailure = lambda *_: None,
 ) -> dict[str, str]:
-    """Do task after task; those that fail come again after the others.
+    """Run the tasks one after the other; those that fail are retried after the others.
 
     Args:
         worker: the opened stage.
@@ -36,7 +36,7 @@ def run_serially(
         for _, work in queue.assign():
             try:
                 report = worker.run(work.task)
-            except Exception as error:  # whatever befell this task, the others are done
+            except Exception as error:  # of any kind: the other tasks go on
                 queue.failed(here, work, error, traceback.format_exc())
             else:
                 queue.done(here, work)

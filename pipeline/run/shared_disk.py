@@ -44,7 +44,7 @@ class SharedDisk:
         Raises:
             UserError: it is not.
         """
-        problem = "is not the one that the job was started with; share that disk among all nodes, or take an object store (s3://...)"
+        problem = "is not the one that the job was started with; share that disk among all nodes, or use an object store (s3://...)"
         if self.output is not None and not _appears(self.output[1]):
             raise UserError(f"on node {node} the output {self.output[0]} {problem}")
         if self.output is not None and not os.access(self.output[0], os.W_OK):

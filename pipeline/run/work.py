@@ -1,8 +1,8 @@
-"""The work of one stage: which task comes next, and what follows when one fails or its executor is lost.
+"""The work of one stage: which task runs next, and what follows when one fails or its executor is lost.
 
-An executor is an actor, or this process. When it dies, hangs or loses its node, its tasks come back into the queue. What a
-task may cost is bounded: `attempts` of its own, four times as many for which a lost node is to blame, and when memory runs
-short as many as it takes while anything else gets done. Nothing here starts an executor or waits for one.
+An executor is an actor, or this process. When it dies, hangs or loses its node, its tasks return to the queue. The cost of a
+task is bounded: `attempts` attempts of its own, four times as many that are lost with a node, and, when memory runs short,
+any number while other tasks finish. Nothing here starts an executor or waits for one.
 """
 
 import dataclasses
@@ -22,47 +22,47 @@ _LESS_MEMORY = "fewer --actors or smaller --lanes need less memory"
 
 @dataclasses.dataclass(eq=False)
 class Work:
-    """A task, and what its attempts came to."""
+    """A task and its attempts so far."""
 
     task: Task
     attempts: int = 0
     """that failed"""
     losses: int = 0
-    """attempts for which a lost node is to blame"""
+    """attempts that were lost with a node"""
     not_before: float = 0.0
-    """time of the next attempt"""
+    """earliest time of the next attempt"""
     alone: bool = False
-    """its executor died with others in work beside it: the next attempt, alone, shows whether it is to blame"""
+    """it was in work beside others when their executor died; the next attempt, alone, shows whether it is to blame"""
     ended_by_memory: bool = False
-    """memory ran short while it was in work, once at least"""
+    """memory ran short while it was in work, at least once"""
 
 
 @dataclasses.dataclass(eq=False)
 class Executor:
-    """Who does tasks, and those that it has."""
+    """What runs tasks, and those that it is running."""
 
     ready: bool = True
-    """it has started and takes tasks"""
+    """it has started and can take tasks"""
     works: list[Work] = dataclasses.field(default_factory=list)
     """the oldest first"""
     deadline: float = math.inf
     """of the oldest"""
     shortages: int = 0
-    """how often memory had run short when it was started"""
+    """of memory, in this stage, before it started"""
 
 
 E = TypeVar("E", bound=Executor)
 
 
 class WorkQueue(Generic[E]):
-    """The tasks of one stage and the executors that do them.
+    """The tasks of one stage and the executors that run them.
 
     Args:
-        name: of the stage, for messages; empty where there is only one.
-        attempts: that a task has before it is given up. An error that is `permanent` is not retried.
+        name: of the stage, for messages; empty if there is only one.
+        attempts: of a task before it is given up. An error that is `permanent` is not retried.
         timeout: seconds for an attempt.
-        limit: executors at most.
-        concurrent: tasks that an executor may have at a time.
+        limit: the most executors.
+        concurrent: the most tasks that an executor has at a time.
         on_note: called with one line for each failure that is retried.
         on_failure: called with each attempt that fails: the task, the reason and the traceback.
         clock: seconds, never backwards.
@@ -91,13 +91,13 @@ class WorkQueue(Generic[E]):
         self._parts_done: Counter[str] = Counter()
         self._no_start_before = 0.0
         self._shortages = 0
-        """times that memory ran short"""
+        """how often memory ran short"""
         self._in_a_row = 0
-        """of them, those since a task was done"""
+        """shortages since a task was done"""
         self._in_vain = 0
-        """of those, the ones that ended the only work"""
+        """of these, those that left nothing in work anywhere"""
         self._starts_in_vain = 0
-        """starts that memory ended while no executor was ready, since one was"""
+        """starts that memory ended while no executor was ready; since one was"""
 
     @property
     def busy(self) -> bool:
@@ -110,14 +110,14 @@ class WorkQueue(Generic[E]):
 
     @property
     def starved(self) -> bool:
-        """Tasks wait and no executor is ready, perhaps for want of resources."""
+        """Tasks wait and no executor is ready, perhaps for lack of resources."""
         return bool(self.waiting) and not any(executor.ready for executor in self.executors)
 
     def add(self, tasks: Iterable[Task]) -> None:
         self.waiting.extend(Work(task) for task in tasks)
 
     def join(self, executor: E) -> None:
-        """Count an executor in; it gets tasks when it is ready."""
+        """Add an executor, which gets tasks once it is ready."""
         executor.shortages = self._shortages
         self.executors.append(executor)
 
@@ -127,14 +127,14 @@ class WorkQueue(Generic[E]):
         self._starts_in_vain = 0
 
     def missing(self) -> int:
-        """Executors to start: there are fewer than tasks to do."""
+        """How many executors to start: at most one for each task that no idle one can take."""
         if self.clock() < self._no_start_before:
             return 0
         idle = sum(not executor.works for executor in self.executors)
         return max(0, min(self.limit - len(self.executors), len(self.waiting) - idle))
 
     def assign(self) -> list[tuple[E, Work]]:
-        """Give waiting tasks to executors that have room: each its first before any its second."""
+        """Give waiting tasks to executors with room: each gets its first before any gets its second."""
         given = []
         for held in range(self._room()):
             for executor in self.executors:
@@ -148,11 +148,11 @@ class WorkQueue(Generic[E]):
         return given
 
     def seconds_to_next(self) -> float:
-        """Until a waiting task may be tried."""
+        """Until the next attempt of a waiting task."""
         return max(0.0, min((work.not_before for work in self.waiting), default=0.0) - self.clock())
 
     def done(self, executor: E, work: Work) -> Unit | None:
-        """A task ended well; the last part of a unit is followed by the merge.
+        """A task is done; the last part of a unit is followed by the merge.
 
         Returns:
             the unit that has left this stage, if one has.
@@ -169,7 +169,7 @@ class WorkQueue(Generic[E]):
         return None
 
     def failed(self, executor: E, work: Work, error: BaseException | None, trace: str) -> None:
-        """A task raised an error, after which its executor is as good as before."""
+        """A task raised an error; its executor goes on."""
         self._take_back(executor, work)
         reason = one_line(error)
         self._record([work], reason, trace)
@@ -177,9 +177,9 @@ class WorkQueue(Generic[E]):
         self._retry(work, reason, retry_delay(work.attempts), permanent=getattr(error, "permanent", False))
 
     def died(self, executor: E, reason: str) -> None:
-        """An executor is gone, by the fault of a task that it had.
+        """An executor died of one of its tasks.
 
-        With several in work it is not known which, so none is charged an attempt; each is retried alone.
+        If it had several, it is not known which: none is charged an attempt, and each is retried alone.
         """
         works = self._dismiss(executor)
         self._record(works, reason)
@@ -193,7 +193,7 @@ class WorkQueue(Generic[E]):
             self.on_note(f"{_names(works)}: {self._of_stage(reason)}. Retrying one at a time")
 
     def node_lost(self, executor: E) -> None:
-        """An executor is gone with its node, for which no task is to blame."""
+        """An executor was lost with its node, for which no task is to blame."""
         works = self._dismiss(executor)
         self._record(works, "the node was lost")
         for work in works:
@@ -201,10 +201,10 @@ class WorkQueue(Generic[E]):
             self._retry(work, "the node was lost")
 
     def expire(self) -> list[E]:
-        """Take the tasks back from executors whose oldest has had its time; the others that they have are not charged.
+        """Take back the tasks of executors whose oldest task has timed out; their other tasks are not charged.
 
         Returns:
-            those executors, to be ended.
+            those executors, which are to be ended.
         """
         late = [executor for executor in self.executors if executor.works and self.clock() > executor.deadline]
         for executor in late:
@@ -217,14 +217,14 @@ class WorkQueue(Generic[E]):
         return late
 
     def memory_short(self, executor: E, reason: str) -> None:
-        """An executor was ended because its node had too little memory left, for which its tasks cannot be blamed.
+        """An executor was ended because its node ran short of memory, for which its tasks are not to blame.
 
-        They are retried without a limit while anything else gets done; the next executor waits a little. When nothing
-        gets done at all, only a few tries follow one another.
+        They are retried alone, after a wait, without a limit while other tasks finish. When nothing finishes, they are
+        given up after a few shortages.
         """
         works = self._dismiss(executor)
         self._record(works, reason)
-        fresh = executor.shortages == self._shortages  # not one of several that one shortage has ended
+        fresh = executor.shortages == self._shortages  # one shortage may end several
         self._shortages += fresh
         self._in_a_row += fresh
         wait = retry_delay(self._in_a_row)
@@ -257,14 +257,14 @@ class WorkQueue(Generic[E]):
         return self._starts_in_vain >= self._shortages_allowed
 
     def _room(self) -> int:
-        """How many tasks an executor may have now: near the end fewer, so that all end together."""
+        """How many tasks an executor may have now: fewer near the end, so that all finish together."""
         if self.limit == 1:
             return self.concurrent
         left = len(self.waiting) + sum(len(executor.works) for executor in self.executors)
         return max(1, min(self.concurrent, left // (2 * self.limit)))
 
     def _next(self, alone: bool) -> Work | None:
-        """A task whose time has come; one that must be alone only for an executor that has nothing."""
+        """Take the first task that is due; one that must run alone only for an executor without any."""
         now = self.clock()
         work = next((w for w in self.waiting if w.not_before <= now and (alone or not w.alone)), None)
         if work is not None:
@@ -277,7 +277,7 @@ class WorkQueue(Generic[E]):
         executor.works.remove(work)
 
     def _dismiss(self, executor: E) -> list[Work]:
-        """Count an executor out; returns what it had in work."""
+        """Remove an executor; returns what it had in work."""
         self.executors.remove(executor)
         works, executor.works = executor.works, []
         return works

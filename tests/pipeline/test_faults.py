@@ -285,7 +285,7 @@ class Enough(Exception):  # noqa: N818 - not an error
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_cluster_without_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_without_resources_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "_PATIENCE", 0.5)
 
     def note(line: str) -> None:

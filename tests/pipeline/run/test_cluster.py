@@ -67,7 +67,7 @@ def test_a_shard_that_kills_every_actor_is_given_up(tmp_path: Path) -> None:
     assert failed == {"mem://kills-always": "learning: the actor died (2 attempts)"}
 
 
-def test_a_shard_that_hangs_is_tried_again(tmp_path: Path) -> None:
+def test_a_shard_that_hangs_is_retried(tmp_path: Path) -> None:
     done, failed, notes = run(tmp_path, ["fine-0", "hangs", "fine-1"], shard_timeout=3.0)
     assert (done, failed) == (["fine-0", "fine-1", "hangs"], {})
     assert notes == ["hangs: learning: timed out after 3 s. Retrying"]
@@ -89,7 +89,7 @@ def test_a_shard_that_fails_says_why_in_one_line(tmp_path: Path) -> None:
     assert failed == {"mem://bad-0": "learning: this shard is bad (3 attempts)"}
 
 
-def test_a_shard_that_no_further_try_can_mend_is_tried_once(tmp_path: Path) -> None:
+def test_an_error_that_no_retry_can_fix_is_tried_once(tmp_path: Path) -> None:
     done, failed, notes = run(tmp_path, ["fine-0", "hopeless-0"], attempts=3)
     assert (done, notes) == (["fine-0"], [])
     assert failed == {"mem://hopeless-0": "learning: not a tar: a picture"}

@@ -74,7 +74,7 @@ def test_a_ray_of_this_machine_that_does_not_start_is_one_line(
     ("listener", "told"),
     [("dead", "Connection refused"), ("silent", "timed out"), ("web", "something other than Ray listens there")],
 )
-def test_an_address_without_a_ray_is_told_in_seconds(
+def test_an_address_without_a_ray_is_reported_in_seconds(
     scheme: str, listener: str, told: str, request: pytest.FixtureRequest
 ) -> None:
     address = scheme + request.getfixturevalue(listener)
