@@ -32,8 +32,10 @@ def run_serially(
     queue.add(tasks)
     queue.join(here := Executor())
     while queue.unfinished:
-        time.sleep(queue.seconds_to_next())
-        for _, work in queue.assign():
+        given = queue.assign()
+        if not given:
+            time.sleep(queue.seconds_to_next())
+        for _, work in given:
             try:
                 report = worker.run(work.task)
             except Exception as error:  # of any kind: the other tasks go on

@@ -289,7 +289,7 @@ class WorkQueue(Generic[E]):
         work.not_before = self.clock() + wait
         self.waiting.append(work)
         when = f" in {wait:g} s" if wait else ""
-        self.on_note(f"{work.task}: {self._of_stage(reason)}. Retrying{when}")
+        self.on_note(f"{work.task}: {self._of_stage(reason).rstrip('.')}. Retrying{when}")
 
     def _give_up(self, work: Work, reason: str, attempts: int) -> None:
         count = f" ({attempts} attempts)" if attempts > 1 else ""

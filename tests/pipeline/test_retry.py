@@ -126,7 +126,9 @@ def test_a_tar_with_other_keys_is_not_mixed_in(
     learn_unit(shard, learner, table)
     before = Path(f"{table.url}/a.parquet").read_bytes()
     make_tar("in/a.tar", [("new.png", encoded(images[9])), *members(images)])
-    with pytest.raises(UnitError, match="other keys than when its prompts were learned; remove .*a.parquet to learn all"):
+    with pytest.raises(
+        UnitError, match="other keys than when its prompts were learned; remove .*a.parquet to learn all"
+    ):
         learn_unit(shard, learner, table, retry_failed=True)
     assert Path(f"{table.url}/a.parquet").read_bytes() == before
 

@@ -42,7 +42,7 @@ def learner() -> Learner:
     return Learner(SETTINGS, METHOD)
 
 
-def captioned(tar: str, learner: Learner, out: Path) -> tuple[ShardReport, list[dict]]:
+def learned(tar: str, learner: Learner, out: Path) -> tuple[ShardReport, list[dict]]:
     table = PromptTable(str(out), DESCRIBED)
     report = learn_unit(Unit(tar, "a"), learner, table)
     assert json.loads((out / "_reports" / "a.json").read_text())["rows"] == report.rows
@@ -58,10 +58,10 @@ def test_every_key_of_any_tar_is_one_row(learner: Learner, members: list[Member]
         keys = expected_keys(members)
         if not keys:
             with pytest.raises(UnitError, match="holds no image"):
-                captioned(str(tar), learner, Path(folder, "out"))
+                learned(str(tar), learner, Path(folder, "out"))
             assert not Path(folder, "out").exists()
             return
-        report, rows = captioned(str(tar), learner, Path(folder, "out"))
+        report, rows = learned(str(tar), learner, Path(folder, "out"))
     assert [row["key"] for row in rows] == keys
     for row in rows:
         assert row["status"] in (("ok", "bad_image") if has_image(members, row["key"]) else ("no_image",))
@@ -97,13 +97,13 @@ def test_captions_in_any_order_are_those_of_neighbours(
     make_tar: MakeTar, learner: Learner, scenes_with_all_kinds: list, tmp_path: Path
 ) -> None:
     tar = make_tar("a.tar", scenes_with_all_kinds)
-    report, neighbours = captioned(tar, learner, tmp_path / "neighbours")
+    report, neighbours = learned(tar, learner, tmp_path / "neighbours")
     assert [row["caption"] for row in neighbours] == [*(f"scene {i}" for i in range(8)), "no picture"]
     assert [row["status"] for row in neighbours].count("ok") == 7
     captions_last = sorted(scenes_with_all_kinds, key=lambda member: member[0].endswith(".txt"))
     for n, order in enumerate((captions_last, captions_last[::-1], shuffled(scenes_with_all_kinds))):
         make_tar("a.tar", order)
-        again, rows = captioned(tar, learner, tmp_path / f"out-{n}")
+        again, rows = learned(tar, learner, tmp_path / f"out-{n}")
         assert by_key(rows) == by_key(neighbours), "bit for bit, and each key once"
         firsts = dict.fromkeys(name.split(".")[0] for name, _ in order if not name.endswith("json"))
         assert [row["key"] for row in rows] == list(firsts)
@@ -196,14 +196,14 @@ def test_verification_reads_a_shard_as_it_was_captioned(
 def test_text_of_strangers_is_stored_as_it_is(make_tar: MakeTar, learner: Learner, tmp_path: Path) -> None:
     key, text = "<script>alert(1)</script>[red]x[/red]", "<b>bold</b> [/] \x1b[31mred\x07 \0 \u202ekcab"
     tar = make_tar("a.tar", [(f"{key}.jpg", JPEG), (f"{key}.txt", text.encode()), ("2.jpg", JPEG), ("2.txt", b"\xff")])
-    _, rows = captioned(tar, learner, tmp_path / "out")
+    _, rows = learned(tar, learner, tmp_path / "out")
     assert [(row["key"], row["caption"]) for row in rows] == [(key, text), ("2", "\N{REPLACEMENT CHARACTER}")]
 
 
 def test_text_of_strangers_does_not_steer_a_terminal(make_tar: MakeTar, learner: Learner, tmp_path: Path) -> None:
     key, text = "[red]x[/red]\x1b[2J", "[/] \x1b[31mred\x07\r\u202ekcab\nnext [bold]"
     tar = make_tar("a.tar", [(f"{key}.jpg", JPEG), (f"{key}.txt", text.encode())])
-    captioned(tar, learner, tmp_path / "out")
+    learned(tar, learner, tmp_path / "out")
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, color_system=None, width=200)
     console.print(prompt_table(pq.read_table(tmp_path / "out" / "a.parquet")))
@@ -241,7 +241,7 @@ def test_a_caption_of_a_megabyte_of_one_word_is_soon_scored(
     letters = np.random.default_rng(0).integers(ord("a"), ord("z") + 1, 2**20, np.uint8).tobytes()
     tar = make_tar("a.tar", [("1.jpg", JPEG), ("1.txt", letters)])
     start = time.monotonic()
-    _, [row] = captioned(tar, learner, tmp_path / "out")
+    _, [row] = learned(tar, learner, tmp_path / "out")
     assert time.monotonic() - start < 300  # CLIP's tokenizer needs most of an hour for all of it
     assert row["caption"] == letters.decode()
     assert -1 <= row["caption_similarity"] <= 1
@@ -250,7 +250,7 @@ def test_a_caption_of_a_megabyte_of_one_word_is_soon_scored(
 def test_pictures_of_any_shape_have_a_prompt_or_a_reason(make_tar: MakeTar, learner: Learner, tmp_path: Path) -> None:
     sizes = {"dot": (1, 1), "line": (200, 1), "sliver": (1, 30_000), "wide": (3000, 40), "plain": (64, 64)}
     tar = make_tar("a.tar", [(f"{n}.png", encoded(Image.new("RGB", size, "red"))) for n, size in sizes.items()])
-    _, rows = captioned(tar, learner, tmp_path / "out")
+    _, rows = learned(tar, learner, tmp_path / "out")
     assert {row["key"]: row["status"] for row in rows} == {n: "ok" for n in sizes} | {"sliver": "bad_image"}
     assert all(math.isfinite(row["similarity"]) for row in rows if row["status"] == "ok")
 
@@ -258,11 +258,11 @@ def test_pictures_of_any_shape_have_a_prompt_or_a_reason(make_tar: MakeTar, lear
 def test_a_similarity_that_is_no_number_is_a_row_with_a_reason(make_tar: MakeTar, images: list, tmp_path: Path) -> None:
     tar = make_tar("a.tar", [(f"{i}.png", encoded(images[i])) for i in range(4)])
     learner = Learner(SETTINGS, METHOD)
-    _, undisturbed = captioned(tar, learner, tmp_path / "undisturbed")
+    _, undisturbed = learned(tar, learner, tmp_path / "undisturbed")
     preprocess, damaged = learner.clip.preprocess, encoded(images[2])
     # As of a model that overflows on one picture.
     learner.clip.preprocess = lambda image: preprocess(image) * (math.nan if encoded(image) == damaged else 1.0)
-    report, rows = captioned(tar, learner, tmp_path / "out")
+    report, rows = learned(tar, learner, tmp_path / "out")
     assert [row["status"] for row in rows] == ["ok", "ok", "not_finite", "ok"]
     assert "similarity is NaN" in rows[2]["error_message"]
     assert (rows[2]["similarity"], rows[2]["prompt"], rows[2]["width"]) == (None, None, 64)
@@ -277,10 +277,10 @@ def test_a_shard_over_a_line_that_breaks_has_the_rows_of_the_file(
 ) -> None:
     monkeypatch.setattr(ByteStream, "waits", (0.01, 0.01))
     data = Path(scene_tars[0]).read_bytes()
-    _, undisturbed = captioned(scene_tars[0], learner, tmp_path / "undisturbed")
+    _, undisturbed = learned(scene_tars[0], learner, tmp_path / "undisturbed")
     with WeakServer({"a.tar": data}, ranges, breaks=2, break_at=len(data) // 2).running() as server:
         url = f"{server.url}/a.tar"
-        _, rows = captioned(url, learner, tmp_path / "out")
+        _, rows = learned(url, learner, tmp_path / "out")
         assert server.breaks == 0
     assert rows == [{**row, "shard": url} for row in undisturbed]
     assert len(rows) == 4
@@ -288,7 +288,7 @@ def test_a_shard_over_a_line_that_breaks_has_the_rows_of_the_file(
 
 def test_the_report_counts_what_is_in_no_row(make_tar: MakeTar, learner: Learner, tmp_path: Path) -> None:
     tar = make_tar("a.tar", [("1.jpg", JPEG), ("1.png", JPEG), (".hidden.jpg", JPEG)])
-    report, rows = captioned(tar, learner, tmp_path / "out")
+    report, rows = learned(tar, learner, tmp_path / "out")
     assert [row["key"] for row in rows] == ["1"]
     assert report.left_out == {"another image of its key": 1, "hidden, without an extension, or not a file": 1}
     assert PromptTable(str(tmp_path / "out"), DESCRIBED).finished(Unit(tar, "a")) == report
