@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pez.methods.swaps import swap_forwards
+from pez.methods.swaps import prompts_scored
 from pez.models.clip import Clip
 
 
@@ -19,11 +19,12 @@ def engine_step_flop(clip: Clip, tokens: int, allowed: Tensor) -> float:
 
 
 def swaps_flop(clip: Clip, tokens: int, rounds: int, candidates: int, allowed: Tensor) -> float:
-    """All rounds of swaps of a lane: forward and back once, the gains of one position, forward for each candidate."""
+    """All rounds of swaps of a lane: each forward and back once, the gains of one position, and the candidates' ends."""
     rows = tokens + 1
-    candidates = min(candidates, int(allowed.sum()))
-    forwards = swap_forwards(tokens, rounds, candidates)
-    return forwards * forward_flop(clip, rows, rows + 1, 1) + rounds * projection_flop(clip, 1, allowed)
+    scored = prompts_scored(tokens, rounds, min(candidates, int(allowed.sum())))
+    candidate_flop = sum(n * forward_flop(clip, rows - start, rows + 1, 1) for start, n in scored.items())
+    gradients = rounds * (2 * forward_flop(clip, rows, rows + 1, 1) + projection_flop(clip, 1, allowed))
+    return candidate_flop + gradients
 
 
 def forward_flop(clip: Clip, rows: int, keys: int, last: int) -> float:

@@ -5,7 +5,8 @@ length; a template adds fixed words to both sides. The tower is causal and its f
 
 - positions after the end token change nothing: they are left out;
 - positions before the prompt do not see it: their keys and values are computed once;
-- in the last layer only the end token's output is read: the other queries and MLPs are left out.
+- in the last layer only the end token's output is read: the other queries and MLPs are left out;
+- prompts that begin alike have the same keys and values there: they are computed for one of them.
 
 All of this is exact. Towers it does not hold for (bidirectional, pooled elsewhere) run in full by `FullContextEncoder`;
 `text_encoder` chooses, and checks the choice against the model's own `encode_text`.
@@ -28,6 +29,32 @@ class TextEncoder(Protocol):
     def __call__(self, soft: Tensor) -> Tensor:
         """(n, tokens, width) float embeddings to (n, dim) features, not normalised, differentiable."""
         ...
+
+    def with_past(self, soft: Tensor) -> "tuple[Tensor, Past]":
+        """The same features, and what prompts with the same first tokens share."""
+        ...
+
+    def continued(self, past: "Past", start: int, soft: Tensor) -> Tensor:
+        """Features of prompts that differ from those of the past only from position `start` on.
+
+        Args:
+            past: of n prompts.
+            soft: (n, count, tokens - start, width) float, the embeddings from there on of `count` prompts for each.
+
+        Returns:
+            (n, count, dim) features, not normalised. No gradient flows to the past.
+        """
+        ...
+
+
+class Past(NamedTuple):
+    """What the positions of n prompts hand to later ones: in each layer, two tensors with n rows."""
+
+    layers: list[tuple[Tensor, Tensor]]
+
+    def rows(self, part: slice) -> "Past":
+        """The past of some of the prompts."""
+        return Past([(key[part], value[part]) for key, value in self.layers])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,18 +136,39 @@ class CausalEncoder:
         for weights in self.layers:
             _, key, value = _heads_of(F.layer_norm(x, x.shape[-1:], *weights.norm1), weights, self.heads, False)
             kept.append((key, value))
-            x = _block(x, none, none, weights, self.activation, self.heads, False)
+            x, _, _ = _block(x, none, none, weights, self.activation, self.heads, False)
         return kept
 
     def __call__(self, soft: Tensor) -> Tensor:
+        return self.with_past(soft)[0]
+
+    def with_past(self, soft: Tensor) -> tuple[Tensor, Past]:
         n, tokens, _ = soft.shape
         after = self.embedding_after
         positions = self.positions[self.before : self.before + tokens + len(after)]
         x = torch.cat([soft, after.expand(n, -1, -1).to(soft.dtype)], 1) + positions.to(soft.dtype)
         x = x.to(self.dtype)  # (n, tokens + after, width)
+        past = []
         for i, (weights, (key0, value0)) in enumerate(zip(self.layers, self.prefix, strict=True)):
-            x = self.block(x, key0, value0, weights, self.activation, self.heads, i == len(self.layers) - 1)
-        pooled = self.final(x[:, 0].to(self.final.weight.dtype))  # (n, width), full precision from here
+            x, key, value = self.block(x, key0, value0, weights, self.activation, self.heads, i == len(self.layers) - 1)
+            past.append((key.detach(), value.detach()))
+        return self._feature(x[:, 0]), Past(past)
+
+    def continued(self, past: Past, start: int, soft: Tensor) -> Tensor:
+        n, count, tail, _ = soft.shape
+        after = self.embedding_after
+        known = self.before + start
+        positions = self.positions[known : known + tail + len(after)]
+        x = torch.cat([soft, after.expand(n, count, -1, -1).to(soft.dtype)], 2) + positions.to(soft.dtype)
+        x = x.to(self.dtype)  # (n, count, tail + after, width)
+        for i, (weights, (key, value)) in enumerate(zip(self.layers, past.layers, strict=True)):
+            last = i == len(self.layers) - 1
+            x = _continued_block(x, key[:, :, :known], value[:, :, :known], weights, self.activation, self.heads, last)
+        return self._feature(x[:, :, 0])
+
+    def _feature(self, pooled: Tensor) -> Tensor:
+        """The tower's last steps: (..., width) of the end token to (..., dim), in full precision."""
+        pooled = self.final(pooled.to(self.final.weight.dtype))
         if self.projection is None:
             return pooled
         features = pooled @ self.projection
@@ -152,6 +200,16 @@ class FullContextEncoder:
             if projection is None:
                 return pooled
             return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+
+    def with_past(self, soft: Tensor) -> tuple[Tensor, Past]:
+        kept = soft.detach()
+        return self(soft), Past([(kept, kept)])  # the tokens themselves: nothing is saved
+
+    def continued(self, past: Past, start: int, soft: Tensor) -> Tensor:
+        n, count = soft.shape[:2]
+        ((begun, _),) = past.layers
+        whole = torch.cat([begun[:, None, :start].expand(-1, count, -1, -1), soft], 2)
+        return self(whole.flatten(0, 1)).view(n, count, -1)
 
 
 def text_tower(model: Any) -> Any:
@@ -207,21 +265,63 @@ def _weights_of(block: ResidualAttentionBlock, dtype: torch.dtype) -> _Weights:
 
 def _block(
     x: Tensor, key0: Tensor, value0: Tensor, weights: _Weights, activation: nn.Module, heads: int, last: bool
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor]:
     """One residual attention block.
 
     Args:
         x: (n, positions, width).
         key0, value0: (1, heads, before, head width) of the positions before, which x may see.
         last: return the last position alone, (n, 1, width).
+
+    Returns:
+        x, and the keys and values of all positions, (n, heads, before + positions, head width).
     """
     n, width = len(x), x.shape[-1:]
     query, key, value = _heads_of(F.layer_norm(x, width, *weights.norm1), weights, heads, last)
     key = torch.cat([key0.expand(n, -1, -1, -1), key], 2)
     value = torch.cat([value0.expand(n, -1, -1, -1), value], 2)
     mixed = _attend(query, key, value, None if last else key0.shape[2])
-    x = (x[:, -1:] if last else x) + F.linear(mixed.transpose(1, 2).flatten(2), *weights.out)
-    hidden = activation(F.linear(F.layer_norm(x, width, *weights.norm2), *weights.up))
+    return _mixed_in(x[:, -1:] if last else x, mixed.transpose(1, 2).flatten(2), weights, activation), key, value
+
+
+def _continued_block(
+    x: Tensor, key0: Tensor, value0: Tensor, weights: _Weights, activation: nn.Module, heads: int, last: bool
+) -> Tensor:
+    """One residual attention block over the ends of prompts, of which `count` have a beginning in common.
+
+    Args:
+        x: (n, count, positions, width).
+        key0, value0: (n, heads, before, head width) of the beginnings, which are not copied for each prompt.
+        last: return the last position alone, (n, count, 1, width).
+    """
+    n, count, width = *x.shape[:2], x.shape[-1:]
+    normal = F.layer_norm(x, width, *weights.norm1).flatten(0, 1)
+    query, key, value = _heads_of(normal, weights, heads, last)  # (n count, heads, positions, head width)
+    query = query * query.shape[-1] ** -0.5
+    shape = query.shape[1:]
+
+    def of_beginnings(rows: Tensor) -> Tensor:  # (n count, heads, positions, any) to (n, heads, count positions, any)
+        return rows.unflatten(0, (n, count)).transpose(1, 2).flatten(2, 3)
+
+    def of_prompts(rows: Tensor) -> Tensor:
+        return rows.unflatten(2, (count, shape[1])).transpose(1, 2).flatten(0, 1)
+
+    earlier = of_prompts(of_beginnings(query) @ key0.transpose(-1, -2))
+    own = query @ key.transpose(-1, -2)
+    if not last:
+        seen = torch.ones(shape[1], shape[1], dtype=torch.bool, device=x.device).tril()
+        own = own.masked_fill(~seen, -torch.inf)
+    weight = torch.cat([earlier, own], -1).softmax(-1)
+    to_earlier, to_own = weight.split([earlier.shape[-1], own.shape[-1]], -1)
+    mixed = of_prompts(of_beginnings(to_earlier) @ value0) + to_own @ value
+    mixed = mixed.transpose(1, 2).flatten(2).unflatten(0, (n, count))
+    return _mixed_in(x[:, :, -1:] if last else x, mixed, weights, activation)
+
+
+def _mixed_in(x: Tensor, mixed: Tensor, weights: _Weights, activation: nn.Module) -> Tensor:
+    """A block after its attention: (..., width) of both."""
+    x = x + F.linear(mixed, *weights.out)
+    hidden = activation(F.linear(F.layer_norm(x, x.shape[-1:], *weights.norm2), *weights.up))
     return x + F.linear(hidden, *weights.down)
 
 

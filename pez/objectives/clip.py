@@ -5,7 +5,8 @@ import dataclasses
 import torch.nn.functional as F
 from torch import Tensor
 
-from pez.models.text_encoder import TextEncoder
+from pez.models.text_encoder import Past, TextEncoder
+from pez.objectives.objective import Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Target:
         return units.mean(0)
 
 
-class ClipObjective:
+class ClipObjective(Objective):
     """Cosine of a soft prompt's text feature with the lane's target, a direction of features."""
 
     def __init__(self, encoder: TextEncoder) -> None:
@@ -39,5 +40,17 @@ class ClipObjective:
 
     def score(self, soft: Tensor, batch: Tensor) -> Tensor:
         """(lanes, tokens, width) soft prompts and (lanes, dim) directions to (lanes,) scores."""
-        features = F.normalize(self.encoder(soft).to(batch.dtype), dim=-1)
-        return (features * batch).sum(-1)
+        return _cosine(self.encoder(soft), batch)
+
+    def score_and_keep(self, soft: Tensor, batch: Tensor) -> tuple[Tensor, Past]:
+        """The same scores, and the past of these prompts."""
+        features, past = self.encoder.with_past(soft)
+        return _cosine(features, batch), past
+
+    def score_changed(self, kept: Past, start: int, soft: Tensor, batch: Tensor) -> Tensor:
+        """Score prompts by their tokens from position `start` on, (lanes, count, tokens - start, width)."""
+        return _cosine(self.encoder.continued(kept, start, soft), batch.unsqueeze(1))
+
+
+def _cosine(features: Tensor, directions: Tensor) -> Tensor:
+    return (F.normalize(features.to(directions.dtype), dim=-1) * directions).sum(-1)
