@@ -16,7 +16,7 @@ PLUGIN_EXTENSIONS = ("heic", "heif", "hif", "jxl")
 """of images that a plugin decodes; where a key has a usual image too, that one is taken"""
 CAPTION_EXTENSIONS = ("txt", "caption", "text")
 
-_OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # hidden where they are made
+OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # hidden where they are made
 _OF_WEBDATASET = re.compile(
     r"__[^/]*__($|/)|(.*/)?__[^/]*__\.[^/]*$", re.DOTALL
 )  # what it skips, and names like __index__.json
@@ -60,7 +60,7 @@ class MemberNames:
         """A name to its key and lower-case extension; hidden files and names without an extension have no key."""
         name = text_of_name(name)
         folder, slash, base = name.rpartition("/")
-        if base.startswith(".") or "." not in base or base.lower() in _OF_SYSTEMS:
+        if base.startswith(".") or "." not in base or base.lower() in OF_SYSTEMS:
             return None, ""
         if self.key_split == "first":
             stem, _, extension = base.partition(".")
