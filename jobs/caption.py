@@ -1,6 +1,7 @@
-"""Learn a hard prompt for every image of a WebDataset and write them as Parquet.
+"""Learn a hard prompt for every image of folders, WebDataset shards or tables, and write them as Parquet.
 
     python -m jobs.caption --demo --output out
+    python -m jobs.caption --input photos --output out
     python -m jobs.caption --input 's3://bucket/{00000..00999}.tar' --output s3://bucket/prompts --tokens 16
     python -m jobs.caption --demo --output out --verify demo        # paints each prompt and compares
 
@@ -30,7 +31,7 @@ from pez.errors import UserError
 from pipeline.settings import Bookkeeping
 
 if TYPE_CHECKING:
-    from pipeline.sources.base import Unit
+    from pipeline.sources.found import Found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class CaptionJob(LearnOptions, VerifyOptions, RunOptions):
     output: str
     """folder for the Parquet files: local, s3://, gs://"""
     input: tuple[str, ...] = ()
-    """tars: addresses with {000..999} or *, folders, or @FILE with one a line"""
+    """folders of images, tars, or tables with images or their URLs: addresses with {000..999} or *, or @FILE with one a line"""
     demo: bool = False
     """shipped pictures and model; no network, no GPU"""
     bookkeeping: Bookkeeping | None = None
@@ -61,20 +62,22 @@ class CaptionJob(LearnOptions, VerifyOptions, RunOptions):
 def caption(job: CaptionJob) -> int:
     """Run the job; returns its exit status."""
     if not job.input and not job.demo:
-        raise UserError("no input given; expected --input with the URL of a tar, or --demo")
+        raise UserError("no input given; expected --input with a folder of images, tars or tables, or --demo")
     settings = of_demo(job.caption) if job.demo else job.caption
 
-    def expand(output: str, left_out: Counter[str]) -> list[Unit]:
+    def find(left_out: Counter[str]) -> Found:
+        from pipeline.folder import OutputFolder
         from pipeline.sources.demo_shards import demo_shards
-        from pipeline.sources.inputs import expand_inputs
+        from pipeline.sources.image_inputs import find_images
 
-        return expand_inputs([*job.input, *(demo_shards() if job.demo else ())], output, left_out)
+        output = OutputFolder(job.output, job.bookkeeping)
+        return find_images([*job.input, *(demo_shards() if job.demo else ())], output, settings, left_out)
 
     return driver.run(
         driver.TableJob(
             settings=settings,
             method=job.method,
-            expand=expand,
+            find=find,
             output=job.output,
             bookkeeping=job.bookkeeping,
             retry_failed=job.retry_failed,

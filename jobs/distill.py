@@ -34,7 +34,7 @@ from pipeline.settings import Bookkeeping, ClusterSettings, DistillSettings, Mod
 from pipeline.terminal import Activity, open_console, say
 
 if TYPE_CHECKING:
-    from pipeline.sources.base import Unit
+    from pipeline.sources.found import Found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,16 +92,17 @@ def _shorten_tables(job: DistillJob) -> int:
     """Learn a prompt for each row of the tables and write them as tables."""
     assert job.output is not None, "checked"
 
-    def expand(output: str, left_out: Counter[str]) -> list[Unit]:
+    def find(left_out: Counter[str]) -> Found:
+        from pipeline.sources.found import Found
         from pipeline.sources.inputs import TABLES, expand_inputs
 
-        return expand_inputs(job.input, output, left_out, TABLES)
+        return Found(expand_inputs(job.input, job.output, left_out, TABLES))
 
     return driver.run(
         driver.TableJob(
             settings=job.texts,
             method=job.method,
-            expand=expand,
+            find=find,
             output=job.output,
             bookkeeping=job.bookkeeping,
             retry_failed=job.retry_failed,

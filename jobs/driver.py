@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.run.tasks import Task
     from pipeline.settings import ClusterSettings
     from pipeline.sources.base import Unit
+    from pipeline.sources.found import Found
     from pipeline.stages.verified_table import VerifiedTable
     from pipeline.table import PromptTable
 
@@ -46,8 +47,8 @@ class TableJob(RunOptions):
 
     settings: LearnSettings
     method: pez.PezSettings
-    expand: Callable[[str, Counter[str]], list[Unit]]
-    """from the output folder and a counter of what is left out to the units of the input"""
+    find: Callable[[Counter[str]], Found]
+    """from a counter of what is left out to the units of the input"""
     output: str
     bookkeeping: Bookkeeping | None = None
     retry_failed: bool = False
@@ -85,7 +86,8 @@ def run(job: TableJob) -> int:
         device = verify_device = job.local_device() if job.local else ""
         check_outside_package([job.output], "output")
         not_taken: Counter[str] = Counter()
-        units = job.expand(job.output, not_taken)
+        found = job.find(not_taken)
+        units, job = found.units, dataclasses.replace(job, settings=found.settings or job.settings)
         check_outside_package([unit.url for unit in units], "input")
         plans = None
         if not job.local:
@@ -102,14 +104,14 @@ def run(job: TableJob) -> int:
         done, pending = table.divide(units, job.retry_failed)
         units = [*done, *pending]  # with the stems that they have in this folder
         verified = verified_table(table, job.verification, verify_device) if verifies else None
-        work = _Work(table, units, pending, verified, verified.pending(done) if verified else [])
+        work = _Work(table, found, units, pending, verified, verified.pending(done) if verified else [])
         if job.local or not cluster_address(job.cluster):  # nodes elsewhere may have what is not here
             if work.pending:
                 check_reachable(job.settings.model, job.settings.pretrained)
             if verifies and (work.pending or work.unverified):
                 check_reachable(*score_model(job.verification, job.settings.model))
-    if job.note:
-        say(console, job.note)
+    for line in (*([job.note] if job.note else ()), *found.notes):
+        say(console, plain(line))
     already_verified = len(done) - len(work.unverified) if verified else None
     progress = JobProgress(len(units), len(done), console, verified=already_verified, noun=job.noun)
     failed: dict[str, str] = {}
@@ -145,6 +147,7 @@ class _Work:
     """What is to be done in an output folder."""
 
     table: PromptTable
+    found: Found
     units: list[Unit]
     """all"""
     pending: list[Unit]
@@ -164,6 +167,7 @@ class _Work:
 
         earlier = self.table.claim()
         self.table.record(self.units)
+        self.found.record(self.table)
         if self.verified:
             self.verified.claim()
         tasks = tasks_of(self.pending, parts)

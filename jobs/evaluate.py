@@ -14,6 +14,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -190,28 +192,30 @@ def read(job: EvaluateJob) -> Originals:
         UserError: there is none.
     """
     from pez.images import decode_image
+    from pipeline.folder import OutputFolder
     from pipeline.sources.base import LateCaption
-    from pipeline.sources.inputs import expand_inputs
-    from pipeline.sources.tars import TarSource
+    from pipeline.sources.choice import source_of
+    from pipeline.sources.image_inputs import find_images
 
     keys: list[str] = []
     pictures: list[Image.Image] = []
     captions: list[str | None] = []
-    shards = expand_inputs(job.input)
-    options = job.caption
-    source = TarSource(options.image_key, options.caption_key, options.key_split, options.allow_unfinished_tars)
-    for sample in itertools.chain.from_iterable(source.read(shard) for shard in shards):
-        if sample.image is not None and not isinstance(sample, LateCaption):
-            try:
-                pictures.append(decode_image(sample.image))
-            except ValueError:
-                continue
-            keys.append(sample.key)
-            captions.append(sample.caption)
-        if len(keys) == job.images:
-            break
+    with tempfile.TemporaryDirectory() as lists:
+        found = find_images(job.input, OutputFolder(lists), job.caption, Counter())
+        found.record(OutputFolder(lists))
+        source = source_of(found.settings)
+        for sample in itertools.chain.from_iterable(source.read(unit, Counter()) for unit in found.units):
+            if sample.image is not None and not isinstance(sample, LateCaption):
+                try:
+                    pictures.append(decode_image(sample.image))
+                except ValueError:
+                    continue
+                keys.append(sample.key)
+                captions.append(sample.caption)
+            if len(keys) == job.images:
+                break
     if not keys:
-        raise UserError(f"no picture in {len(shards)} shards; expected members like 0001.jpg")
+        raise UserError(f"no picture in {len(found.units)} units; expected {source.nouns[1]}")
     given = [caption for caption in captions if caption]
     return Originals(keys, pictures, given if len(given) == len(keys) else None)
 

@@ -16,7 +16,7 @@ from jobs import command
 from pez.errors import UserError
 
 COMMANDS = {
-    "caption": "learn a prompt for every image of WebDataset shards, into Parquet tables",
+    "caption": "learn a prompt for every image of folders, tars or tables, into Parquet",
     "invert": "learn prompts for a few images and show them as they improve",
     "distill": "shorten texts to prompts of a few tokens",
     "verify": "paint the prompts of an output and compare the pictures with the originals",

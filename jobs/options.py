@@ -16,6 +16,7 @@ from pez.settings import ModelSettings
 from pipeline.settings import (
     CaptionSettings,
     ClusterSettings,
+    ImageSettings,
     PaintSettings,
     TarSettings,
     VerifySettings,
@@ -133,8 +134,8 @@ def refuse_without(needed: str, given: frozenset[str], options: Iterable[str], w
         raise UserError(f"{', '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no meaning {why}")
 
 
-TAR_OPTIONS = frozenset(field.name for field in dataclasses.fields(TarSettings))
-"""options that say how tars are read"""
+TAR_OPTIONS = frozenset(field.name for kind in (TarSettings, ImageSettings) for field in dataclasses.fields(kind))
+"""options that say how tars, folders and tables of images are read"""
 
 
 def refuse_ignored(

@@ -19,6 +19,7 @@ from PIL import (
 
 from pez.errors import UserError
 from pez.metadata import UPRIGHT, orientation_of, without_metadata
+from pez.plugin_images import PLUGINS, NoPluginError, open_with_plugin, size_before_opening
 
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 200
@@ -74,12 +75,14 @@ def decode_image(data: bytes) -> Image.Image:
         ImageError: not an image, cut short, larger than MAX_PIXELS or narrower than MAX_ASPECT; one line.
     """
     kind = kind_of(data)
-    if kind not in _DECODERS:
-        known = ", ".join(_DECODERS)
+    if kind is None or kind not in (*_DECODERS, *PLUGINS):
+        known = ", ".join((*_DECODERS, *PLUGINS))
         raise ImageError(f"cannot decode the image: none of {known}, {f'but {kind}' if kind else 'or damaged'}")
     try:
         bare, orientation = without_metadata(data)
-        with _DECODERS[kind](io.BytesIO(bare)) as image:
+        if size := size_before_opening(kind, data):
+            _check_size(*size)
+        with _DECODERS[kind](io.BytesIO(bare)) if kind in _DECODERS else open_with_plugin(kind, data) as image:
             _check_size(*image.size)
             image.load()  # the first frame of an animation; raises where data is missing
             if orientation == UPRIGHT:
@@ -87,6 +90,8 @@ def decode_image(data: bytes) -> Image.Image:
             return _rgb(_turned(image, orientation))
     except ImageError:
         raise
+    except NoPluginError as error:
+        raise ImageError(f"cannot decode the image: {error}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"more pixels than twice {Image.MAX_IMAGE_PIXELS}; expected at most {MAX_PIXELS}") from error
     except Exception as error:  # decoders raise nearly anything on hostile bytes

@@ -18,6 +18,7 @@ from pez.settings import ALGORITHM, ModelSettings
 from pipeline.settings import (
     CaptionSettings,
     DistillSettings,
+    ImageSettings,
     LearnSettings,
     TarSettings,
     TextSettings,
@@ -60,8 +61,9 @@ def in_full(settings: LearnSettings, method: pez.PezSettings, device: str) -> di
     """All values of a run, defaults too, for people who read `_run.json`."""
     values = dataclasses.asdict(settings.on(device))
     model = {name: values.pop(name) for name in _MODEL}
-    kind = TextSettings if isinstance(settings, TextSettings) else TarSettings
-    source = {field.name: values.pop(field.name) for field in dataclasses.fields(kind) if field.name in values}
+    kinds = (TextSettings,) if isinstance(settings, TextSettings) else (TarSettings, ImageSettings)
+    names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
+    source = {name: values.pop(name) for name in names if name in values}
     engine = {"device": device, **values}
     return {"model": model, "method": dataclasses.asdict(method), "source": source, "engine": engine}
 

@@ -9,6 +9,7 @@ from pez.settings import GeneratorPrecision, ModelSettings, Scheduler, lanes_for
 from pipeline.sources.member_names import KeySplit, MemberNames
 
 Bookkeeping = Literal["inside", "beside"]
+InputKind = Literal["tars", "folder", "table"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,31 @@ class TarSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class ImageSettings:
+    """How folders of images and tables of images are read."""
+
+    input_kind: InputKind | None = None
+    """what the input is: tars, a folder of images, or tables (Parquet, CSV, JSON lines) that hold images or name them;
+    default = as the names tell"""
+    images_per_unit: int = 1000
+    """files of a folder that make a unit, with a Parquet of its own"""
+    image_column: str | None = None
+    """column of a Parquet that holds the images; default = the only one that can"""
+    url_column: str | None = None
+    """column of a table that holds paths, relative to the table, or URLs of images; default = one called url, path or so"""
+    key_column: str | None = None
+    """column that holds a key for each row, texts or whole numbers; default = the number of the row"""
+    caption_column: str | None = None
+    """column that holds the captions; default = one called caption or text"""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.images_per_unit <= 1_000_000:
+            raise UserError(f"images_per_unit is {self.images_per_unit}; expected 1 to 1000000")
+        if self.image_column is not None and self.url_column is not None:
+            raise UserError("image_column and url_column are given; expected one of them")
+
+
+@dataclasses.dataclass(frozen=True)
 class TextSettings:
     """How tables of texts are read."""
 
@@ -65,10 +91,11 @@ class TextSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class CaptionSettings(TarSettings, LearnSettings):
+class CaptionSettings(ImageSettings, TarSettings, LearnSettings):
     """What decides the rows, beside the images; a rerun on the same output must have the same."""
 
     def __post_init__(self) -> None:
+        ImageSettings.__post_init__(self)
         TarSettings.__post_init__(self)
         LearnSettings.__post_init__(self)
 

@@ -31,6 +31,7 @@ from pipeline.processes import is_at_work, this_process
 from pipeline.row_files import RowFiles
 from pipeline.rows import Row, ShardReport, report_of
 from pipeline.sources.base import Unit
+from pipeline.sources.folders import listed_units
 from pipeline.sources.units import hashed_stem
 
 _DATASET_CARD = b"configs:\n- config_name: default\n  data_files: '*.parquet'\n"
@@ -120,7 +121,7 @@ class PromptTable(RowFiles):
 
     def shards(self) -> list[Unit]:
         """The finished shards, from their reports."""
-        return [Unit(report.shard, report.stem) for report in self.reports()]
+        return listed_units([Unit(report.shard, report.stem) for report in self.reports()], self)
 
     def reports(self, limit: int | None = None) -> list[ShardReport]:
         """Reports of finished shards, of the first so many."""

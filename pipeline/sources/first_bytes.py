@@ -21,10 +21,13 @@ class Found:
     """False where another try may find the file: a server's page in its place"""
 
 
-_MAKE_A_TAR = "put the files of a folder into a tar: tar cf photos.tar photos"
+_MAKE_A_TAR = "give the folder as --input, or put the files of a folder into a tar: tar cf photos.tar photos"
 _UNPACK = "unpack it, and " + _MAKE_A_TAR
 _TABLE = "write its images into tars, as members like 0001.jpg and 0001.txt"
-_PARQUET = f"{_TABLE}; to shorten the texts of a column: pez distill --input TABLE --column NAME"
+_PARQUET = (
+    "if it holds images, give it a name that ends in .parquet, or --input-kind table; to shorten the texts of a column: "
+    "pez distill --input TABLE --column NAME"
+)
 _KINDS = (
     (rb"PAR1", "a Parquet table", _PARQUET),
     (rb"ARROW1\0\0", "an Arrow table", _TABLE),

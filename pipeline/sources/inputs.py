@@ -146,11 +146,11 @@ class _Expansion:
     def of(self, pattern: str) -> list[str]:
         """What to open for a pattern, one or more."""
         if pattern.startswith("@"):
-            return [source for line in _listed(pattern[1:]) for source in self.of(line)]
+            return [source for line in listed_patterns(pattern[1:]) for source in self.of(line)]
         if not pattern.strip():
             raise UserError(f"an empty input; expected the URL of a {self.kind.noun}, a folder or a glob")
-        if is_local(pattern) and os.path.exists(_local(pattern)):
-            return self._one(_local(pattern), pattern)
+        if is_local(pattern) and os.path.exists(local_name(pattern)):
+            return self._one(local_name(pattern), pattern)
         try:
             braced = list(braceexpand.braceexpand(pattern))
         except ValueError as error:
@@ -159,12 +159,12 @@ class _Expansion:
 
     def _one(self, url: str, typed: str) -> list[str]:
         """What to open for a pattern without braces."""
-        _check_protocol(url)
+        check_protocol(url)
         shown = redact(typed)
         if is_local(url):
-            path = _local(url)
+            path = local_name(url)
             if not os.path.exists(path) and glob.has_magic(path):
-                names = (name for name in _matches(path) if os.path.isfile(name))
+                names = (name for name in matches_of_glob(path) if os.path.isfile(name))
                 return self._chosen(names, path, shown)
             if os.path.isdir(path):
                 entries = (entry.path for entry in os.scandir(path) if entry.is_file())
@@ -174,7 +174,7 @@ class _Expansion:
         elif "::" not in url and not url.lower().startswith(("http://", "https://")):
             is_glob = glob.has_magic(url)
             if is_glob or not self.kind.holds(url):
-                listed = _listed_by_store(url, is_glob)
+                listed = listed_by_store(url, is_glob)
                 if listed is not None:
                     return self._chosen(listed, url if is_glob else url.rstrip("/") + "/", shown)
         elif url.endswith("/"):
@@ -184,7 +184,7 @@ class _Expansion:
         if folder := self.outputs.of(url):
             raise UserError(f"{shown!r} lies in {folder}, the output of a job; expected input outside of it")
         self._expect_kind(url, shown)
-        return [_local(url) if is_local(url) else url]
+        return [local_name(url) if is_local(url) else url]
 
     def _expect_kind(self, url: str, shown: str) -> None:
         """Raises UserError where another command reads files of this name."""
@@ -234,7 +234,7 @@ def _extension(name: str) -> str:
     return os.path.splitext(name.lower().removesuffix(".gz"))[1] + ".gz" * name.lower().endswith(".gz")
 
 
-def _matches(pattern: str) -> Iterator[str]:
+def matches_of_glob(pattern: str) -> Iterator[str]:
     """What a local glob matches. `**` enters linked folders as others, each folder once, however many links lead in circles."""
     before, stars, after = f"{pattern}/".partition("/**/")
     if not stars:
@@ -242,7 +242,7 @@ def _matches(pattern: str) -> Iterator[str]:
         return
     for base in glob.iglob(before or "/"):
         for folder in _folders(base, set()):
-            yield from _matches(os.path.join(glob.escape(folder), after.rstrip("/") or "*"))
+            yield from matches_of_glob(os.path.join(glob.escape(folder), after.rstrip("/") or "*"))
 
 
 def _folders(folder: str, seen: set[str]) -> Iterator[str]:
@@ -260,7 +260,7 @@ def _folders(folder: str, seen: set[str]) -> Iterator[str]:
         yield from _folders(one, seen)
 
 
-def _listed_by_store(url: str, is_glob: bool) -> list[str] | None:
+def listed_by_store(url: str, is_glob: bool) -> list[str] | None:
     """Files of a store that a glob matches or a folder holds; None where the URL is no folder."""
     try:
         fs, path = fsspec.core.url_to_fs(url, **listing_options(url))
@@ -281,7 +281,8 @@ def _listed_by_store(url: str, is_glob: bool) -> list[str] | None:
     return [fs.unstrip_protocol(name) for name in names]
 
 
-def _check_protocol(url: str) -> None:
+def check_protocol(url: str) -> None:
+    """Raises UserError where a URL is none that may be opened."""
     if url.startswith("pipe:"):
         raise UserError(f"{url!r} would run a shell command; give a URL that fsspec opens, like s3:// or http://")
     protocol = url.split("://", 1)[0].split("::")[-1].lower() if "://" in url else "file"
@@ -293,11 +294,11 @@ def _check_protocol(url: str) -> None:
         raise UserError(missing_driver(url, error)) from error
 
 
-def _listed(file: str) -> list[str]:
+def listed_patterns(file: str) -> list[str]:
     """The patterns of a list, one a line; # begins a comment."""
     shown = redact(file)
     try:
-        with fsspec.open(_local(file) if is_local(file) else file, "rb") as opened:
+        with fsspec.open(local_name(file) if is_local(file) else file, "rb") as opened:
             text = _decoded(opened.read())
     except UnicodeDecodeError as error:
         raise UserError(f"cannot read the list of inputs {shown}: it is not UTF-8; save it as UTF-8") from error
@@ -324,7 +325,7 @@ def _decoded(data: bytes) -> str:
     return data.decode("utf-8-sig")
 
 
-def _local(url: str) -> str:
+def local_name(url: str) -> str:
     """The absolute path of a local file, with its links as they are."""
     path = url.split("://", 1)[1] if "://" in url else url
     absolute = os.path.abspath(os.path.expanduser(path))

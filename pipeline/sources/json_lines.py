@@ -24,11 +24,16 @@ _BLANK = " \t\r\n"  # of JSON
 _NAMED = 20  # columns that an error lists
 
 
-def read_json_lines(unit: Unit, columns: Sequence[str]) -> Iterator[TableRow]:
+OPTIONS = ("--column", "--key-column")
+"""that name columns of texts and keys"""
+
+
+def read_json_lines(unit: Unit, columns: Sequence[str], options: Sequence[str] = OPTIONS) -> Iterator[TableRow]:
     """Stream the rows of a file; blank lines are none.
 
     Args:
-        columns: names of the texts, then of the keys if they have one.
+        columns: to read.
+        options: that name them, for messages.
 
     Yields:
         one row for each line, also for lines that are no JSON object: these have a reason.
@@ -36,7 +41,7 @@ def read_json_lines(unit: Unit, columns: Sequence[str]) -> Iterator[TableRow]:
     Raises:
         UnitError: not readable, cut short, no JSON lines, or no row among the first has the columns.
     """
-    look = _Look(unit, columns)
+    look = _Look(unit, columns, options)
     rows = look.rows()
     first = list(itertools.islice(rows, _LOOK))
     look.expect_table()
@@ -44,11 +49,24 @@ def read_json_lines(unit: Unit, columns: Sequence[str]) -> Iterator[TableRow]:
     yield from rows
 
 
+def first_names(unit: Unit) -> list[str]:
+    """The names of the fields of the first objects.
+
+    Raises:
+        UnitError: not readable, or no JSON lines.
+    """
+    look = _Look(unit, (), ())
+    for _ in itertools.islice(look.rows(), _LOOK):
+        pass
+    look.expect_table()
+    return list(look.names)
+
+
 class _Look:
     """Reads rows, and remembers whether they make a table with the columns."""
 
-    def __init__(self, unit: Unit, columns: Sequence[str]) -> None:
-        self.unit, self.columns = unit, columns
+    def __init__(self, unit: Unit, columns: Sequence[str], options: Sequence[str]) -> None:
+        self.unit, self.columns, self.options = unit, columns, options
         self.names: dict[str, None] = {}
         self.objects = 0
         self.with_column: Counter[str] = Counter()
@@ -66,8 +84,7 @@ class _Look:
             self.with_column.update(name for name in self.columns if name in values)
             if self.objects <= _LOOK:
                 self.names.update(dict.fromkeys(values))
-            text, *key = (_cell(values.get(name)) for name in self.columns)
-            yield TableRow(text, key[0] if key else None, size)
+            yield TableRow(tuple(_cell(values.get(name)) for name in self.columns), size)
 
     def expect_table(self) -> None:
         """Raises UnitError where no line so far is an object, or none has the columns."""
@@ -80,7 +97,7 @@ class _Look:
                 f"{self.unit.url} is no table: found {shown!r}; expected Parquet, or JSON lines with one object a line{advice}",
                 permanent=True,
             )
-        for name, option in zip(self.columns, ("--column", "--key-column"), strict=False):
+        for name, option in zip(self.columns, self.options, strict=False):
             if self.objects and not self.with_column[name]:
                 found = ", ".join(map(repr, list(self.names)[:_NAMED])) or "none"
                 raise UnitError(
@@ -127,7 +144,7 @@ def _lines(unit: Unit) -> Iterator[tuple[int, str | None, bool]]:
     def line() -> str | None:
         return None if length > MAX_LINE else "".join(pieces)
 
-    for text in _texts(unit):
+    for text in read_text(unit):
         *whole, last = text.split("\n")
         for piece in whole:
             length += len(piece)
@@ -160,8 +177,12 @@ def _expect_text(unit: Unit, head: bytes, packed: bool) -> None:
         raise UnitError(f"{unit.url} is {inside}{found.what}, not a table: {advice}", found.permanent)
 
 
-def _texts(unit: Unit) -> Iterator[str]:
-    """The file in pieces, decoded."""
+def read_text(unit: Unit) -> Iterator[str]:
+    """A file of text in pieces, decoded and unpacked.
+
+    Raises:
+        UnitError: not readable, cut short, or a file of another kind.
+    """
     try:
         with contextlib.closing(ByteStream(unit.source)) as stream:
             head = read_head(stream)

@@ -12,9 +12,11 @@ IMAGE_EXTENSIONS = (
     *("jpg", "jpeg", "jpe", "jif", "jfif", "jfi", "pjpeg", "pjpg", "pjp", "mpo"),
     *("png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", "avifs"),
 )
+PLUGIN_EXTENSIONS = ("heic", "heif", "hif", "jxl")
+"""of images that a plugin decodes; where a key has a usual image too, that one is taken"""
 CAPTION_EXTENSIONS = ("txt", "caption", "text")
 
-_OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # hidden where they are made
+OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # hidden where they are made
 _OF_WEBDATASET = re.compile(
     r"__[^/]*__($|/)|(.*/)?__[^/]*__\.[^/]*$", re.DOTALL
 )  # what it skips, and names like __index__.json
@@ -58,7 +60,7 @@ class MemberNames:
         """A name to its key and lower-case extension; hidden files and names without an extension have no key."""
         name = text_of_name(name)
         folder, slash, base = name.rpartition("/")
-        if base.startswith(".") or "." not in base or base.lower() in _OF_SYSTEMS:
+        if base.startswith(".") or "." not in base or base.lower() in OF_SYSTEMS:
             return None, ""
         if self.key_split == "first":
             stem, _, extension = base.partition(".")
@@ -70,10 +72,13 @@ class MemberNames:
         return key, extension.lower()
 
     def is_image(self, extension: str) -> bool:
-        return extension in self._images or (self.image_key is None and self._last_part(extension) in self._images)
+        if extension in self._images:
+            return True
+        last = extension.rpartition(".")[2] if self.key_split == "first" else extension
+        return self.image_key is None and (last in self._images or last in PLUGIN_EXTENSIONS)
 
     def is_usual_image(self, extension: str) -> bool:
-        """The extension is one of those named, and does not only end in one as `mask.png` does."""
+        """The extension is one of those named: it needs no plugin, and does not only end in one as `mask.png` does."""
         return extension in self._images
 
     def is_caption(self, extension: str) -> bool:

@@ -25,19 +25,27 @@ def read_parquet(unit: Unit, columns: Sequence[str]) -> Iterator[TableRow]:
     Raises:
         UnitError: not readable, damaged or cut short, or without these columns as texts (keys may be whole numbers).
     """
-    with _opened(unit) as file:
+    with open_parquet(unit) as file:
         _expect_columns(unit, file.schema_arrow, columns)
         try:
             for batch in file.iter_batches(_BATCH, columns=list(dict.fromkeys(columns))):
-                cells = [_cells(batch.column(batch.schema.get_field_index(name))) for name in columns]
+                cells = [cells_of(batch.column(batch.schema.get_field_index(name))) for name in columns]
                 for row in zip(*cells, strict=True):
-                    yield TableRow(*row)
+                    yield TableRow(row)
         except (OSError, pa.ArrowException) as error:
             raise UnitError(f"{unit.url} is damaged ({words_of(error, unit.source)}); make or copy it again") from error
 
 
 @contextlib.contextmanager
-def _opened(unit: Unit) -> Iterator[pq.ParquetFile]:
+def open_parquet(unit: Unit, **options: Any) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, open.
+
+    Args:
+        options: of pyarrow's ParquetFile.
+
+    Raises:
+        UnitError: not readable, damaged or cut short.
+    """
     with contextlib.ExitStack() as stack:
         try:
             fs, path = fsspec.core.url_to_fs(unit.source, **listing_options(unit.source))
@@ -45,7 +53,7 @@ def _opened(unit: Unit) -> Iterator[pq.ParquetFile]:
         except Exception as error:  # each filesystem has its own errors
             raise unreadable(unit.source, unit.url, error) from error
         try:
-            parquet = pq.ParquetFile(file)
+            parquet = pq.ParquetFile(file, **options)
         except pa.ArrowException as error:
             found = words_of(error, unit.source)
             raise UnitError(
@@ -69,20 +77,21 @@ def _expect_columns(unit: Unit, schema: pa.Schema, columns: Sequence[str]) -> No
             )
         kind = schema.field(found[0]).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if _is_text(kind) or pa.types.is_null(kind) or (position and pa.types.is_integer(kind)):
+        if is_text(kind) or pa.types.is_null(kind) or (position and pa.types.is_integer(kind)):
             continue
-        texts = [field.name for field in schema if _is_text(field.type)]
+        texts = [field.name for field in schema if is_text(field.type)]
         expected = "texts or whole numbers" if position else "texts"
         others = f"; its columns of texts: {', '.join(map(repr, texts[:_NAMED]))}" if texts else ""
         raise UnitError(f"{unit.url} has {kind} in its column {name!r}; expected {expected}{others}", permanent=True)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds texts."""
     view = getattr(pa.types, "is_string_view", lambda _: False)  # of newer versions
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or view(kind))
 
 
-def _cells(column: pa.Array) -> list[Any]:
+def cells_of(column: pa.Array) -> list[Any]:
     """Python values; texts that are not UTF-8 are marked."""
     try:
         return list(column.to_pylist())

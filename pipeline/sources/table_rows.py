@@ -1,4 +1,4 @@
-"""A row of a table of texts, before anything is made of it."""
+"""A row of a table, before anything is made of it, and the key that it gets."""
 
 import dataclasses
 from typing import Any
@@ -15,9 +15,74 @@ class BadValue:
 class TableRow:
     """The cells of one row that are read."""
 
-    text: Any = None
-    key: Any = None
+    cells: tuple[Any, ...] = ()
+    """in the order of the columns that were asked for; empty where the row has a reason"""
     size: int = 1
     """its share of the file, see Source.size"""
     reason: str | None = None
     """why the row as a whole cannot be read"""
+
+
+class RowKeys:
+    """Gives each row of a table a key of its own: a column's value, or its number, `000012`.
+
+    Args:
+        column: holds the keys; None = the numbers.
+    """
+
+    def __init__(self, column: str | None) -> None:
+        self.column = column
+        self._seen: dict[str, int] = {}
+
+    def key_of(self, index: int, row: TableRow, value: Any = None) -> tuple[str, str | None]:
+        """(key, reason why the row has no key of its own) of the next row.
+
+        Args:
+            value: of the column.
+        """
+        number = f"{index:06d}"
+        key, bad = number, None
+        if self.column is not None:
+            key, bad = _key(value, self.column) if row.reason is None else (number, None)
+            if bad is None and row.reason is None and key in self._seen:
+                bad = f"the key {key[:80]!r} is that of row {self._seen[key]:06d}; expected a key of its own"
+            key = key if bad is None else number
+            while key in self._seen:  # another row's key looks like the number of this one
+                key += "_"
+            self._seen[key] = index
+        return key, bad
+
+
+def kind_of_value(value: Any) -> str:
+    """What a cell holds, for messages."""
+    if isinstance(value, BadValue):
+        return value.what
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+        bytes: "bytes",
+        str: "a text",
+    }
+    return names.get(type(value), type(value).__name__)
+
+
+def _key(value: Any, column: str) -> tuple[str, str | None]:
+    """(key, reason why it is none) of a cell."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value), None
+    if isinstance(value, str) and value and len(value) <= 4096:
+        return value, None
+    long = "a text of more than 4096 characters"
+    found = (
+        "null"
+        if value is None
+        else "empty"
+        if value == ""
+        else long
+        if isinstance(value, str)
+        else kind_of_value(value)
+    )
+    return "", f"the key column {column!r} holds {found} here; expected a text or a whole number"

@@ -14,7 +14,7 @@ from pipeline.sources.json_lines import read_json_lines
 from pipeline.sources.parquet_rows import read_parquet
 from pipeline.sources.stores import unreadable
 from pipeline.sources.streams import ByteStream
-from pipeline.sources.table_rows import BadValue, TableRow
+from pipeline.sources.table_rows import BadValue, RowKeys, TableRow, kind_of_value
 
 MAX_TEXT_BYTES = 2**20
 
@@ -54,9 +54,9 @@ class TextSource:
         """
         columns = [self.column] if self.key_column is None else [self.column, self.key_column]
         rows = read_parquet(unit, columns) if self._is_parquet(unit) else read_json_lines(unit, columns)
-        seen: dict[str, int] = {}
+        keys = RowKeys(self.key_column)
         for index, row in enumerate(rows):
-            yield self._item(index, row, seen)
+            yield self._item(index, row, keys)
 
     def size(self, unit: Unit) -> int | None:
         """Bytes of a local file of JSON lines; rows of a local Parquet file."""
@@ -84,23 +84,15 @@ class TextSource:
         except Exception as error:  # each filesystem has its own errors
             raise unreadable(unit.source, unit.url, error) from error
 
-    def _item(self, index: int, row: TableRow, seen: dict[str, int]) -> Item:
-        number = f"{index:06d}"
-        key, bad_key = number, None
-        if self.key_column is not None:
-            key, bad_key = _key(row.key, self.key_column) if row.reason is None else (number, None)
-            if bad_key is None and row.reason is None and key in seen:
-                bad_key = f"the key {key[:80]!r} is that of row {seen[key]:06d}; expected a key of its own"
-            key = key if bad_key is None else number
-            while key in seen:  # another row's key looks like the number of this one
-                key += "_"
-            seen[key] = index
-        text, status, reason = _text(row.text, self.column)
+    def _item(self, index: int, row: TableRow, keys: RowKeys) -> Item:
+        value, *rest = row.cells or (None,)
+        key, bad_key = keys.key_of(index, row, rest[0] if rest else None)
+        text, status, reason = _text(value, self.column)
         if row.reason is not None:
             text, status, reason = None, "bad_text", row.reason
         elif bad_key is not None:
             text, status, reason = None, "bad_key", bad_key
-        caption = row.text if isinstance(row.text, str) and len(row.text) <= MAX_TEXT_BYTES else None
+        caption = value if isinstance(value, str) and len(value) <= MAX_TEXT_BYTES else None
         return Item(index, key, None, text, caption, status, reason, size=row.size)
 
 
@@ -112,35 +104,7 @@ def _text(value: Any, column: str) -> tuple[str | None, str, str | None]:
     if isinstance(value, BadValue):
         return None, "bad_text", f"the column {column!r} holds {value.what} here; expected a text"
     if not isinstance(value, str):
-        return None, "bad_text", f"the column {column!r} holds {_kind(value)} here; expected a text"
+        return None, "bad_text", f"the column {column!r} holds {kind_of_value(value)} here; expected a text"
     if len(value) > MAX_TEXT_BYTES or len(value.encode()) > MAX_TEXT_BYTES:
         return None, "bad_text", f"a text of more than {MAX_TEXT_BYTES} bytes; expected a prompt"
     return value, "ok", None
-
-
-def _key(value: Any, column: str) -> tuple[str, str | None]:
-    """(key, reason why it is none) of a cell."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value), None
-    if isinstance(value, str) and value and len(value) <= 4096:
-        return value, None
-    found = "null" if value is None else "empty" if value == "" else _kind(value)
-    return "", f"the key column {column!r} holds {found} here; expected a text or a whole number"
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, BadValue):
-        return value.what
-    names = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        dict: "an object",
-        bytes: "bytes",
-    }
-    return (
-        "a text of more than 4096 characters"
-        if isinstance(value, str)
-        else names.get(type(value), type(value).__name__)
-    )

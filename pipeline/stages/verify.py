@@ -6,6 +6,7 @@ The prompts are read from the shard's Parquet, the originals from its tar; the s
 import dataclasses
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,9 +28,8 @@ from pipeline.errors import one_line
 from pipeline.run import warning_log
 from pipeline.settings import PaintSettings, VerifySettings
 from pipeline.sources.ahead import ahead, batches
-from pipeline.sources.base import Item, LateCaption, Unit, UnitError
-from pipeline.sources.choice import described_source
-from pipeline.sources.tars import TarSource
+from pipeline.sources.base import Item, LateCaption, Source, Unit, UnitError
+from pipeline.sources.choice import image_source_of
 from pipeline.stages.verified_table import Keep, Regenerated, VerifiedTable, VerifyReport
 from pipeline.table import PromptTable
 
@@ -66,9 +66,7 @@ def verify_unit(shard: Unit, verifier: "Verifier", table: VerifiedTable) -> Veri
     rows = table.prompts.read(shard)
     columns = (rows[name].to_pylist() for name in ("key", "prompt", "status"))
     prompts = {key: prompt for key, prompt, status in zip(*columns, strict=True) if status == "ok"}
-    source = dataclasses.replace(
-        tar_source_of(table.prompts.settings), allow_unfinished_tars=True
-    )  # read to its end before
+    source = image_source_of(table.prompts.settings)
     try:
         # published only on a clean exit
         with table.pictures(shard) as keep, warning_log.recording() as warnings:
@@ -111,7 +109,7 @@ class Verifier:
         self.progress = VerifyProgress()
 
     def verify(
-        self, shard: Unit, prompts: Mapping[str, str], source: TarSource, keep: Keep
+        self, shard: Unit, prompts: Mapping[str, str], source: Source, keep: Keep
     ) -> Iterator[tuple[str, Regenerated]]:
         """Paint each prompt and compare the pictures with the original.
 
@@ -146,7 +144,7 @@ class Verifier:
                     yield key, self._result(key, prompts[key], seeds[key], waiting, keep)
                     waiting = []
 
-    def _originals(self, shard: Unit, keys: Mapping[str, str], source: TarSource) -> dict[str, Tensor | str]:
+    def _originals(self, shard: Unit, keys: Mapping[str, str], source: Source) -> dict[str, Tensor | str]:
         """Features of the shard's pictures, (dim,) each, or why there is none; the pictures themselves are not held."""
         items = (item for item in _read(shard, source) if item.key in keys)
         found: dict[str, Tensor | str] = {}
@@ -221,24 +219,9 @@ class UnreadError(UnitError):
     """A shard's pictures cannot be read again."""
 
 
-def tar_source_of(description: Mapping[str, Any]) -> TarSource:
-    """How the tars of an output were read.
-
-    Args:
-        description: of the run that learned its prompts.
-
-    Raises:
-        UserError: its prompts are of texts.
-    """
-    source = described_source(description["source"])
-    if not isinstance(source, TarSource):
-        raise UserError("the prompts are of texts; expected the output of pez caption, whose images can be compared")
-    return source
-
-
-def _read(shard: Unit, source: TarSource) -> Iterator[Item]:
+def _read(shard: Unit, source: Source) -> Iterator[Item]:
     try:
-        yield from (item for item in source.read(shard) if not isinstance(item, LateCaption))
+        yield from (item for item in source.read(shard, Counter()) if not isinstance(item, LateCaption))
     except UnitError as error:
         raise UnreadError(str(error)) from error
 

@@ -122,7 +122,7 @@ def test_a_misspelled_option_is_told_before_one_that_is_missing(job: type, words
 @pytest.mark.parametrize(
     ("module", "words", "message"),
     [
-        ("caption", ["--output", "x"], "no input given; expected --input with the URL of a tar, or --demo"),
+        ("caption", ["--output", "x"], "no input given; expected --input with a folder of images, tars or tables"),
         ("verify", ["x"], "no generator is named; expected --verify demo"),
         ("evaluate", ["--input", "x.tar"], "no generator is named; expected --verify demo"),
     ],

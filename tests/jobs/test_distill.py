@@ -184,7 +184,8 @@ def test_a_table_given_to_caption_names_the_command_that_takes_it(run: Run, tabl
     words = ["--input", tables / "a.parquet", "--output", tmp_path / "out", "--local", "--model", "demo"]
     status, _, errors = run(*words, job=caption)
     assert status == 2
-    assert "is no tar (.tar, .tar.gz or .tgz): a table of texts is read by: pez distill --input TABLE" in errors
+    assert "a.parquet has no column of images; it has 'prompt' (string)" in errors
+    assert "a table of texts is read by: pez distill --input TABLE" in errors
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -240,14 +240,14 @@ def test_a_picture_that_cannot_be_loaded_says_so_in_one_line() -> None:
 @pytest.mark.parametrize(
     ("data", "kind"),
     [
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "HEIC"),
-        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100), "JPEG XL"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(100), "JPEG 2000"),
+        (b"\0\0\1\0" + bytes(100), "ICO"),
         (b'<?xml version="1.0"?>\n<svg xmlns="x"/>', "SVG"),
         (b"8BPS\0\1" + bytes(100), "PSD"),
     ],
 )
 def test_a_kind_that_is_not_read_is_named(data: bytes, kind: str) -> None:
-    with pytest.raises(ImageError, match=f"none of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, but {kind}"):
+    with pytest.raises(ImageError, match=f"none of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, HEIC, JPEG XL, but {kind}"):
         decode_image(data)
 
 

@@ -218,7 +218,7 @@ def zipped() -> bytes:
         (encoded(PICTURE, "GIF"), "an image (GIF)", "tar cf"),
         (encoded(PICTURE, "WEBP"), "an image (WEBP)", "tar cf"),
         (encoded(PICTURE, "TIFF"), "an image (TIFF)", "tar cf"),
-        (b"PAR1" + bytes(900), "a Parquet table", "write its images into tars"),
+        (b"PAR1" + bytes(900), "a Parquet table", "--input-kind table"),
         (zipped(), "a ZIP archive", "unpack it"),
         (b"%PDF-1.7\n" + b"x" * 900, "a PDF", "tar cf images.tar images"),
         (b"7z\xbc\xaf\x27\x1c" + b"x" * 900, "a 7z archive", "unpack it"),

@@ -1,0 +1,225 @@
+"""Folders of images as a source: a unit is a list of files, which a job made once and keeps in its output.
+
+out/_files/<hash>.jsonl    the unit and its folder, then a line for each file: path, key, path of the caption
+
+So a unit stays what it was, whatever is put into the folder or taken out of it meanwhile.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import fsspec
+
+from pipeline.addresses import is_local, public_address
+from pipeline.errors import OutputError
+from pipeline.folder import OutputFolder
+from pipeline.sources.ahead import ahead
+from pipeline.sources.base import Item, Unit, UnitError
+from pipeline.sources.encoded_text import decoded, field_of
+from pipeline.sources.image_files import NotReadError, Reach, read_file
+from pipeline.sources.member_names import KeySplit, MemberNames
+from pipeline.sources.stores import listing_options, unreadable
+
+MAX_CAPTION_BYTES = 2**20
+MAX_JSON_BYTES = 16 * 2**20
+_THREADS = 8  # that read files ahead
+_LISTS = "_files"
+
+
+@dataclasses.dataclass(frozen=True)
+class ListedImage:
+    """One image of a folder."""
+
+    path: str
+    """below the folder, as the file system has it"""
+    key: str
+    caption: str | None = None
+    """path of the file with its caption"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageList:
+    """The files of a unit."""
+
+    unit: str
+    """its public URL"""
+    stem: str
+    number: int
+    """of the units of this folder"""
+    root: str
+    """the folder"""
+    images: tuple[ListedImage, ...] = dataclasses.field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Of the file that keeps it in an output."""
+        return list_name(self.unit)
+
+    def written(self) -> bytes:
+        """As lines of JSON; names that are not UTF-8 keep their bytes as escapes."""
+        head = {"unit": self.unit, "stem": self.stem, "number": self.number, "root": self.root}
+        lines = [head, *({k: v for k, v in dataclasses.asdict(one).items() if v is not None} for one in self.images)]
+        return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+    @classmethod
+    def read(cls, data: bytes) -> "ImageList":
+        """What `written` wrote.
+
+        Raises:
+            ValueError: it did not write this.
+        """
+        try:
+            head, *lines = [json.loads(line) for line in data.splitlines()]
+            return cls(**head, images=tuple(ListedImage(**line) for line in lines))
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+
+def list_name(unit: str) -> str:
+    """The name of a unit's list in an output folder."""
+    return f"{_LISTS}/{hashlib.sha256(unit.encode(errors='surrogateescape')).hexdigest()[:24]}.jsonl"
+
+
+def recorded_lists(output: OutputFolder) -> list[ImageList]:
+    """The lists that earlier runs wrote, in the order of their numbers.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    names = sorted(output.names(_LISTS, ".jsonl"))
+    with output.reading(_LISTS):
+        found = [ImageList.read(output.fs.cat_file(output.at(f"{_LISTS}/{name}.jsonl"))) for name in names]
+    return sorted(found, key=lambda one: (one.root, one.number))
+
+
+def record(lists: Sequence[ImageList], output: OutputFolder) -> None:
+    """Write lists that are not written yet; before any work.
+
+    Raises:
+        OutputError: another run listed the same folder meanwhile and found other files.
+    """
+    for one in lists:
+        try:
+            output.put(one.name, one.written(), first=True)
+        except FileExistsError:
+            if output.fs.cat_file(output.at(one.name)) != one.written():
+                raise OutputError(f"another run lists {one.root} for {output.url} and found other files") from None
+
+
+def listed_units(units: Sequence[Unit], output: OutputFolder) -> list[Unit]:
+    """Units of an output, those with a list opened by it."""
+    names: Collection[str] = output.names(_LISTS, ".jsonl")
+    with_list = [f"{_LISTS}/{name}.jsonl" for name in names]
+    return [with_list_of(unit, output) if list_name(unit.url) in with_list else unit for unit in units]
+
+
+def with_list_of(unit: Unit, output: OutputFolder) -> Unit:
+    """The unit, opened by its list in an output."""
+    path = output.at(list_name(unit.url))
+    return dataclasses.replace(unit, source=path if output.local else output.fs.unstrip_protocol(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSource:
+    """Images in nested folders, each with its caption beside it.
+
+    Args:
+        image_key, caption_key, key_split: see MemberNames.
+
+    A key is the path below the folder without its extension. Where that is no key of one image alone, it is with its extension.
+    """
+
+    image_key: str | None = None
+    caption_key: str | None = None
+    key_split: KeySplit = "last"
+
+    nouns = ("image", "files like 0001.jpg")
+    columns = ()
+
+    def read(self, unit: Unit, left_out: Counter[str] | None = None) -> Iterator[Item]:
+        """Read the files of a list, see Source: all have an item, also those that are not there any more.
+
+        Raises:
+            UnitError: the list or the folder is not there, or many files in a row are out of reach.
+        """
+        left_out = Counter() if left_out is None else left_out
+        found = self._list(unit)
+        if is_local(found.root) and not os.path.isdir(found.root):
+            raise UnitError(f"cannot read {unit.url}: there is no folder {found.root} on this machine")
+        names = MemberNames(self.image_key, self.caption_key, self.key_split)
+        reach = Reach(unit)
+
+        def loaded(one: tuple[int, ListedImage]) -> tuple[Item, NotReadError | None, str | None]:
+            return _item(*one, found.root, names)
+
+        for item, error, lost in ahead(enumerate(found.images), loaded, _THREADS, 2 * _THREADS):
+            reach.see(error)
+            if lost is not None:
+                left_out[lost] += 1
+            yield item
+
+    def size(self, unit: Unit) -> int | None:
+        """Files in the list."""
+        with contextlib.suppress(UnitError):  # reading it says what is wrong
+            return len(self._list(unit).images)
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """See Source."""
+        values = {"image_key": self.image_key, "caption_key": self.caption_key, "key_split": self.key_split}
+        return {"kind": "folder", **{name: value for name, value in values.items() if value not in (None, "last")}}
+
+    def _list(self, unit: Unit) -> ImageList:
+        try:
+            fs, path = fsspec.core.url_to_fs(unit.source, **listing_options(unit.source))
+            data = fs.cat_file(path)
+        except Exception as error:  # each filesystem has its own errors
+            raise unreadable(unit.source, f"the list of files of {unit.url}", error) from error
+        try:
+            return ImageList.read(data)
+        except ValueError as error:
+            raise UnitError(f"the list of files of {unit.url} is damaged: {error}", permanent=True) from error
+
+
+def address_below(root: str, path: str) -> str:
+    """The address of a file of a folder."""
+    return f"{root.rstrip('/')}/{path}"
+
+
+def unit_url(root: str, number: int) -> str:
+    """What identifies a unit of a folder, like `/data/photos#00002`."""
+    return f"{public_address(root).rstrip('/')}#{number:05d}"
+
+
+def _item(index: int, one: ListedImage, root: str, names: MemberNames) -> tuple[Item, NotReadError | None, str | None]:
+    """(item, why its file was not read, why its caption was not read)."""
+    caption, lost = _caption(one.caption, root, names) if one.caption is not None else (None, None)
+    bare = Item(index, one.key, caption=caption, size=1)
+    try:
+        return dataclasses.replace(bare, image=read_file(address_below(root, one.path))), None, lost
+    except NotReadError as error:
+        return dataclasses.replace(bare, status="bad_image", reason=str(error)), error, lost
+
+
+def _caption(path: str, root: str, names: MemberNames) -> tuple[str | None, str | None]:
+    """(text, None) of a file, or (None, why there is none)."""
+    field = names.caption_field(names.split(path)[1])
+    limit = MAX_CAPTION_BYTES if field is None else MAX_JSON_BYTES
+    try:
+        data = read_file(address_below(root, path), limit)
+        text = decoded(data) if field is None else field_of(data, field)
+    except NotReadError as error:
+        return None, "empty captions" if "empty" in str(error) else "captions that cannot be read"
+    except ValueError:
+        return None, "captions that are no JSON"
+    if text is None:
+        return None, f"captions without a text called {field!r}"
+    if len(text) > MAX_CAPTION_BYTES:
+        return None, f"captions of more than {MAX_CAPTION_BYTES} bytes"
+    return text.strip(), None
