@@ -30,7 +30,8 @@ from jobs.options import (
 )
 from pez.demo import CLIPS
 from pez.errors import UserError
-from pipeline.settings import Bookkeeping, ClusterSettings, DistillSettings, ModelSettings
+from pez.settings import ModelSettings
+from pipeline.settings import Bookkeeping, ClusterSettings, DistillSettings
 from pipeline.terminal import Activity, open_console, say
 
 if TYPE_CHECKING:

@@ -35,8 +35,8 @@ def forward_flop(clip: Clip, rows: int, keys: int, last: int) -> float:
         last: positions of the last layer for which more than keys and values is computed.
     """
     blocks = clip.tower.transformer.resblocks
-    width = clip.tower.token_embedding.embedding_dim
-    hidden = blocks[0].mlp.c_fc.out_features
+    width: int = clip.tower.token_embedding.embedding_dim
+    hidden: int = blocks[0].mlp.c_fc.out_features
 
     def layer(queried: int) -> float:
         keys_values = 4 * rows * width * width
@@ -48,4 +48,5 @@ def forward_flop(clip: Clip, rows: int, keys: int, last: int) -> float:
 
 def projection_flop(clip: Clip, tokens: int, allowed: Tensor) -> float:
     """Products of soft tokens with the allowed part of the vocabulary."""
-    return 2.0 * tokens * clip.tower.token_embedding.embedding_dim * int(allowed.sum())
+    width: int = clip.tower.token_embedding.embedding_dim
+    return 2.0 * tokens * width * int(allowed.sum())

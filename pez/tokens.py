@@ -43,7 +43,8 @@ class Tokens:
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Token ids to the text a user pastes."""
-        return self._decode(list(ids)).strip()
+        text: str = self._decode(list(ids))
+        return text.strip()
 
     @functools.cached_property
     def texts(self) -> list[str]:

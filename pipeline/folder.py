@@ -49,6 +49,8 @@ class OutputFolder:
         self.url = self.source if is_local(url) else public_address(self.source)
         self._bookkeeping = bookkeeping
         try:
+            self.fs: Any
+            self.path: str
             self.fs, self.path = fsspec.core.url_to_fs(self.source, **listing_options(self.source))
         except ImportError as error:
             raise UserError(missing_driver(self.source, error)) from error

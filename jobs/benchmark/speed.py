@@ -121,7 +121,7 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
 def fast_bfloat16(device: torch.device) -> bool:
     """True where the hardware multiplies bfloat16."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     checks: list[Callable[[], bool]] = [
         getattr(torch.cpu, name)
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

@@ -185,21 +185,22 @@ def render_all(batch: Sequence[Scene]) -> NDArray[np.uint8]:
 _COLUMN, _ROW = np.meshgrid(np.arange(SIZE, dtype=np.float32) + 0.5, np.arange(SIZE, dtype=np.float32) + 0.5)
 
 
-def _shade(color: str, rng: np.random.Generator) -> NDArray[np.floating]:
+def _shade(color: str, rng: np.random.Generator) -> NDArray[np.float32]:
     return (np.array(_RGB[color]) + rng.uniform(-12, 12, 3)).clip(0, 255).astype(np.float32)
 
 
-def _contrast(shade: NDArray[np.floating], amount: float) -> NDArray[np.floating]:
+def _contrast(shade: NDArray[np.float32], amount: float) -> NDArray[np.float32]:
     """The same hue, darker where it is bright and lighter where it is dark."""
     goal = np.float32(0.0 if shade.mean() > 90 else 255.0)
     return shade + np.float32(amount) * (goal - shade)
 
 
-def _background(scene: Scene, rng: np.random.Generator) -> NDArray[np.floating]:
+def _background(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
     shade = _shade(scene.background_color, rng)
     other = _contrast(shade, 0.38)
     angle, phase, period = rng.uniform(0, 2 * np.pi), rng.uniform(0, 2 * np.pi), rng.uniform(9, 13)
     along = (np.cos(angle) * (_COLUMN - SIZE / 2) + np.sin(angle) * (_ROW - SIZE / 2)) / SIZE
+    mix: NDArray[np.floating]  # (64, 64), 0 = the background color, 1 = its contrast
     match scene.background:
         case "plain":
             mix = np.zeros_like(_COLUMN)
@@ -224,7 +225,7 @@ def _background(scene: Scene, rng: np.random.Generator) -> NDArray[np.floating]:
 
 def _object_frame(
     scene: Scene, radius: float, rng: np.random.Generator
-) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Pixel coordinates in the object's own frame, in radii, y upwards."""
     words = scene.position.split()
     middle, away = SIZE / 2, 0.28 * SIZE
@@ -236,7 +237,7 @@ def _object_frame(
 
 
 def _object_color(
-    scene: Scene, x: NDArray[np.floating], y: NDArray[np.floating], radius: float, rng: np.random.Generator
+    scene: Scene, x: NDArray[np.float64], y: NDArray[np.float64], radius: float, rng: np.random.Generator
 ) -> NDArray[np.floating]:
     shade = _shade(scene.color, rng)
     pitch = 5.5 / radius  # stripes and dots are equally wide in pixels whatever the object's size
@@ -253,7 +254,7 @@ def _object_color(
     return shade + mix[..., None] * (_contrast(shade, 0.5) - shade)
 
 
-def _distance(shape: str, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.floating]:
+def _distance(shape: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
     """Signed distance to the outline in radii, negative inside (exact or a close bound, enough for smooth edges)."""
     rho = np.hypot(x, y)
     match shape:

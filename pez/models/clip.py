@@ -161,7 +161,8 @@ def _in_float32(preprocess: Any) -> Any:
 
 
 def _to_float32(image: Image.Image) -> Tensor:
-    return pil_to_tensor(image).to(torch.float32).div(255)
+    pixels: Tensor = pil_to_tensor(image)  # (3, height, width) uint8
+    return pixels.to(torch.float32).div(255)
 
 
 def _without_inference_tensors(model: Any) -> Any:

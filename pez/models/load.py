@@ -223,7 +223,9 @@ def _tag_and_file(name: str, pretrained: str) -> tuple[str | None, Path | None]:
 
 def _tag_of(name: str, file: Path) -> str | None:
     """The tag whose weights a file holds, known by the folder of the hub's cache that it lies in or by its hash."""
-    known = {tag: open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)}
+    known: dict[str, dict[str, str]] = {
+        tag: open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)
+    }
     for tag, config in known.items():
         repository = config.get("hf_hub", "").rsplit("/", 1)[0]
         if repository and f"models--{repository.replace('/', '--')}" in file.absolute().parts:
@@ -267,7 +269,8 @@ def _config_of(name: str) -> dict[str, Any]:
     schema, _, rest = name.partition(":")
     if schema == "local-dir":
         config = _read_config(Path(rest) / "open_clip_config.json")
-        return config.get("model_cfg", config)
+        model_config: dict[str, Any] = config.get("model_cfg", config)
+        return model_config
     return open_clip.get_model_config(name) or {}
 
 

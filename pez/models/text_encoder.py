@@ -120,7 +120,7 @@ class CausalEncoder:
         x = x.to(self.dtype)  # (n, tokens + after, width)
         for i, (weights, (key0, value0)) in enumerate(zip(self.layers, self.prefix, strict=True)):
             x = self.block(x, key0, value0, weights, self.activation, self.heads, i == len(self.layers) - 1)
-        pooled = self.final(x[:, 0].to(self.final.weight.dtype))  # (n, width), full precision from here
+        pooled: Tensor = self.final(x[:, 0].to(self.final.weight.dtype))  # (n, width), full precision from here
         if self.projection is None:
             return pooled
         features = pooled @ self.projection
@@ -147,11 +147,14 @@ class FullContextEncoder:
         with torch.autocast(soft.device.type, self.dtype, enabled=self.dtype != self.own_dtype):
             x = self.tower.transformer(x.to(self.own_dtype), attn_mask=self.tower.attn_mask)
             x = self.tower.ln_final(x)
-            pooled = text_global_pool(x, self.ids.expand(n, -1).to(x.device), _pool_type(self.tower), _eos(self.tower))
-            projection = self.tower.text_projection
+            pooled: Tensor = text_global_pool(
+                x, self.ids.expand(n, -1).to(x.device), _pool_type(self.tower), _eos(self.tower)
+            )
+            projection: nn.Linear | Tensor | None = self.tower.text_projection
             if projection is None:
                 return pooled
-            return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+            features: Tensor = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+            return features
 
 
 def text_tower(model: Any) -> Any:
@@ -256,14 +259,15 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, causal_from: int | None) 
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     # On a CPU the fused kernel's backward is 12 times slower than these products in bfloat16, 2 times in float32.
-    weight = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    weight: Tensor = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if mask is not None:
         weight = weight.masked_fill(~mask, -torch.inf)
     return weight.softmax(-1) @ value
 
 
 def _pool_type(tower: Any) -> str:
-    return getattr(tower, "text_pool_type", None) or tower.pool_type
+    pool_type: str = getattr(tower, "text_pool_type", None) or tower.pool_type
+    return pool_type
 
 
 def _eos(tower: Any) -> int | None:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.settings import ModelSettings, TarSettings, TextSettings
+from pez.settings import ModelSettings
+from pipeline.settings import TarSettings, TextSettings
 from pipeline.sources.base import Source
 from pipeline.sources.tars import TarSource
 from pipeline.sources.texts import TextSource

@@ -80,7 +80,7 @@ def test_a_list_option_that_is_given_again_adds_up(job: type, flag: arguments.Fl
         [f"{flag.name}=a", flag.name, "b", f"{flag.name}=c"],
     ]
     for spelling in spellings:
-        chosen = arguments.read(job, "", "pez x", [*words, *more, *spelling])
+        chosen: object = arguments.read(job, "", "pez x", [*words, *more, *spelling])
         assert value_of(chosen, flag) == ("a", "b", "c"), spelling
 
 

@@ -27,8 +27,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """run(words) -> status, output, errors."""
 
     def run_words(*words: object, job: Any = distill) -> tuple[int, str, str]:
-        options, work = (DistillJob, distill.distill) if job is distill else (caption.CaptionJob, caption.caption)
         monkeypatch.setattr("sys.argv", ["pez", *map(str, words)])
+        table: dict[Any, tuple[type[Any], Callable[[Any], int]]] = {
+            distill: (DistillJob, distill.distill),
+            caption: (caption.CaptionJob, caption.caption),
+        }
+        options, work = table[job]
         with pytest.raises(SystemExit) as ended:
             command.run(options, job.__doc__, work, "pez")
         assert isinstance(ended.value.code, int)

@@ -207,7 +207,7 @@ def test_the_demo_model_on_other_pictures_says_what_it_knows(
     ):
         monkeypatch.setattr(sys, "argv", ["x", *line])
         with pytest.raises(SystemExit) as ended:
-            command.run(*job)  # type: ignore[misc]
+            command.run(*job)
         assert ended.value.code == 0
         notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
         assert len(notes) == told

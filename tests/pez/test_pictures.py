@@ -94,7 +94,7 @@ def odd(kind: str) -> Image.Image:
 @pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "1", "L", "16 bit", "turned"])
 def test_python_sees_the_picture_that_the_jobs_see(demo_clip: pez.Clip, kind: str, tmp_path: Path) -> None:
     image = odd(kind)
-    options = {"exif": image.getexif()} if kind == "turned" else {}
+    options: dict[str, Any] = {"exif": image.getexif()} if kind == "turned" else {}
     data = encoded(image, **options)
     (tmp_path / "image.png").write_bytes(data)
     of_job = demo_clip.pixel_features(demo_clip.preprocess(decode_image(data))[None])
@@ -186,18 +186,18 @@ def test_a_mode_of_the_caller_changes_no_bit(demo_clip: pez.Clip, images: list[I
 @pytest.mark.parametrize("value", [math.nan, math.inf, True, "8", None, 1 + 2j])
 def test_numbers_that_are_none_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} is .*; expected a (whole|finite) number"):
-        pez.PezSettings(**{name: value})
+        pez.PezSettings(**dict[str, Any]({name: value}))
 
 
 def test_other_settings_that_mean_nothing_are_refused() -> None:
     for name in ("tokens", "steps", "seed"):
         with pytest.raises(ValueError, match=f"{name} is 8.5; expected a whole number"):
-            pez.PezSettings(**{name: 8.5})
+            pez.PezSettings(**dict[str, Any]({name: 8.5}))
     with pytest.raises(ValueError, match="weight_decay is nan; expected a finite number"):
         pez.PezSettings(weight_decay=math.nan)
     with pytest.raises(ValueError, match="vocabulary is 'word'; expected one of model, words, full"):
         pez.PezSettings(vocabulary="word")  # type: ignore[arg-type]
-    assert pez.PezSettings(tokens=np.int64(4)).tokens == 4
+    assert pez.PezSettings(tokens=np.int64(4)).tokens == 4  # type: ignore[arg-type]  # a number of NumPy is taken too
 
 
 @pytest.mark.parametrize(

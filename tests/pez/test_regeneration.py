@@ -13,6 +13,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 import pez
 from pez.regeneration import Generator, load_generator, picture_similarities, seed_for
+from pez.settings import Scheduler
 
 PROMPTS = ["a red square", "huge green star at the top", "small pink heart", "yellow circle " * 20, "?", "blue moon"]
 
@@ -113,7 +114,8 @@ def test_a_safety_checker_that_a_model_ships_blanks_pictures(generator: Generato
 
 
 def test_the_scheduler_changes_and_what_the_model_predicts_stays(generator: Generator) -> None:
-    for name, kind in (("dpm++", "DPMSolverMultistepScheduler"), ("euler", "EulerDiscreteScheduler")):
+    kinds: dict[Scheduler, str] = {"dpm++": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler"}
+    for name, kind in kinds.items():
         scheduler = load_generator("demo", scheduler=name).pipeline.scheduler
         assert type(scheduler).__name__ == kind
         assert scheduler.config.prediction_type == "v_prediction"

@@ -32,12 +32,18 @@ def ray_rows(folder: str) -> int:
     return ray.data.read_parquet(folder).count()
 
 
+def duckdb_rows(table: str) -> Any:
+    counted = duckdb.sql(f"select count(*) from {table}")
+    assert counted is not None
+    return counted.fetchall()[0][0]
+
+
 READERS: dict[str, Callable[[str], Any]] = {
     "pyarrow": lambda folder: pq.read_table(folder).num_rows,
     "pyarrow.dataset": lambda folder: pyarrow.dataset.dataset(folder).count_rows(),
     "pandas": lambda folder: len(pd.read_parquet(folder)),
-    "duckdb": lambda folder: duckdb.sql(f"select count(*) from read_parquet('{folder}/')").fetchall()[0][0],
-    "duckdb glob": lambda folder: duckdb.sql(f"select count(*) from '{folder}/*.parquet'").fetchall()[0][0],
+    "duckdb": lambda folder: duckdb_rows(f"read_parquet('{folder}/')"),
+    "duckdb glob": lambda folder: duckdb_rows(f"'{folder}/*.parquet'"),
     "polars glob": lambda folder: pl.read_parquet(f"{folder}/*.parquet").height,
     "datasets": lambda folder: datasets_rows(folder, f"{folder}-cache"),
     "datasets glob": lambda folder: datasets_rows(
