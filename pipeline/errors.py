@@ -1,5 +1,5 @@
-"""What can go wrong while a job writes."""
+"""Errors of writing."""
 
 
 class OutputError(RuntimeError):
-    """The output folder does not take a file: full, read-only, or an object store that keeps failing."""
+    """A file cannot be written to the output folder: full, read-only, or an object store that keeps failing."""

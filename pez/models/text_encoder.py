@@ -1,13 +1,13 @@
-"""Soft prompts to text features, with no work that cannot matter.
+"""Soft prompts to text features, computing only what matters.
 
-A CLIP text tower reads a frame around the prompt: a start token before it, an end token after it, padding to the context
-length; a template adds fixed words to both sides. The tower is causal and its feature is taken at the end token, so
+A CLIP text tower sees the prompt in a frame: a start token before it, an end token after it, padding up to the context
+length. A template adds fixed words on both sides. The tower is causal and its feature is taken at the end token, so
 
-- positions after the end token change nothing: they are left out;
-- positions before the prompt do not see it: their keys and values are computed once;
-- in the last layer only the end token's output is read: the other queries and MLPs are left out.
+- positions after the end token have no effect and are skipped;
+- positions before the prompt do not see it, so their keys and values are computed once;
+- in the last layer only the end token's output is used, so the other queries and MLPs are skipped.
 
-All of this is exact. Towers it does not hold for (bidirectional, pooled elsewhere) run in full by `FullContextEncoder`;
+All of this is exact. Towers for which it does not hold (bidirectional, pooled elsewhere) run in full in `FullContextEncoder`.
 `text_encoder` chooses, and checks the choice against the model's own `encode_text`.
 """
 
@@ -26,7 +26,7 @@ class TextEncoder(Protocol):
     """Soft prompts to features."""
 
     def __call__(self, soft: Tensor) -> Tensor:
-        """(n, tokens, width) float embeddings to (n, dim) features, not normalised, differentiable."""
+        """(n, tokens, width) float embeddings to (n, dim) features, not normalized, differentiable."""
         ...
 
 
@@ -37,21 +37,21 @@ class Frame:
     before: list[int]
     after: list[int]
     words_after: int = 0
-    """ids of `after` that are fixed words; the rest is the end token and padding"""
+    """how many ids of `after` are fixed words; the rest is the end token and padding"""
 
 
 def text_encoder(model: Any, frame: Frame, tokens: int, dtype: torch.dtype, compiled: bool = False) -> TextEncoder:
-    """The fastest encoder that gives what the model's own `encode_text` gives.
+    """The fastest encoder that reproduces the model's own `encode_text`.
 
     Args:
         model: an open_clip model, frozen, in float32 or float64.
-        frame: what is around a prompt.
-        tokens: learned tokens of a prompt.
-        dtype: of the computation; float32, float64 or bfloat16.
-        compiled: compile what can be; see CausalEncoder.
+        frame: the ids around a prompt.
+        tokens: learned tokens per prompt.
+        dtype: precision of the computation; float32, float64 or bfloat16.
+        compiled: compile where possible; see CausalEncoder.
 
     Raises:
-        UserError: no room for so many tokens, or a text tower that neither encoder reproduces.
+        UserError: no room for that many tokens, or neither encoder reproduces the text tower.
     """
     tower = text_tower(model)
     length = tower.context_length
@@ -74,10 +74,10 @@ def text_encoder(model: Any, frame: Frame, tokens: int, dtype: torch.dtype, comp
 
 
 class CausalEncoder:
-    """A causal tower over the positions that matter; the module's text says which.
+    """A causal tower, computed at the positions that matter; see the module docstring.
 
     Args:
-        compiled: compile the residual block, once for all layers (it pays on a GPU, for long runs).
+        compiled: compile the residual block, once for all layers; worthwhile for long runs on a GPU.
     """
 
     def __init__(self, tower: Any, frame: Frame, dtype: torch.dtype, compiled: bool = False) -> None:
@@ -102,7 +102,7 @@ class CausalEncoder:
             self.prefix = self._prefix()
 
     def _prefix(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of the positions before the prompt, (1, heads, before, head width) of each layer."""
+        """Keys and values of the positions before the prompt, (1, heads, before, head width) per layer."""
         x = (self.embedding_before + self.positions[: self.before]).to(self.dtype).unsqueeze(0)
         none = x.new_empty(1, self.heads, 0, x.shape[-1] // self.heads)
         kept = []
@@ -120,7 +120,7 @@ class CausalEncoder:
         x = x.to(self.dtype)  # (n, tokens + after, width)
         for i, (weights, (key0, value0)) in enumerate(zip(self.layers, self.prefix, strict=True)):
             x = self.block(x, key0, value0, weights, self.activation, self.heads, i == len(self.layers) - 1)
-        pooled: Tensor = self.final(x[:, 0].to(self.final.weight.dtype))  # (n, width), full precision from here
+        pooled: Tensor = self.final(x[:, 0].to(self.final.weight.dtype))  # (n, width), full precision from here on
         if self.projection is None:
             return pooled
         features = pooled @ self.projection
@@ -128,7 +128,7 @@ class CausalEncoder:
 
 
 class FullContextEncoder:
-    """Any open_clip text tower, over its whole context, by the tower's own modules."""
+    """Any open_clip text tower, computed over its whole context by its own modules."""
 
     def __init__(self, tower: Any, frame: Frame, tokens: int, dtype: torch.dtype) -> None:
         self.tower, self.dtype = tower, dtype
@@ -143,7 +143,7 @@ class FullContextEncoder:
         before, after = self.embedding[: self.before], self.embedding[self.before + tokens :]
         x = torch.cat([before.expand(n, -1, -1).to(soft), soft, after.expand(n, -1, -1).to(soft)], 1)
         x = x + self.tower.positional_embedding[: x.shape[1]].to(soft)
-        # The tower's weights keep their precision; a lower one is left to autocast.
+        # The tower's weights keep their precision; autocast handles a lower one.
         with torch.autocast(soft.device.type, self.dtype, enabled=self.dtype != self.own_dtype):
             x = self.tower.transformer(x.to(self.own_dtype), attn_mask=self.tower.attn_mask)
             x = self.tower.ln_final(x)
@@ -161,7 +161,7 @@ def text_tower(model: Any) -> Any:
     """The module of an open_clip model that holds the text tower's parts.
 
     Raises:
-        UserError: a tower of another library (Hugging Face encoders in open_clip models).
+        UserError: a text tower of another library (Hugging Face encoders in open_clip models).
     """
     tower = getattr(model, "text", model)
     if tower is not model and not isinstance(tower, TextTransformer):
@@ -176,14 +176,14 @@ def text_tower(model: Any) -> Any:
 
 
 def frame_of(tokenizer: Any, context_length: int) -> Frame:
-    """What the tokenizer puts before and after a text, read from what it makes of no text and of one letter."""
+    """What the tokenizer puts around a text, found by encoding an empty text and a single letter."""
     empty, letter = (tokenizer([text], context_length=context_length)[0].tolist() for text in ("", "a"))
     before = next(i for i, (a, b) in enumerate(zip(empty, letter, strict=True)) if a != b)
     return Frame(empty[:before], empty[before:])
 
 
 class _Weights(NamedTuple):
-    """One residual attention block's weights and biases in the dtype of the computation."""
+    """Weights and biases of one residual attention block, in the dtype of the computation."""
 
     norm1: tuple[Tensor, Tensor, float]
     norm2: tuple[Tensor, Tensor, float]
@@ -215,8 +215,8 @@ def _block(
 
     Args:
         x: (n, positions, width).
-        key0, value0: (1, heads, before, head width) of the positions before, which x may see.
-        last: return the last position alone, (n, 1, width).
+        key0, value0: (1, heads, before, head width) of earlier positions, which x may attend to.
+        last: return the last position only, (n, 1, width).
     """
     n, width = len(x), x.shape[-1:]
     query, key, value = _heads_of(F.layer_norm(x, width, *weights.norm1), weights, heads, last)
@@ -231,13 +231,13 @@ def _block(
 def _compiled_block() -> Any:
     from torch import _dynamo as dynamo  # slow to import
 
-    # One compilation for each number of rows and precision in use. Past the limit, 8 unless raised, torch goes on uncompiled.
+    # One compilation per number of rows and precision. Beyond the limit (8 by default), torch silently stops compiling.
     dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 64)
     return torch.compile(_block, dynamic=False)
 
 
 def _heads_of(x: Tensor, weights: _Weights, heads: int, last: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(n, positions, width) to query, key and value, (n, heads, positions, head width) each; last: one query alone."""
+    """(n, positions, width) to query, key and value, (n, heads, positions, head width) each; last: the last query only."""
     n, positions, width = x.shape
     weight, bias = weights.into
     if not last:
@@ -252,13 +252,13 @@ def _heads_of(x: Tensor, weights: _Weights, heads: int, last: bool) -> tuple[Ten
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, causal_from: int | None) -> Tensor:
-    """Softmax attention; query i sees keys up to causal_from + i, or all keys where that is None."""
+    """Softmax attention; query i sees keys up to causal_from + i, or all keys if that is None."""
     mask = None
     if causal_from is not None:
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril(causal_from)
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    # On a CPU the fused kernel's backward is 12 times slower than these products in bfloat16, 2 times in float32.
+    # On a CPU the fused kernel's backward pass is 12 times slower than these products in bfloat16, 2 times in float32.
     weight: Tensor = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if mask is not None:
         weight = weight.masked_fill(~mask, -torch.inf)
@@ -275,7 +275,7 @@ def _eos(tower: Any) -> int | None:
 
 
 def _pooled_position(tower: Any, ids: Tensor) -> int:
-    """Where in a row of ids, (1, length), the tower takes its feature."""
+    """The position in a row of ids, (1, length), where the tower takes its feature."""
     where = torch.arange(ids.shape[1]).view(1, -1, 1)
     return int(text_global_pool(where, ids, _pool_type(tower), _eos(tower)))
 
@@ -293,7 +293,7 @@ def _is_causal_with_end_pooling(model: Any, tower: Any) -> bool:
 
 @torch.no_grad()
 def _check(encoder: TextEncoder, model: Any, tower: Any, frame: Frame, tokens: int) -> None:
-    """Compare an encoder with the model's own on two arbitrary prompts.
+    """Compare an encoder with the model's `encode_text` on two arbitrary prompts.
 
     Raises:
         UserError: they differ.
@@ -306,11 +306,11 @@ def _check(encoder: TextEncoder, model: Any, tower: Any, frame: Frame, tokens: i
     ours = encoder(tower.token_embedding(ids.to(own.device)))
     gap = float((F.normalize(own, dim=-1) - F.normalize(ours.to(own), dim=-1)).norm(dim=-1).max())
     if not gap < 1e-3:
-        raise UserError(f"this text tower is not understood: features differ from encode_text's by {gap:.1e}")
+        raise UserError(f"this text tower is not supported: features differ from those of encode_text by {gap:.1e}")
 
 
 def framed(ids: Tensor, frame: Frame, length: int) -> Tensor:
-    """(n, tokens) int64 prompts to (n, length) rows as the tokenizer would make them."""
+    """(n, tokens) int64 prompts to (n, length) rows as the tokenizer makes them."""
     n = len(ids)
     before, after = (
         torch.tensor(part, dtype=ids.dtype, device=ids.device).expand(n, -1) for part in (frame.before, frame.after)

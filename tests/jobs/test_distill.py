@@ -74,7 +74,7 @@ def test_no_text_is_one_line() -> None:
 
 def test_a_text_that_is_empty_is_one_line(run: Run) -> None:
     status, _, errors = run("--text", " ", *FAST)
-    assert (status, errors) == (2, "error: --text is empty; expected something, or leave the option out\n")
+    assert (status, errors) == (2, "error: --text is empty; expected a value, or omit the option\n")
 
 
 @pytest.fixture

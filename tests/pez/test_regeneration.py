@@ -75,8 +75,8 @@ def test_out_of_memory_halves_the_batch_and_goes_on(generator: Generator) -> Non
     with pytest.warns(UserWarning, match="out of memory") as told:
         made = small.images(PROMPTS, range(6))
     assert [str(w.message) for w in told if w.category is UserWarning] == [
-        "out of memory with 8 pictures at once; continuing with 4",
-        "out of memory with 4 pictures at once; continuing with 2",
+        "out of memory with 8 images per batch; continuing with 4",
+        "out of memory with 4 images per batch; continuing with 2",
     ]
     assert small.pipeline.sizes == [2, 2, 2]
     assert pixels(made) == pixels(generator.images(PROMPTS, range(6)))
@@ -95,7 +95,7 @@ def test_a_picture_that_is_not_a_number_is_an_error(generator: Generator) -> Non
             made.images[1] = np.nan
             return made
 
-    with pytest.raises(ValueError, match="the picture of 'huge green .*' is not a number; expected another precision"):
+    with pytest.raises(ValueError, match="the image of 'huge green .*' is NaN; try precision fp32 or bf16"):
         faulty(generator, Broken).images(PROMPTS, range(6))
 
 

@@ -95,7 +95,7 @@ def test_bookkeeping_stays_where_it_was_put(tmp_path: Path) -> None:
     found = PromptTable.written(folder)
     assert len(found.shards()) == 3
     assert found.divide(found.shards())[1] == []
-    with pytest.raises(UserError, match="has its bookkeeping beside; leave --bookkeeping out"):
+    with pytest.raises(UserError, match="has its bookkeeping beside; omit --bookkeeping"):
         PromptTable(folder, {"steps": 1}, "inside").claim()
     with pytest.raises(UserError, match="has its bookkeeping inside"):
         PromptTable(write(tmp_path / "in", None), {"steps": 1}, "beside").claim()
