@@ -1,10 +1,10 @@
-"""Paint the prompts of an existing output with a text-to-image model and compare the pictures with the originals.
+"""Generate images from the prompts of an existing output and compare them with the originals.
 
     python -m jobs.verify out --verify demo
     python -m jobs.verify s3://bucket/prompts --verify stabilityai/stable-diffusion-2-1 --keep-images
 
-The numbers are those of `jobs.caption --verify`. The images are read again from their shards. Re-run the command
-to resume. Exit status: 0 all shards are verified, 1 some failed, 2 bad usage.
+The results are the same as those of `jobs.caption --verify`. The original images are read again from their shards. Re-run the
+command to resume. Exit status: 0 = all shards are verified, 1 = some failed, 2 = bad usage.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class VerifyJob(VerifyOptions, RunOptions):
-    """Options of the job."""
+    """Options of `pez verify`."""
 
     output: Annotated[str, POSITIONAL]
-    """folder that jobs.caption wrote"""
+    """output folder of jobs.caption"""
     input: tuple[str, ...] = ()
-    """fresh addresses of its tars, written as for jobs.caption, where a signature has run out"""
+    """fresh URLs of its tars, as for jobs.caption, if their signatures have expired"""
 
     def check(self, given: frozenset[str]) -> None:
-        """Refuse what could only be ignored, and what can be told without loading anything."""
+        """Refuse options that would be ignored, and everything that can be checked without loading anything."""
         refuse_ignored(given)
         expect_device(self.device, on_ray=not self.local)
 
@@ -85,7 +85,7 @@ def verify(job: VerifyJob) -> int:
             device = plan.device
         verified = verified_table(table, job.verification, device)
         pending = verified.pending(shards)
-        if pending and (job.local or not cluster_address(job.cluster)):  # nodes elsewhere may have what is not here
+        if pending and (job.local or not cluster_address(job.cluster)):  # other nodes may have what is missing here
             check_reachable(*score_model(job.verification, guide.model))
     progress = JobProgress(len(shards), None, console, verified=len(shards) - len(pending))
     failed: dict[str, str] = {}
@@ -101,14 +101,14 @@ def verify(job: VerifyJob) -> int:
                 else:
                     failed = _on_ray(job, verified, pending, plan, progress, failures)
     except KeyboardInterrupt:
-        done_so_far = f"{progress.verified} of {count(len(shards), 'shard')} verified"
-        raise KeyboardInterrupt(f"{done_so_far}; re-run the command to resume") from None
+        so_far = f"{progress.verified} of {count(len(shards), 'shard')} verified"
+        raise KeyboardInterrupt(f"{so_far}; re-run the command to resume") from None
     failures.conclude(failed, shards)
     for url, reason in failures.located(failed, shards).items():
         say(console, plain(f"failed: {url}: {reason}"), "red")
     show_first(table, [shard for shard in shards if shard.url not in failed], console)
     if failed:
-        say(console, f"{len(failed)} of {count(len(shards), 'shard')} failed; re-run the command to try them again")
+        say(console, f"{len(failed)} of {count(len(shards), 'shard')} failed; re-run the command to retry them")
         return 1
     say(console, plain(f"{count(len(shards), 'verified Parquet file')} in {table.url}"))
     return 0
@@ -143,10 +143,10 @@ def _on_ray(
 
 
 def with_sources(shards: Sequence[Unit], given: Sequence[Unit]) -> list[Unit]:
-    """Shards of the output, each opened where it was given, if it was.
+    """The shards of the output, opened at the given URLs where there are any.
 
     Raises:
-        UserError: none of those given is in the output.
+        UserError: none of the given shards is in the output.
     """
     sources = {shard.url: shard.source for shard in given}
     if not any(shard.url in sources for shard in shards):

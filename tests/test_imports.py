@@ -20,8 +20,9 @@ def imported(file: Path) -> set[str]:
 
 
 def imported_modules(file: Path) -> set[str]:
-    nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom) and node.module]
-    return {name for n in nodes for name in (n.module, *(f"{n.module}.{alias.name}" for alias in n.names))}
+    nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+    found = [(node.module, node.names) for node in nodes if node.module]
+    return {name for module, names in found for name in (module, *(f"{module}.{alias.name}" for alias in names))}
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)

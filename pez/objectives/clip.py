@@ -1,4 +1,4 @@
-"""Nearness of a prompt's text feature to features of images or texts, in a CLIP."""
+"""Cosine of a prompt's text feature with features of images or texts under a CLIP."""
 
 import dataclasses
 
@@ -11,21 +11,21 @@ from pez.objectives.objective import Objective
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Features that a prompt shall be near to, or away from.
+    """Features that attract or repel a prompt.
 
     Args:
-        features: (n, dim) float, of images or texts; any length.
-        weights: (n,) float; 1 = near, negative = away from. None = all 1.
+        features: (n, dim) float, of images or texts; need not be unit vectors.
+        weights: (n,) float; 1 = attract, negative = repel. None = all 1.
 
-    The score of a prompt is the mean over n of weight x cosine. As cosine is linear in a unit feature, all of them together
-    are one direction.
+    The score of a prompt is the mean over n of weight x cosine. Since the cosine is linear in a unit feature, the features
+    combine to one direction.
     """
 
     features: Tensor
     weights: Tensor | None = None
 
     def direction(self) -> Tensor:
-        """(dim,) float: its product with a prompt's unit feature is the score."""
+        """(dim,) float; its dot product with a prompt's unit feature is the score."""
         units = F.normalize(self.features, dim=-1)
         if self.weights is not None:
             units = units * self.weights.to(units).unsqueeze(-1)
@@ -33,7 +33,7 @@ class Target:
 
 
 class ClipObjective(Objective):
-    """Cosine of a soft prompt's text feature with the lane's target, a direction of features."""
+    """Cosine of a soft prompt's text feature with the lane's target, a direction in feature space."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         self.encoder = encoder

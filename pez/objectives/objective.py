@@ -1,4 +1,4 @@
-"""What a prompt is learned for: the interface that the engine sees."""
+"""The interface of an objective, as the engine sees it."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -17,10 +17,10 @@ class Objective(Protocol):
 
         Args:
             soft: (lanes, tokens, width) float, differentiable.
-            batch: (lanes, ...) the target of each lane.
+            batch: (lanes, ...) one target per lane.
 
         Returns:
-            (lanes,) float; lane i depends on soft[i] and batch[i] alone.
+            (lanes,) float; score i depends on soft[i] and batch[i] only.
         """
         ...
 

@@ -207,11 +207,11 @@ def test_the_demo_model_on_other_pictures_says_what_it_knows(
     ):
         monkeypatch.setattr(sys, "argv", ["x", *line])
         with pytest.raises(SystemExit) as ended:
-            command.run(*job)  # type: ignore[misc]
+            command.run(*job)
         assert ended.value.code == 0
         notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
         assert len(notes) == told
-        assert all("knows drawn 64x64 scenes only" in n and "ViT-L-14 --pretrained openai" in n for n in notes)
+        assert all("knows only drawn 64x64 scenes" in n and "ViT-L-14 --pretrained openai" in n for n in notes)
 
 
 def test_all_done_is_nothing_to_do(

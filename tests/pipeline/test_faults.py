@@ -229,7 +229,7 @@ def test_a_disk_that_is_full_already_is_found_out_before_any_work(tars: Path, ou
     ("output", "message"),
     [
         ("/proc/pez-captions", "cannot write /proc/pez-captions/_run.json: No such file or directory"),
-        ("{tmp}/file/out", "--output is {tmp}/file/out, and {tmp}/file is a file; expected a folder"),
+        ("{tmp}/file/out", "--output is {tmp}/file/out, but {tmp}/file is a file; expected a folder"),
     ],
     ids=["read-only", "under a file"],
 )

@@ -100,7 +100,12 @@ def test_the_driver_stays_small_and_quick_over_many_shards_and_a_resume_reads_no
 
     reads: list[str] = []
     read_json = PromptTable.read_json
-    monkeypatch.setattr(PromptTable, "read_json", lambda self, name: reads.append(name) or read_json(self, name))
+
+    def counted(table: PromptTable, name: str) -> dict[str, Any] | None:
+        reads.append(name)
+        return read_json(table, name)
+
+    monkeypatch.setattr(PromptTable, "read_json", counted)
     with Memory() as resumed:
         start = time.monotonic()
         assert caption(job) == 0

@@ -79,7 +79,7 @@ def test_gradients_are_those_of_the_full_context() -> None:
     full = FullContextEncoder(model, type(frame)(frame.before, frame.after[: 20 - 6 - 1]), 6, torch.float64)
     cut = text_encoder(model, frame, 6, torch.float64)
     soft = torch.randn(3, 6, 32, dtype=torch.float64)
-    gradients = []
+    gradients: list[torch.Tensor] = []
     for encoder in (full, cut):
         leaf = soft.clone().requires_grad_()
         gradients += torch.autograd.grad(encoder(leaf).square().sum(), leaf)
