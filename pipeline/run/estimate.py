@@ -86,7 +86,7 @@ def parts_that_balance(images: int, gpus: int, shard_size: int, limit: float = m
     """
     # With n equal tasks a GPU the last round is at most 1/n of the job.
     enough = min(math.ceil(gpus / idle / max(images // shard_size, 1)), shard_size)
-    powers = (2**power for power in itertools.count() if shard_size / 2**power <= max(limit, 1))
+    powers = (1 << power for power in itertools.count() if shard_size / (1 << power) <= max(limit, 1))
     return next(n for n in powers if n >= enough or _idle(images, gpus, shard_size, n) <= idle)
 
 

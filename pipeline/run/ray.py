@@ -376,7 +376,7 @@ class _JobConfig(JobConfig):
 
     def _get_proto_job_config(self) -> Any:
         self._py_driver_sys_path = worker_path()  # in place of the driver's working directory
-        return super()._get_proto_job_config()
+        return super()._get_proto_job_config()  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager

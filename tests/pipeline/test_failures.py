@@ -59,7 +59,7 @@ def test_a_bug_in_an_actor_leaves_its_traceback_too(tmp_path: Path) -> None:
         "learning",
         lambda: FaultyActor.options(num_cpus=0.5).remote(str(tmp_path)),
         1,
-        lambda _: None,  # type: ignore[attr-defined]
+        lambda _: None,
     )
     units = [Unit("mem://bad", "bad"), Unit("mem://kills-always", "kills-always"), Unit("mem://fine", "fine")]
     failed = run_on_ray(tasks_of(units), [stage], ClusterSettings(attempts=2), on_failure=log.record)

@@ -335,9 +335,9 @@ def test_another_run_that_was_quicker_is_not_written_over(tars: Path, learner: L
     published: list[ShardReport] = []
     slow = copy.copy(learner)
 
-    def overtaken(shard: Unit, samples: Iterable[Item]) -> Iterator[tuple[int, Row]]:
-        rows = list(learner.learn(shard, samples))
-        published.append(learn_unit(shard, learner, PromptTable(str(out), DESCRIBED)))
+    def overtaken(unit: Unit, items: Iterable[Item], parts: int = 1) -> Iterator[tuple[int, Row]]:
+        rows = list(learner.learn(unit, items, parts))
+        published.append(learn_unit(unit, learner, PromptTable(str(out), DESCRIBED)))
         return iter(rows)
 
     slow.learn = overtaken  # type: ignore[method-assign]

@@ -27,15 +27,15 @@ class Watched(Learner):
 
     keys: list[str]
 
-    def learn(self, shard: Unit, samples: Iterable[Item]) -> Iterator[tuple[int, Row]]:
+    def learn(self, unit: Unit, items: Iterable[Item], parts: int = 1) -> Iterator[tuple[int, Row]]:
         self.keys = []
 
         def seen() -> Iterator[Item]:
-            for sample in samples:
-                self.keys.append(sample.key)
-                yield sample
+            for item in items:
+                self.keys.append(item.key)
+                yield item
 
-        return super().learn(shard, seen())
+        return super().learn(unit, seen(), parts)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ It imports no torch, so that an actor is up in a second: tests start many.
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -13,8 +14,7 @@ from pipeline.rows import Row, ShardReport, report_of
 from pipeline.run.tasks import Task
 
 
-@ray.remote
-class FaultyActor:
+class _FaultyActor:
     """Learns nothing: a unit's name says what happens to it."""
 
     def __init__(self, folder: str, start_error: str | None = None) -> None:
@@ -47,3 +47,6 @@ class FaultyActor:
 
     def progress(self) -> None:
         pass
+
+
+FaultyActor: Any = ray.remote(_FaultyActor)

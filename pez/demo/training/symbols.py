@@ -217,7 +217,8 @@ def train_symbol_clip(settings: SymbolSettings, symbols: Symbols, log: Callable[
             rate = step * settings.batch / (time.monotonic() - start)
             log(f"{step}/{settings.steps}  loss {total / 50:.3f}  {rate:.0f} images/s")
             total = 0.0
-    return model.eval()
+    trained: nn.Module = model.eval()
+    return trained
 
 
 @torch.no_grad()
@@ -289,4 +290,5 @@ def _encode_text(model: Any, texts: list[list[int]]) -> Tensor:
     x = model.token_embedding(ids) + model.positional_embedding[:length]
     x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
     ends = torch.tensor([len(text) - 1 for text in texts])
-    return x[torch.arange(len(texts)), ends] @ model.text_projection
+    features: Tensor = x[torch.arange(len(texts)), ends] @ model.text_projection
+    return features

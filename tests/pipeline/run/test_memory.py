@@ -40,7 +40,7 @@ def test_memory_that_is_short_for_a_moment_costs_no_shard(tmp_path: Path) -> Non
     names = ["kills-once-0", "slow-0", "slow-1", "fine-0"]
     done: list[str] = []
     notes: list[str] = []
-    actor = FaultyActor.options(num_cpus=0.5, max_concurrency=4)  # type: ignore[attr-defined]
+    actor = FaultyActor.options(num_cpus=0.5, max_concurrency=4)
     stage = StagePlan(
         "learning", lambda: actor.remote(str(tmp_path)), 1, lambda report: done.append(report.stem), concurrent_units=3
     )

@@ -60,8 +60,8 @@ def test_a_ray_of_this_machine_that_does_not_start_is_one_line(
     def init(**_: object) -> None:
         raise error("The current node timed out\nduring startup.")
 
-    monkeypatch.setattr(runner.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(runner.ray, "init", init)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError) as found:
         runner.connect(ClusterSettings())

@@ -33,7 +33,7 @@ def test_the_plan_fits_the_cluster() -> None:
 def test_verifiers_fit_beside_or_after_the_actors_that_learn(
     settings: dict[str, Any], have: tuple[int, int], learners: tuple[Any, ...], verifiers: tuple[Any, ...]
 ) -> None:
-    chosen, there = ClusterSettings(**settings), Resources(*map(float, have))
+    chosen, there = ClusterSettings(**settings), Resources(float(have[0]), float(have[1]))
     plans = verify_plan(chosen, learn_plan(chosen, None, there), there)
     assert plans == (ActorPlan(*learners), ActorPlan(*verifiers))
 

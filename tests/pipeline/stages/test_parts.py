@@ -66,7 +66,9 @@ def test_parts_make_the_same_file_as_the_whole(
     assert Path(f"{table.url}/big.parquet").read_bytes() == undivided
     assert [type(report) for report in reports] == [PartReport] * parts + [ShardReport]
     assert sum(report.ok for report in reports[:-1]) == reports[-1].ok == 9
-    assert reports[-1].failed == {"bad_image": 1, "no_image": 1}
+    whole = reports[-1]
+    assert isinstance(whole, ShardReport)
+    assert whole.failed == {"bad_image": 1, "no_image": 1}
     assert reports[-1].seconds == pytest.approx(sum(report.seconds for report in reports[:-1]), abs=1e-3)
     assert table.folders("_parts") == set()
 
@@ -205,14 +207,10 @@ def test_a_killed_actor_loses_its_part_only(shard: Unit, tmp_path: Path, images:
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_failed_part_is_named_and_a_shard_leaves_the_stage_once(tmp_path: Path) -> None:
     ended: list[list[str]] = [[], []]
+    faulty = FaultyActor.options(num_cpus=0.5, max_concurrency=2)
     stages = [
-        StagePlan(
-            name,
-            lambda folder=folder: FaultyActor.options(num_cpus=0.5, max_concurrency=2).remote(str(folder)),
-            2,
-            lambda report, i=i: ended[i].append(report.stem),
-        )
-        for i, (name, folder) in enumerate({"learning": tmp_path, "verification": tmp_path / "2"}.items())
+        StagePlan("learning", lambda: faulty.remote(str(tmp_path)), 2, lambda r: ended[0].append(r.stem)),
+        StagePlan("verification", lambda: faulty.remote(str(tmp_path / "2")), 2, lambda r: ended[1].append(r.stem)),
     ]
     (tmp_path / "2").mkdir()
     shards = [Unit(f"mem://{name}", name) for name in ("fine-0", "bad-0", "fine-1")]

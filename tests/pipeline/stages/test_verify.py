@@ -423,7 +423,7 @@ def test_a_picture_that_left_the_shard_is_told(
     errors = {row["key"]: (row["regeneration"] or {}).get("error") for row in rows_of(table)}
     assert errors["000"] is None
     assert errors["001"] == "its picture is not in the shard any more"
-    assert errors["002"].startswith("cannot decode the image")
+    assert str(errors["002"]).startswith("cannot decode the image")
 
 
 def test_a_row_does_not_depend_on_the_others(
@@ -508,9 +508,12 @@ def test_verify_asks_for_a_generator(
 
 
 def run(job: str) -> int:
-    options, main = (verify.VerifyJob, verify.verify) if job == "verify" else (caption.CaptionJob, caption.caption)
-    with pytest.raises(SystemExit) as ended:
-        command.run(options, None, main)  # type: ignore[type-var]
+    if job == "verify":
+        with pytest.raises(SystemExit) as ended:
+            command.run(verify.VerifyJob, None, verify.verify)
+    else:
+        with pytest.raises(SystemExit) as ended:
+            command.run(caption.CaptionJob, None, caption.caption)
     return int(ended.value.code or 0)
 
 

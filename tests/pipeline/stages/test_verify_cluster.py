@@ -87,10 +87,16 @@ def ran(*words: object) -> subprocess.CompletedProcess[str]:
 
 def largest_difference(one: Path, other: Path) -> int:
     """Of the pixels in two tars of the same pictures."""
+
+    def pixels(tar: tarfile.TarFile, name: str) -> np.ndarray:
+        file = tar.extractfile(name)
+        assert file is not None
+        return np.asarray(Image.open(file), np.int16)
+
     with tarfile.open(one) as a, tarfile.open(other) as b:
         assert a.getnames() == b.getnames()
         names = [name for name in a.getnames() if name.endswith(".png")]
-        pairs = [[np.asarray(Image.open(tar.extractfile(name)), np.int16) for tar in (a, b)] for name in names]
+        pairs = [[pixels(tar, name) for tar in (a, b)] for name in names]
     return max(int(np.abs(x - y).max()) for x, y in pairs)
 
 
