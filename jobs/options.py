@@ -152,7 +152,7 @@ def refuse_ignored(
         raise UserError("--exact and --method are both given; expected one of them (--exact means --method pez)")
     if method is not None and method.method == "pez":
         name = "--exact" if "exact" in given else "--method pez"
-        refuse_without("", given, {"swaps", "candidates"}, f"with {name}, which does no swaps")
+        refuse_without("", given, {"swaps", "candidates", "token_weight"}, f"with {name}, which does no swaps")
     if "local" in given:
         of_ray = {flag.path[-1] for flag in flags_of(ClusterSettings)} - {"attempts", "parts"}
         refuse_without("", given, of_ray, "with --local, which does not use Ray")

@@ -3,15 +3,18 @@
     python -m jobs.train_demo --output pez/demo/guide --seed 0
     python -m jobs.train_demo --output pez/demo/guide --evaluate
     python -m jobs.train_demo --output pez/demo/generator --generator
+    python -m jobs.train_demo --output symbols/guide --symbols symbols
 
 A CLIP loads with `open_clip.create_model_and_transforms("local-dir:FOLDER")` and takes about half an hour on two cores. The
 text-to-image model loads with `diffusers.StableDiffusionPipeline.from_pretrained("FOLDER")`, takes about two hours, and
-resumes after an interruption; its text encoder is that of the demo guide.
+resumes after an interruption; its text encoder is that of the demo guide. A CLIP of symbols is for measuring only
+(`pez/demo/training/symbols.py`); `unseen.tar` in its folder holds images that it was not trained on.
 """
 
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from jobs import command
 from jobs.options import refuse_without
@@ -28,8 +31,14 @@ class TrainDemoJob:
     """do not train; print the scores of the CLIP in the folder"""
     generator: bool = False
     """train the text-to-image model"""
+    symbols: Path | None = None
+    """train a CLIP on the drawn symbols of the npm packages in this folder"""
+    image_width: int = 24
+    """of --symbols: width of the image tower"""
+    text_width: int = 128
+    """of --symbols: width of the text tower, a multiple of 4"""
     seed: int = 0
-    """seed of the weights and the scenes"""
+    """seed of the weights and the images"""
     steps: int | None = None
     """training steps; default = those of the shipped models"""
 
@@ -39,6 +48,13 @@ class TrainDemoJob:
             refuse_without("", given, {"generator", "seed", "steps"}, "with --evaluate, which trains nothing")
             if not (self.output / "open_clip_config.json").is_file():
                 raise UserError(f"no model in {self.output}; expected a folder with open_clip_config.json")
+        if self.symbols is None:
+            refuse_without("symbols", given, {"image_width", "text_width"}, "without --symbols")
+        else:
+            refuse_without("", given, {"generator", "evaluate"}, "with --symbols, which trains a CLIP and evaluates it")
+            for name, value in (("image_width", self.image_width), ("text_width", self.text_width)):
+                if not 8 <= value <= 4096 or value % 4:
+                    raise UserError(f"--{name.replace('_', '-')} is {value}; expected a multiple of 4 from 8 to 4096")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; expected 0 to {2**32 - 1}")
         if self.steps is not None and not 1 <= self.steps <= 1e9:
@@ -59,24 +75,48 @@ def train(job: TrainDemoJob) -> int:
 
         train_generator(GeneratorSettings(**chosen), job.output, log=_log)
         return 0
+    if job.symbols is not None:
+        return _train_on_symbols(job, job.symbols, chosen)
     with command.importing():
         import open_clip
-        from safetensors.torch import save_file
 
         from pez.demo.evaluation import evaluate_demo_clip
-        from pez.demo.training.clip import MODEL_CONFIG, PREPROCESS_CONFIG, TrainingSettings, train_demo_clip
+        from pez.demo.training.clip import MODEL_CONFIG, TrainingSettings, train_demo_clip
 
     if not job.evaluate:
         model = train_demo_clip(TrainingSettings(**chosen), log=_log)
-        job.output.mkdir(parents=True, exist_ok=True)
-        config = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": PREPROCESS_CONFIG}
-        (job.output / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        weights = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(weights, job.output / "open_clip_model.safetensors")
+        _write_clip(model, MODEL_CONFIG, job.output)
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{job.output}")
     for name, score in evaluate_demo_clip(model).items():
         print(f"{name:17s} {score:.3f}")
     return 0
+
+
+def _train_on_symbols(job: TrainDemoJob, folder: Path, chosen: dict[str, int]) -> int:
+    with command.importing():
+        from pez.demo.training import symbols
+    drawn = symbols.load_symbols(folder)
+    _log(f"{len(drawn.names)} concepts, {len(drawn.images)} images, {int(drawn.held_out.sum())} of them unseen")
+    settings = symbols.SymbolSettings(**chosen, image_width=job.image_width, text_width=job.text_width)
+    model = symbols.train_symbol_clip(settings, drawn, _log)
+    _write_clip(model, settings.model_config(), job.output)
+    symbols.write_unseen(drawn, job.output / "unseen.tar")
+    for name, score in symbols.evaluate_symbol_clip(model, drawn).items():
+        print(f"{name:17s} {score:.3f}")
+    return 0
+
+
+def _write_clip(model: Any, config: dict[str, Any], folder: Path) -> None:
+    """Write a CLIP as an open_clip folder, in half precision."""
+    from safetensors.torch import save_file
+
+    from pez.demo.training.clip import PREPROCESS_CONFIG
+
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"model_cfg": config, "preprocess_cfg": PREPROCESS_CONFIG}
+    (folder / "open_clip_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    weights = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
 
 
 def _log(line: str) -> None:

@@ -27,6 +27,11 @@ def swaps_flop(clip: Clip, tokens: int, rounds: int, candidates: int, allowed: T
     return candidate_flop + gradients
 
 
+def token_flop(clip: Clip) -> float:
+    """The feature of a single token, as a prompt of its own; it is computed once for all prompts."""
+    return forward_flop(clip, 2, 3, 1)
+
+
 def forward_flop(clip: Clip, rows: int, keys: int, last: int) -> float:
     """One forward pass through the text tower; a backward pass to the inputs costs the same.
 

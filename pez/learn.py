@@ -142,7 +142,9 @@ def engine_for(clip: Clip, settings: PezSettings, lanes: int, on_step: OnStep | 
     Raises:
         UserError: too many tokens for the model, or an empty vocabulary.
     """
-    return Engine(ClipObjective(clip.encoder(settings.tokens)), clip.vocabulary(settings), settings, lanes, on_step)
+    token_features = clip.single_tokens() if settings.rounds and settings.token_weight else None
+    objective = ClipObjective(clip.encoder(settings.tokens), token_features)
+    return Engine(objective, clip.vocabulary(settings), settings, lanes, on_step)
 
 
 def prompts_of(clip: Clip, finished: Sequence[Learned]) -> list[Prompt]:

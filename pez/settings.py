@@ -62,6 +62,9 @@ class PezSettings:
     """rounds of token swaps after the gradient steps; each candidate is scored exactly"""
     candidates: int = 32
     """candidate tokens scored per round of swaps"""
+    token_weight: float = 0.0
+    """in rounds of swaps, the weight of each token's own similarity to the image. With 0, only the prompt's similarity
+    counts: it ends higher under this model, and lower under other models"""
     method: Method = "default"
     """default = PEZ followed by rounds of token swaps; pez = the paper's algorithm alone: no swaps, weight decay as
     published, and tokens need not survive decoding and re-encoding"""
@@ -96,6 +99,9 @@ class PezSettings:
         _set(self, "learning_rate", _number("learning_rate", self.learning_rate))
         if not self.learning_rate > 0:
             raise UserError(f"learning_rate is {self.learning_rate}; expected more than 0")
+        _set(self, "token_weight", _number("token_weight", self.token_weight))
+        if self.token_weight < 0:
+            raise UserError(f"token_weight is {self.token_weight}; expected 0 or more")
         if self.weight_decay is not None:
             _set(self, "weight_decay", _number("weight_decay", self.weight_decay))
         if self.decay < 0:

@@ -21,6 +21,7 @@ from pez.engine import Engine, OnStep
 from pez.methods.pez import round_up_to_16
 from pez.methods.published import learn_as_published
 from pez.models.clip import Clip
+from pez.models.token_features import TokenFeatures
 from pez.objectives.clip import ClipObjective
 from pez.seeds import generator_for
 from pez.tasks import Step, Task
@@ -105,7 +106,7 @@ class _Measure:
             clip.vocabulary(dataclasses.replace(settings, method=method)) for method in ("pez", "default")
         )
         self.lanes = round_up_to_16(len(images))
-        self.objective = ClipObjective(clip.encoder(settings.tokens))
+        self.encoder = clip.encoder(settings.tokens)
         self.points: list[Point] = []
         self.scores: list[list[Tensor]] = []  # for each point and model: (scenes,)
 
@@ -117,10 +118,14 @@ class _Measure:
         self.learn(self.vocabulary, dataclasses.replace(self.settings, steps=1, method="default"))
 
     def learn(
-        self, vocabulary: Vocabulary, settings: pez.PezSettings, on_step: OnStep | None = None
+        self,
+        vocabulary: Vocabulary,
+        settings: pez.PezSettings,
+        on_step: OnStep | None = None,
+        alone: TokenFeatures | None = None,
     ) -> dict[int, Tensor]:
         """(tokens,) int64 ids by scene number, all learned at once."""
-        engine = Engine(self.objective, vocabulary, settings, self.lanes, on_step)
+        engine = Engine(ClipObjective(self.encoder, alone), vocabulary, settings, self.lanes, on_step)
         return {each.task.handle: each.token_ids for finished in engine.run(self.tasks()) for each in finished}
 
     def baseline(self, steps: int) -> None:
@@ -169,13 +174,16 @@ class _Measure:
     def default(self, steps: int) -> None:
         """A few gradient steps, then swaps."""
         settings = dataclasses.replace(self.settings, steps=steps, method="default")
+        # New ones for each measurement: what they cost is shared by the scenes, and not by the measurements.
+        alone = TokenFeatures(self.clip.encoder(1), self.clip.tower.token_embedding.weight, self.clip.full)
         start = time.perf_counter()
-        ids = self.learn(self.vocabulary, settings)
+        ids = self.learn(self.vocabulary, settings, alone=alone)
         seconds = time.perf_counter() - start
         flop = steps * cost.engine_step_flop(self.clip, settings.tokens, self.vocabulary.allowed)
         flop += cost.swaps_flop(
             self.clip, settings.tokens, settings.swaps, settings.candidates, self.vocabulary.allowed
         )
+        flop += alone.count / len(ids) * cost.token_flop(self.clip)
         self._add("default", steps, torch.stack([ids[i] for i in range(len(ids))]), seconds, flop)
 
     def gain(self) -> Gain:

@@ -62,7 +62,9 @@ def improve(
         ids, score = ids[: len(tasks)], score[: len(tasks)]
         on_step(Step(tasks, ids, score, ids, score))
 
-    ids, score = swap_rounds(objective, vocabulary, ids, target, settings.swaps, settings.candidates, show)
+    ids, score = swap_rounds(
+        objective, vocabulary, ids, target, settings.swaps, settings.candidates, show, settings.token_weight
+    )
     found = zip(walked, ids.cpu(), score.tolist(), strict=False)
     return [dataclasses.replace(learned, token_ids=row, score=value) for learned, row, value in found]
 
@@ -75,8 +77,11 @@ def swap_rounds(
     rounds: int,
     candidates: int,
     on_round: Callable[[Tensor, Tensor], None] | None = None,
+    token_weight: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Improve prompts by swaps.
+
+    The value of a prompt is its score and, times `token_weight`, the mean score of its tokens, each alone.
 
     Args:
         ids: (lanes, tokens) int64 prompts to start from.
@@ -84,6 +89,7 @@ def swap_rounds(
         rounds: swaps tried in each prompt; positions take turns, and orders are tried at the end of each turn.
         candidates: tokens scored in each round.
         on_round: called with ids and scores after each round.
+        token_weight: 0 = the value is the score.
 
     Returns:
         (lanes, tokens) int64 prompts and (lanes,) float scores; lane i depends on ids[i] and target[i] alone.
@@ -92,26 +98,31 @@ def swap_rounds(
     embeddings = vocabulary.embed(vocabulary.ids)  # (allowed, width)
     count = min(candidates, len(vocabulary.ids))
     reordered = [(start, torch.tensor(part, device=ids.device)) for start, part in orders_by_start(tokens)]
-    best = torch.full(ids.shape[:1], -torch.inf, dtype=embeddings.dtype, device=ids.device)
+    score = torch.full(ids.shape[:1], -torch.inf, dtype=embeddings.dtype, device=ids.device)
     for turn in range(rounds):
         position = turn % tokens
         soft = vocabulary.embed(ids).requires_grad_()
-        score, kept = objective.score_and_keep(soft, target)
-        (gradient,) = torch.autograd.grad(score.sum(), soft)
+        now, kept = objective.score_and_keep(soft, target)
+        (gradient,) = torch.autograd.grad(now.sum(), soft)
         with torch.no_grad():
+            score = now.detach().to(score.dtype)
+            alone = _of_tokens(objective, ids, target, token_weight)  # (lanes, tokens)
             gain = gradient[:, position] @ embeddings.T  # (lanes, allowed); the old token's part is the same for all
+            swapped = vocabulary.ids[gain.topk(count, dim=-1).indices]  # (lanes, count)
             tried = ids.unsqueeze(1).repeat(1, count, 1)  # (lanes, count, tokens)
-            tried[:, :, position] = vocabulary.ids[gain.topk(count, dim=-1).indices]
+            tried[:, :, position] = swapped
             scores = _scores(objective, vocabulary, kept, position, tried, target)
-            ids, best = _best_of(ids, score.detach().to(best.dtype), tried, scores)
+            # Only the swapped token's part of the mean differs.
+            bonus = _of_tokens(objective, swapped, target, token_weight) - alone[:, position, None]
+            ids, score = _best_of(ids, score, tried, scores, bonus)
             if position == tokens - 1 and tokens > 1:
                 # What is kept is of the prompts before this round's swap, which was at the last position.
                 groups = [(start, ids[:, part]) for start, part in reordered]
-                parts = [_scores(objective, vocabulary, kept, start, tried, target) for start, tried in groups]
-                ids, best = _best_of(ids, best, torch.cat([tried for _, tried in groups], 1), torch.cat(parts, 1))
+                scores = torch.cat([_scores(objective, vocabulary, kept, i, part, target) for i, part in groups], 1)
+                ids, score = _best_of(ids, score, torch.cat([part for _, part in groups], 1), scores)
             if on_round is not None:
-                on_round(ids, best)
-    return ids, best
+                on_round(ids, score)
+    return ids, score
 
 
 def prompts_scored(tokens: int, rounds: int, candidates: int) -> Counter[int]:
@@ -169,9 +180,32 @@ def _scores(
     )
 
 
-def _best_of(ids: Tensor, score: Tensor, tried: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Each lane's best prompt: the one it has, with its score, or one of those tried, (lanes, count, tokens)."""
-    top, where = scores.max(-1)  # (lanes,)
-    better = top > score
-    chosen = tried[torch.arange(len(ids), device=ids.device), where]  # (lanes, tokens)
-    return torch.where(better.unsqueeze(-1), chosen, ids), torch.where(better, top.to(score.dtype), score)
+def _of_tokens(objective: Objective, ids: Tensor, target: Tensor, weight: float) -> Tensor:
+    """What each of (lanes, count) tokens adds to a value, apart from the division by the number of tokens."""
+    if not weight:
+        return torch.zeros(ids.shape, device=ids.device)
+    lanes_per_batch = max(1, _ROWS_AT_ONCE // ids.shape[1])
+    parts = zip(ids.split(lanes_per_batch), target.split(lanes_per_batch), strict=True)
+    return weight * torch.cat([objective.score_tokens(part, goal) for part, goal in parts])
+
+
+def _best_of(
+    ids: Tensor, score: Tensor, tried: Tensor, scores: Tensor, bonus: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Each lane's prompt of the highest value, and its score: the one it has, or one of those tried.
+
+    Args:
+        tried: (lanes, count, tokens) int64.
+        scores: (lanes, count) float, of those tried.
+        bonus: (lanes, count) float, what the tokens of those tried add to the value, less what the lane's own add.
+    """
+    gained = scores.to(score.dtype) - score.unsqueeze(-1)
+    if bonus is not None:
+        gained = gained + (bonus / ids.shape[1]).to(score.dtype)
+    top, where = gained.max(-1)  # (lanes,)
+    rows = torch.arange(len(ids), device=ids.device)
+    better = top > 0
+    chosen = tried[rows, where]  # (lanes, tokens)
+    return torch.where(better.unsqueeze(-1), chosen, ids), torch.where(
+        better, scores[rows, where].to(score.dtype), score
+    )

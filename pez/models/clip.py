@@ -16,6 +16,7 @@ from pez import lists
 from pez.errors import UserError
 from pez.image_inputs import ImageInputs, rgb_images
 from pez.models.text_encoder import Frame, TextEncoder, frame_of, framed, text_encoder, text_tower
+from pez.models.token_features import TokenFeatures
 from pez.modes import own_modes
 from pez.settings import PezSettings, Precision
 from pez.template import EMPTY, Template
@@ -62,6 +63,7 @@ class Clip:
         self.frame = frame_of(tokenizer, self.context_length)
         self.tokens = Tokens(tokenizer, self.tower.token_embedding.num_embeddings)
         self._encoders: dict[tuple[int, Template], TextEncoder] = {}
+        self._single_tokens: TokenFeatures | None = None
 
     def image_features(self, images: ImageInputs) -> Tensor:
         """Images, in any form that `pez.image_inputs` accepts, to (n, dim) unit features in full precision."""
@@ -107,10 +109,18 @@ class Clip:
             self._encoders[tokens, template] = encoder
         return self._encoders[tokens, template]
 
+    def single_tokens(self) -> TokenFeatures:
+        """Features of prompts of one token, in the optimisation's precision; they are kept."""
+        if self._single_tokens is None:
+            with own_modes():
+                self._single_tokens = TokenFeatures(self.encoder(1), self.tower.token_embedding.weight, self.full)
+        return self._single_tokens
+
     def with_engine(self, precision: Literal["fp32", "bf16"], compiled: bool = False) -> "Clip":
         """The same model, sharing weights, with another precision of the optimization, compiled or not."""
         other = copy.copy(self)
-        other.precision, other.dtype, other.compiled, other._encoders = precision, DTYPES[precision], compiled, {}
+        other.precision, other.dtype, other.compiled = precision, DTYPES[precision], compiled
+        other._encoders, other._single_tokens = {}, None
         return other
 
     def vocabulary(self, settings: PezSettings) -> Vocabulary:

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pez.models.text_encoder import Past, TextEncoder
+from pez.models.token_features import TokenFeatures
 from pez.objectives.objective import Objective
 
 
@@ -33,10 +34,14 @@ class Target:
 
 
 class ClipObjective(Objective):
-    """Cosine of a soft prompt's text feature with the lane's target, a direction in feature space."""
+    """Cosine of a soft prompt's text feature with the lane's target, a direction in feature space.
 
-    def __init__(self, encoder: TextEncoder) -> None:
-        self.encoder = encoder
+    Args:
+        token_features: of single tokens; None = no token is scored alone.
+    """
+
+    def __init__(self, encoder: TextEncoder, token_features: TokenFeatures | None = None) -> None:
+        self.encoder, self.token_features = encoder, token_features
 
     def score(self, soft: Tensor, batch: Tensor) -> Tensor:
         """(lanes, tokens, width) soft prompts and (lanes, dim) directions to (lanes,) scores."""
@@ -50,6 +55,12 @@ class ClipObjective(Objective):
     def score_changed(self, kept: Past, start: int, soft: Tensor, batch: Tensor) -> Tensor:
         """Score prompts by their tokens from position `start` on, (lanes, count, tokens - start, width)."""
         return _cosine(self.encoder.continued(kept, start, soft), batch.unsqueeze(1))
+
+    def score_tokens(self, ids: Tensor, batch: Tensor) -> Tensor:
+        """Score single tokens, (lanes, count) int64."""
+        if self.token_features is None:
+            return super().score_tokens(ids, batch)
+        return _cosine(self.token_features(ids), batch.unsqueeze(1))
 
 
 def _cosine(features: Tensor, directions: Tensor) -> Tensor:

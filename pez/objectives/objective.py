@@ -9,7 +9,8 @@ from torch import Tensor
 class Objective(Protocol):
     """Scores a batch of soft prompts; higher is better.
 
-    A subclass has `score`. The other two save work for prompts that begin alike; as they are here, they save none.
+    A subclass has `score`. `score_and_keep` and `score_changed` save work for prompts that begin alike; as they are here,
+    they save none. `score_tokens` is for objectives under which a token alone means something.
     """
 
     def score(self, soft: Tensor, batch: Tensor) -> Tensor:
@@ -43,6 +44,18 @@ class Objective(Protocol):
         lanes, count = soft.shape[:2]
         whole = torch.cat([kept.soft[:, None, :start].expand(-1, count, -1, -1), soft], 2)
         return self.score(whole.flatten(0, 1), batch.repeat_interleave(count, 0)).view(lanes, count)
+
+    def score_tokens(self, ids: Tensor, batch: Tensor) -> Tensor:
+        """Score single tokens, each as a prompt of its own.
+
+        Args:
+            ids: (lanes, count) int64.
+            batch: (lanes, ...) the target of each lane.
+
+        Returns:
+            (lanes, count) float; as it is here, zeros.
+        """
+        return torch.zeros(ids.shape, device=ids.device)
 
 
 class _Whole(NamedTuple):

@@ -24,6 +24,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+import webdataset as wds
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torch import Tensor, nn
@@ -168,6 +169,13 @@ def unseen_images(symbols: Symbols, count: int, seed: int = 0) -> list[tuple[Ima
     pixels = (drawn * 255).round().byte().permute(0, 2, 3, 1).numpy()
     captions = [symbols.full_caption(i, color) for i, color in zip(chosen, backgrounds, strict=True)]
     return [(Image.fromarray(image), caption) for image, caption in zip(pixels, captions, strict=True)]
+
+
+def write_unseen(symbols: Symbols, file: Path) -> None:
+    """Write the unseen images with their captions as a shard, in the order of `unseen_images`."""
+    with wds.TarWriter(str(file)) as shard:
+        for i, (image, caption) in enumerate(unseen_images(symbols, int(symbols.held_out.sum()))):
+            shard.write({"__key__": f"{i:05d}", "png": image, "txt": caption})
 
 
 def train_symbol_clip(settings: SymbolSettings, symbols: Symbols, log: Callable[[str], None] = print) -> nn.Module:

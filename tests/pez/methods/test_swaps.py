@@ -59,6 +59,32 @@ def test_what_is_shared_changes_no_choice_and_no_score(demo_clip: pez.Clip, imag
     torch.testing.assert_close(score, whole, rtol=0, atol=1e-5)
 
 
+def test_a_token_alone_scores_as_a_prompt_of_one_token(demo_clip: pez.Clip, images: list) -> None:
+    target = demo_clip.image_features(images[:16])
+    objective = ClipObjective(demo_clip.encoder(8), demo_clip.single_tokens())
+    ids = torch.tensor([[320, 1125], [320, 736], *[[2368, 518]] * 14])
+    expected = torch.stack(
+        [demo_clip.token_features(row.view(-1, 1)) @ goal for row, goal in zip(ids, target, strict=True)]
+    )
+    torch.testing.assert_close(objective.score_tokens(ids, target), expected, rtol=0, atol=1e-5)
+    assert demo_clip.single_tokens().count >= 5
+
+
+def test_weighted_tokens_are_nearer_to_the_image_each_by_itself(demo_clip: pez.Clip, images: list) -> None:
+    vocabulary = demo_clip.vocabulary(pez.PezSettings(vocabulary="full"))
+    objective = ClipObjective(demo_clip.encoder(8), demo_clip.single_tokens())
+    target = demo_clip.image_features(images[:16])
+    ids = torch.stack([vocabulary.random_ids(8, torch.Generator().manual_seed(i)) for i in range(16)])
+    alone, scores = {}, {}
+    for weight in (0.0, 1.0):
+        found, score = swap_rounds(objective, vocabulary, ids, target, 16, 16, token_weight=weight)
+        alone[weight] = objective.score_tokens(found, target).mean(1)
+        scores[weight] = score
+        torch.testing.assert_close(objective.score(vocabulary.embed(found), target), score, rtol=0, atol=1e-5)
+    assert alone[1.0].mean() > alone[0.0].mean() + 0.05
+    assert scores[1.0].mean() < scores[0.0].mean()
+
+
 def test_orders_are_grouped_by_the_first_position_that_changes() -> None:
     for tokens in (1, 2, 8, 75):
         groups = orders_by_start(tokens)
