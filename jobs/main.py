@@ -20,6 +20,7 @@ COMMANDS = {
     "invert": "learn prompts for a few images and show them as they improve",
     "distill": "shorten texts to prompts of a few tokens",
     "verify": "paint the prompts of an output and compare the pictures with the originals",
+    "gallery": "an output as a page: images, prompts and scores, to be sorted and filtered",
     "evaluate": "learned prompts beside captions and random ones, on your data",
     "plan": "hours and cost of a job, from a throughput that was measured",
     "benchmark": "how fast this machine learns prompts, and how good they are for the time",
