@@ -9,13 +9,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, see pez/__i
 
 
 def abandon(*_: Any) -> None:
-    """Answer Ctrl-C while modules are imported: at once, for some of them swallow the exception or end in one of their own."""
+    """Exit at once on Ctrl-C during imports: some modules swallow the exception or raise one of their own."""
     if sys.stdout is not None and sys.stdout.isatty():
-        os.write(1, b"\r\x1b[2K\x1b[?25h")  # the line of a spinner, and the cursor that it hides
+        os.write(1, b"\r\x1b[2K\x1b[?25h")  # erase the spinner's line and show the cursor again
     os.write(2, b"interrupted\n")
     os._exit(130)
 
 
-# Python is about to run a command. What it imports for that takes a moment, in which nothing else answers Ctrl-C.
+# Python is about to run a command. Imports take a moment, and nothing else handles Ctrl-C meanwhile.
 if os.path.basename(sys.argv[0]) in ("-m", "pez") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, abandon)

@@ -1,4 +1,4 @@
-"""`python -m jobs` is `pez`."""
+"""Makes `python -m jobs` the same as `pez`."""
 
 from jobs.main import main
 

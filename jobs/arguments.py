@@ -1,7 +1,7 @@
-"""A command line from dataclasses: every field is an option, and what its docstring says is its help.
+"""Build a command line from dataclasses: every field is an option, and its docstring is the help text.
 
-The standard library's argparse reads it. A list option that is given again adds to what it had; errors are one line; values
-that no option can mean (an empty text, a number that is not finite) are refused.
+Parsing uses argparse. A repeated list option adds to the list; errors are one line; values that make no sense for any option
+(an empty text, a non-finite number) are refused.
 """
 
 import argparse
@@ -23,28 +23,28 @@ from pez.errors import UserError
 
 Options = TypeVar("Options")
 
-_MOST = 2**63 - 1  # what a column of a table holds
+_MOST = 2**63 - 1  # the largest value of a table column
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Mark of a field, as in `Annotated[bool, Group("cluster")]`: under which heading the help has it."""
+    """The heading of a field in the help, as in `Annotated[bool, Group("cluster")]`."""
 
     title: str
 
 
 POSITIONAL = "positional"
-"""mark of a field that is given without its name"""
+"""marks a field that is given without its name"""
 
 _GROUPS = ("input and output", "model", "method", "verification", "cluster")
 
 
 def read(options: type[Options], description: str | None, prog: str, words: Sequence[str]) -> Options:
-    """Read the words of a command line.
+    """Parse the words of a command line.
 
     Raises:
-        UserError: an option that there is not, or a value that it cannot have.
-        SystemExit: help was asked for, and is printed.
+        UserError: an unknown option or an invalid value.
+        SystemExit: after printing the help.
     """
     parser = Parser(prog=prog, description=description)
     flags = list(flags_of(options))
@@ -55,7 +55,7 @@ def read(options: type[Options], description: str | None, prog: str, words: Sequ
         chosen = _built(options, flags, values)
         if check := getattr(chosen, "check", None):
             check(frozenset(values))
-    except ValueError as error:  # in Python its first word may be a field's name
+    except ValueError as error:  # the message may begin with the name of a field
         field, space, rest = str(error).partition(" ")
         named = {flag.path[-1]: flag.name for flag in flags}
         raise UserError(f"{named.get(field, field)}{space}{rest}") from error
@@ -67,11 +67,11 @@ class Flag:
     """One option of a command."""
 
     path: tuple[str, ...]
-    """names of the fields that lead to it; the last is its own"""
+    """names of the fields that lead to it, its own last"""
     owner: type
-    """the dataclass that it is a field of"""
+    """the dataclass that defines it"""
     hint: Any
-    """type of its value; of each of its values, if it takes several"""
+    """type of its value, or of each value if it takes several"""
     several: bool
     positional: bool
     default: Any
@@ -87,9 +87,9 @@ class Flag:
 
 
 def flags_of(options: type, path: tuple[str, ...] = (), group: str = _GROUPS[0]) -> Iterator[Flag]:
-    """The options that a dataclass and the dataclasses in it make."""
+    """The options of a dataclass and its nested dataclasses."""
     hints = typing.get_type_hints(options, include_extras=True)
-    for field in typing.cast(Any, options).__dataclass_fields__.values():  # what its constructor takes, InitVar too
+    for field in typing.cast(Any, options).__dataclass_fields__.values():  # constructor arguments, including InitVar
         hint, marks = hints[field.name], list[Any]()
         if isinstance(hint, dataclasses.InitVar):
             hint = hint.type
@@ -112,10 +112,10 @@ def option_of(field: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are exceptions, and which takes no option for another that begins like it."""
+    """argparse that raises exceptions and does not accept abbreviated options."""
 
     def __init__(self, prog: str, description: str | None, default: str | None = argparse.SUPPRESS) -> None:
-        if description and prog.startswith("pez "):  # as the user calls it
+        if description and prog.startswith("pez "):  # the name that the user typed
             description = description.replace("python -m jobs.", "pez ").replace("jobs.", "pez ")
         super().__init__(
             prog=prog,
@@ -130,7 +130,7 @@ class Parser(argparse.ArgumentParser):
         """Add options.
 
         Args:
-            documented: with their help, which is in the source of their dataclasses.
+            documented: include the help texts, which are read from the source of the dataclasses.
         """
         docs = {owner: field_docs(owner) for owner in {f.owner for f in flags}} if documented else {}
         positional = [flag.name.upper() + "..." * flag.several for flag in flags if flag.positional]
@@ -143,7 +143,7 @@ class Parser(argparse.ArgumentParser):
                     _add(group, flag, docs.get(flag.owner, {}).get(flag.path[-1], ""))
 
     def parse_known_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does it, but a misspelled option is told of before one that is missing."""
+        """Like argparse, but report a misspelled option before a missing one."""
         known = {option for action in self._actions for option in action.option_strings}
         given = itertools.takewhile(lambda word: word != "--", args or ())
         unknown = [word for word in given if word[:2] == "--" and word.split("=")[0] not in known]
@@ -157,7 +157,7 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: "):
             found = next(iter(message.removeprefix("unrecognized arguments: ").split()), "")
             close = difflib.get_close_matches(found.split("=")[0].replace("_", "-"), known, 1)
-            advice = f"do you mean {close[0]}?" if close else advice
+            advice = f"did you mean {close[0]}?" if close else advice
             message = message.replace(
                 "unrecognized arguments", "unknown " + ("option" if found[:1] == "-" else "argument")
             )
@@ -167,11 +167,11 @@ class Parser(argparse.ArgumentParser):
 def _add(group: Any, flag: Flag, doc: str) -> None:
     without = flag.required or flag.default is None or flag.default == () or flag.hint is bool
     default = "" if without else f" (default: {flag.default})"
-    told = " ".join(doc.split()).replace("%", "%%") + (" (required)" if flag.required else default)
+    text = " ".join(doc.split()).replace("%", "%%") + (" (required)" if flag.required else default)
     if flag.hint is bool:
-        group.add_argument(flag.name, action="store_true", help=told.strip())
+        group.add_argument(flag.name, action="store_true", help=text.strip())
         return
-    options: dict[str, Any] = {"help": told.strip(), "metavar": _METAVARS.get(flag.hint, "TEXT")}
+    options: dict[str, Any] = {"help": text.strip(), "metavar": _METAVARS.get(flag.hint, "TEXT")}
     if typing.get_origin(flag.hint) is Literal:
         options.update(choices=typing.get_args(flag.hint), metavar=None)
     else:
@@ -201,7 +201,7 @@ def _number(text: str) -> float:
 
 def _path(text: str) -> Path:
     if not text:
-        raise argparse.ArgumentTypeError("it is empty; expected the name of a file")  # Path takes it for the folder
+        raise argparse.ArgumentTypeError("it is empty; expected the name of a file")  # Path("") is the current folder
     return Path(text)
 
 
@@ -212,7 +212,7 @@ _METAVARS = {int: "N", float: "NUMBER", Path: "FILE"}
 def _built(
     options: type[Options], flags: Sequence[Flag], values: dict[str, Any], path: tuple[str, ...] = ()
 ) -> Options:
-    """The dataclass with the values that were given, and in it those that belong there."""
+    """Build a dataclass and its nested dataclasses from the given values."""
     inner = {
         flag.path[len(path)] for flag in flags if flag.path[: len(path)] == path and len(flag.path) > len(path) + 1
     }
@@ -227,13 +227,13 @@ def _built(
 
 
 def field_docs(owner: type) -> dict[str, str]:
-    """The docstrings under the fields of a dataclass and of those that it is made of."""
+    """The docstrings below the fields of a dataclass and its base classes."""
     found: dict[str, str] = {}
     for each in reversed(owner.__mro__):
         if dataclasses.is_dataclass(each):
             try:
                 [body] = ast.parse(textwrap.dedent(inspect.getsource(each))).body
-            except OSError:  # an installation without sources has a shorter help
+            except OSError:  # without sources, the help is shorter
                 continue
             assert isinstance(body, ast.ClassDef)
             for field, doc in zip(body.body, body.body[1:], strict=False):
@@ -254,20 +254,20 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def expect_usable(values: dict[str, Any], options: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Refuse values that no option can mean.
+    """Refuse values that make no sense for any option.
 
     Args:
-        values: what was given, by the name of the field.
-        options: what the command line calls fields, where that is not an option of their name.
+        values: given values, by field name.
+        options: names on the command line, for fields whose option has a different name.
 
     Raises:
-        UserError: an empty text, a number that is not finite, or one that no table holds.
+        UserError: an empty text, a non-finite number, or one that does not fit a table.
     """
     for name, value in values.items():
         for each in value if isinstance(value, list | tuple) else (value,):
             option = options.get(name, option_of(name))
             if isinstance(each, str | PurePath) and not str(each).strip():
-                raise UserError(f"{option} is empty; expected something, or leave the option out")
+                raise UserError(f"{option} is empty; expected a value, or omit the option")
             if isinstance(each, float) and not math.isfinite(each):
                 raise UserError(f"{option} is {each}; expected a finite number")
             if isinstance(each, float) and abs(each) > 1e15:

@@ -3,10 +3,10 @@
     python -m jobs.caption --demo --output out
     python -m jobs.caption --input photos --output out
     python -m jobs.caption --input 's3://bucket/{00000..00999}.tar' --output s3://bucket/prompts --tokens 16
-    python -m jobs.caption --demo --output out --verify demo        # paints each prompt and compares
+    python -m jobs.caption --demo --output out --verify demo        # also generates images and compares
 
 Re-run the command to resume; with --retry-failed it also redoes the rows that failed.
-Exit status: 0 all shards are done, 1 some failed, 2 bad usage.
+Exit status: 0 = all shards are done, 1 = some failed, 2 = bad usage.
 """
 
 from __future__ import annotations
@@ -36,22 +36,23 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class CaptionJob(LearnOptions, VerifyOptions, RunOptions):
-    """Options of the job."""
+    """Options of `pez caption`."""
 
     output: str
     """folder for the Parquet files: local, s3://, gs://"""
     input: tuple[str, ...] = ()
-    """folders of images, tars, or tables with images or their URLs: addresses with {000..999} or *, or @FILE with one a line"""
+    """folders of images, tars, or tables with images or their URLs: paths or URLs, with {000..999} or *; or @FILE, which
+    lists one per line"""
     demo: bool = False
-    """shipped pictures and model; no network, no GPU"""
+    """use built-in images and a demo model; no network, no GPU"""
     bookkeeping: Bookkeeping | None = None
-    """where reports and settings are: inside the output (the default), or beside it in OUTPUT.pez for readers that take
-    every file of a folder, like Polars"""
+    """where to keep reports and settings: inside the output (default), or beside it in OUTPUT.pez, for readers such as
+    Polars that read every file of a folder"""
     retry_failed: bool = False
-    """also caption those again that an earlier run has as failed rows, and only those"""
+    """also redo rows that failed in an earlier run, and only those"""
 
     def check(self, given: frozenset[str]) -> None:
-        """Refuse what could only be ignored, and what can be told without loading anything."""
+        """Refuse options that would be ignored, and everything that can be checked without loading anything."""
         if self.demo:
             refuse_beside_demo(self.caption, given, ["input"])
         refuse_ignored(given, self.method, self.caption)
@@ -91,12 +92,12 @@ def caption(job: CaptionJob) -> int:
 
 
 def note_on_the_demo(model: str) -> str | None:
-    """What the shipped models know, where they are used on other images than the demo's own."""
+    """A note on the limits of the demo models, for images other than the demo's own."""
     if model not in CLIPS:
         return None
     return (
-        f"note: the model {model} knows drawn 64x64 scenes only, and its prompts for other images mean nothing; "
-        "for photographs take --model ViT-L-14 --pretrained openai, or leave --model out for ViT-H-14"
+        f"note: the model {model} knows only drawn 64x64 scenes; its prompts for other images are meaningless. "
+        "For photographs use --model ViT-L-14 --pretrained openai, or omit --model for ViT-H-14"
     )
 
 

@@ -1,4 +1,4 @@
-"""What every command shares: its line to options, one-line errors and warnings, exit status."""
+"""Shared by every command: parsing options, one-line errors and warnings, exit status."""
 
 import contextlib
 import signal
@@ -25,16 +25,16 @@ def run(
     """Read the command line into `options`, run the job and exit.
 
     Args:
-        prog: what the user typed, like `pez caption`; default = the module that Python was told to run.
+        prog: what the user typed, such as `pez caption`; default = the module that Python runs.
 
-    Exit status: the job's own, 2 for bad usage or settings, 130 when interrupted: by Ctrl-C, or by SIGTERM, which is what
-    `ray job stop` and a spot machine's notice send.
+    Exit status: the job's own, 2 for bad usage or settings, 130 when interrupted by Ctrl-C or SIGTERM, which
+    `ray job stop` and the notice of a spot instance send.
     """
     end(lambda: job(arguments.read(options, description, prog or prog_of(sys.argv[0]), sys.argv[1:])))
 
 
 def end(work: Callable[[], int]) -> None:
-    """Do the work of a command and exit with its status."""
+    """Run a command and exit with its status."""
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is abandon:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,7 +43,7 @@ def end(work: Callable[[], int]) -> None:
     warning_log.install(warn)
     try:
         status = work()
-    except OutputError as error:  # the output has become full or unwritable
+    except OutputError as error:  # the output is full or not writable
         print(f"failed: {plain(str(error))}; re-run the command to resume", file=sys.stderr)
         status = 1
     except UserError as error:
@@ -51,13 +51,13 @@ def end(work: Callable[[], int]) -> None:
         status = 2
     except KeyboardInterrupt as error:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, abandon)  # who presses it again does not want to wait for Ray's farewell
+            signal.signal(signal.SIGINT, abandon)  # a second Ctrl-C does not wait for Ray to shut down
         print(f"interrupted: {plain(str(error))}" if str(error) else "interrupted", file=sys.stderr)
         status = 130
     except Exception:
         traceback.print_exc()
         print(
-            f"this is a bug of pez {pez.__version__}, not of yours: please report it with the lines above",
+            f"this is a bug in pez {pez.__version__}: please report it with the lines above",
             file=sys.stderr,
         )
         status = 1
@@ -66,7 +66,7 @@ def end(work: Callable[[], int]) -> None:
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Around the import of large modules, before there is any work: Ctrl-C ends the process at once."""
+    """Wrap the import of large modules, before any work: Ctrl-C exits at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -81,7 +81,7 @@ def importing() -> Iterator[None]:
 
 
 def prog_of(path: str) -> str:
-    """How a module that Python runs is called on the command line."""
+    """The command line that runs a module."""
     if not path.endswith(".py"):
         return path
     file = Path(path)

@@ -1,12 +1,12 @@
-"""Shorten texts to hard prompts of a few tokens with the same meaning to CLIP.
+"""Shorten texts to hard prompts of a few tokens that mean the same to CLIP.
 
     python -m jobs.distill --text 'a very long prompt ...' --tokens 4
     python -m jobs.distill --input prompts.parquet --column prompt --output short --tokens 8
     python -m jobs.distill --input out --column prompt --output short --tokens 4     # out: the output of jobs.caption
 
-A table is Parquet or JSON lines, one object a line. Each of its rows becomes a row of the output, in a Parquet of the same
+A table is Parquet or JSON lines, one object per line. Each row becomes one row of the output, in a Parquet file of the same
 name; `caption` holds the original text. Re-run the command to resume; with --retry-failed it also redoes the failed rows.
-Exit status: 0 all tables are done, 1 some failed, 2 bad usage.
+Exit status: 0 = all tables are done, 1 = some failed, 2 = bad usage.
 Source: Wen et al. 2023, arXiv:2302.03668, section 4.3.
 """
 
@@ -30,7 +30,8 @@ from jobs.options import (
 )
 from pez.demo import CLIPS
 from pez.errors import UserError
-from pipeline.settings import Bookkeeping, ClusterSettings, DistillSettings, ModelSettings
+from pez.settings import ModelSettings
+from pipeline.settings import Bookkeeping, ClusterSettings, DistillSettings
 from pipeline.terminal import Activity, open_console, say
 
 if TYPE_CHECKING:
@@ -39,28 +40,29 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class DistillJob(RunOptions):
-    """Options of the job."""
+    """Options of `pez distill`."""
 
     text: tuple[str, ...] = ()
     """texts to shorten; their prompts are printed"""
     input: tuple[str, ...] = ()
-    """tables of texts, Parquet or JSON lines: URLs with {000..999} or *, folders, outputs of ours, or @FILE with one a line"""
+    """tables of texts, Parquet or JSON lines: paths or URLs, with {000..999} or *; folders; outputs of pez; or @FILE, which
+    lists one per line"""
     output: str | None = None
     """folder for the Parquet files of --input: local, s3://, gs://"""
     demo: bool = False
-    """shipped model, no network, no GPU; without texts, four captions of drawn scenes"""
+    """use a demo model; no network, no GPU; without texts, four captions of drawn scenes"""
     bookkeeping: Bookkeeping | None = None
-    """where reports and settings are: inside the output (the default), or beside it in OUTPUT.pez for readers that take
-    every file of a folder, like Polars"""
+    """where to keep reports and settings: inside the output (default), or beside it in OUTPUT.pez, for readers such as
+    Polars that read every file of a folder"""
     retry_failed: bool = False
-    """also shorten those texts again that an earlier run has as failed rows, and only those"""
+    """also redo rows that failed in an earlier run, and only those"""
     texts: Annotated[DistillSettings, Group("model")] = DistillSettings()
     method: Annotated[pez.PezSettings, Group("method")] = pez.PezSettings()
 
     def check(self, given: frozenset[str]) -> None:
-        """Refuse what could only be ignored, and what can be told without loading anything."""
+        """Refuse options that would be ignored, and everything that can be checked without loading anything."""
         if self.text and self.input:
-            raise UserError("--text and --input are given; expected one of them")
+            raise UserError("--text and --input are both given; expected one of them")
         if not self.text and not self.input and not self.demo:
             raise UserError("no text given; expected --text 'a long prompt', --input TABLE --output OUT, or --demo")
         if self.demo:
@@ -75,7 +77,7 @@ class DistillJob(RunOptions):
 
 
 def _of_tables() -> set[str]:
-    """Options that only tables need."""
+    """Options that apply to tables only."""
     every = {flag.path[-1] for flag in (*flags_of(DistillSettings), *flags_of(ClusterSettings))}
     every -= {flag.path[-1] for flag in flags_of(ModelSettings)}
     return every | {"output", "bookkeeping", "retry_failed", "local"}
@@ -116,17 +118,17 @@ def _shorten_tables(job: DistillJob) -> int:
 
 
 def _note_on_the_demo(model: str) -> str | None:
-    """What the shipped models know."""
+    """A note on the limits of the demo models."""
     if model not in CLIPS:
         return None
     return (
-        f"note: the model {model} knows captions of drawn scenes only, and its prompts for other texts mean nothing; "
-        "take --model ViT-L-14 --pretrained openai, or leave --model out for ViT-H-14"
+        f"note: the model {model} knows only captions of drawn scenes; its prompts for other texts are meaningless. "
+        "Use --model ViT-L-14 --pretrained openai, or omit --model for ViT-H-14"
     )
 
 
 def _shorten_texts(job: DistillJob) -> int:
-    """Learn and print a prompt for each text of the command line."""
+    """Learn and print a prompt for each text on the command line."""
     console = open_console()
     with Activity(console, "loading PyTorch") as activity:
         with command.importing():

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from pipeline.failures import FailureLog
     from pipeline.progress import JobProgress
     from pipeline.rows import ShardReport
-    from pipeline.run.cluster import ActorPlan
+    from pipeline.run.resources import ActorPlan
+    from pipeline.run.tasks import Task
     from pipeline.settings import ClusterSettings
     from pipeline.sources.base import Unit
     from pipeline.sources.found import Found
@@ -65,7 +66,7 @@ def run(job: TableJob) -> int:
     with Activity(console, "loading PyTorch" if job.local else "loading PyTorch and Ray") as activity:
         with command.importing():
             if not job.local:
-                import pipeline.run.cluster  # noqa: F401
+                import pipeline.run.ray  # noqa: F401
             from pez.models.load import check_model
             from pipeline.description import describe, in_full
             from pipeline.failures import FailureLog
@@ -151,76 +152,94 @@ class _Work:
     units: list[Unit]
     """all"""
     pending: list[Unit]
-    """to caption, and then to verify"""
+    """to learn, and then to verify"""
     verified: VerifiedTable | None
     """None = without verification"""
     unverified: list[Unit]
-    """that an earlier run captioned"""
+    """that an earlier run learned"""
 
-    def begin(self, parts: int) -> list[Unit]:
+    def begin(self, parts: int) -> list[Task]:
         """Claim the folder.
 
         Returns:
-            what to caption, one after the other: the pending shards, or parts of them.
+            what to learn, one after the other: the pending units, or parts of them.
         """
-        from pipeline.stages.parts import split_shard
+        from pipeline.run.tasks import tasks_of
 
         earlier = self.table.claim()
         self.table.record(self.units)
         self.found.record(self.table)
         if self.verified:
             self.verified.claim()
-        units = [unit for shard in self.pending for unit in split_shard(shard, parts)]
+        tasks = tasks_of(self.pending, parts)
         # Another run may be at work on this output: by starting elsewhere, two runs do each half of it.
-        start = secrets.randbelow(len(units)) if earlier and units else 0
-        return units[start:] + units[:start]
+        start = secrets.randbelow(len(tasks)) if earlier and tasks else 0
+        return tasks[start:] + tasks[:start]
 
 
 def _plans(job: TableJob) -> tuple[ActorPlan, ActorPlan]:
-    """What the actors of captions and of verification get."""
-    from pipeline.run import cluster
+    """What the actors that learn and those that verify get."""
+    from pipeline.run.ray import connect
+    from pipeline.run.resources import learn_plan, verify_plan
 
-    cluster.connect(job.cluster)
-    plan = cluster.plan_actors(job.cluster, job.device)
-    return (plan, plan) if job.verification.verify is None else cluster.plan_verifiers(job.cluster, plan)
+    have = connect(job.cluster)
+    plan = learn_plan(job.cluster, job.device, have)
+    return (plan, plan) if job.verification.verify is None else verify_plan(job.cluster, plan, have)
 
 
 def _serially(job: TableJob, work: _Work, device: str, progress: JobProgress, failures: FailureLog) -> dict[str, str]:
     """One stage after the other in this process: there is room for one model."""
-    from pipeline.stages.learn import Captioner, run_serially
-    from pipeline.stages.verify import verify_serially
+    from pipeline.run.serial import run_serially
+    from pipeline.stages.learn import Learner
+    from pipeline.stages.learn_stage import LearnWorker
 
-    captioner = None
+    learner = None
     if work.pending:
         progress.doing(f"loading {job.settings.model}")
-        captioner = Captioner(job.settings, job.method, device)
-    units = work.begin(job.cluster.parts)  # a model that does not load has claimed nothing
+        learner = Learner(job.settings, job.method, device)
+    tasks = work.begin(job.cluster.parts)  # a model that does not load has claimed nothing
     failed: dict[str, str] = {}
-    if captioner is not None:
-        attempts, retry = job.cluster.attempts, job.retry_failed
-        progress.watch(captioner)
-        failed = run_serially(
-            units, captioner, work.table, progress.report, attempts, progress.note, retry, failures.record
-        )
+    if learner is not None:
+        worker = LearnWorker(learner, work.table, job.retry_failed)
+        progress.watch(worker)
+        failed = run_serially(tasks, worker, progress.report, job.cluster.attempts, progress.note, failures.record)
         progress.watch(None)
-    del captioner
+        del worker
+    del learner
     if work.verified is None:
         return failed
-    shards = [*work.unverified, *(shard for shard in work.pending if shard.url not in failed)]
-    if shards:
-        progress.doing(f"loading the generator {job.verification.verify}")
-    reported, attempts = progress.report_verified, job.cluster.attempts
-    return failed | verify_serially(
-        shards,
-        work.verified,
-        job.verification,
-        device,
-        reported,
-        progress.watch,
-        attempts,
-        progress.note,
-        failures.record,
-    )
+    units = [*work.unverified, *(unit for unit in work.pending if unit.url not in failed)]
+    attempts = job.cluster.attempts
+    return failed | verify_serially(units, work.verified, job.verification, device, attempts, progress, failures)
+
+
+def verify_serially(
+    units: list[Unit],
+    table: VerifiedTable,
+    settings: VerifySettings,
+    device: str,
+    attempts: int,
+    progress: JobProgress,
+    failures: FailureLog,
+) -> dict[str, str]:
+    """Verify units in this process; a generator that does not load has claimed nothing.
+
+    Returns:
+        reason by address, of the units that failed.
+    """
+    from pipeline.description import model_of
+    from pipeline.run.serial import run_serially
+    from pipeline.run.tasks import tasks_of
+    from pipeline.stages.verify import Verifier
+    from pipeline.stages.verify_stage import VerifyWorker
+
+    if not units:
+        return {}
+    progress.doing(f"loading the generator {settings.verify}")
+    worker = VerifyWorker(Verifier(settings, model_of(table.prompts.settings).model, device), table)
+    table.claim()
+    progress.watch(worker)
+    return run_serially(tasks_of(units), worker, progress.report_verified, attempts, progress.note, failures.record)
 
 
 def _on_ray(
@@ -230,20 +249,20 @@ def _on_ray(
     progress: JobProgress,
     failures: FailureLog,
 ) -> dict[str, str]:
-    from pipeline.run import cluster
+    from pipeline.run.ray import plan_stage, run_on_ray, seen_by_actors
     from pipeline.stages.learn_stage import LearnStage
     from pipeline.stages.verify_stage import VerifyStage
 
-    units = work.begin(job.cluster.parts)
+    tasks = work.begin(job.cluster.parts)
     progress.doing(f"starting {count(plans[0].actors, 'actor')} for {job.settings.model}")
     table, concurrent_units = work.table, job.cluster.shards_at_once
-    with cluster.seen_by_actors(table, [*units, *work.unverified]) as disk:
+    with seen_by_actors(table, [*work.pending, *work.unverified]) as disk:
         learn = LearnStage(job.settings, job.method, table.source, table.settings, job.retry_failed)
-        pools = [cluster.pool_of(learn, plans[0], progress.report, concurrent_units=concurrent_units, disk=disk)]
+        stages = [plan_stage(learn, plans[0], progress.report, concurrent_units=concurrent_units, disk=disk)]
         if work.verified:
             verify = VerifyStage.of(job.verification, work.verified)
-            pools.append(cluster.pool_of(verify, plans[1], progress.report_verified, work.unverified, disk=disk))
-        return cluster.run_on_ray(units, pools, job.cluster, progress.look, progress.note, failures.record)
+            stages.append(plan_stage(verify, plans[1], progress.report_verified, work.unverified, disk=disk))
+        return run_on_ray(tasks, stages, job.cluster, progress.look, progress.note, failures.record)
 
 
 def connecting(settings: ClusterSettings) -> str:

@@ -1,11 +1,11 @@
-"""The paper's table on your data: what a generator makes of the learned prompts, beside captions and random prompts.
+"""The paper's table on your data: images generated from learned prompts, from captions and from random prompts.
 
     python -m jobs.evaluate --demo
     python -m jobs.evaluate --input 'shards/*.tar' --images 256 --verify stabilityai/stable-diffusion-2-1 --tokens 16
 
-For each kind of prompt: its similarity under the guide and under the score model, and the similarity of the pictures that the
-generator makes of it with the originals, under the score model; means with 95% intervals. `similarity` is that of the text.
-Of several pictures of a prompt (`--verify-images`) their mean counts.
+For each kind of prompt: its similarity under the guide and under the judge, and the similarity under the judge of the images
+generated from it with the originals; means with 95% intervals. `similarity` is that of the text. With several images per
+prompt (`--verify-images`), their mean counts.
 Source: Wen et al. 2023, arXiv:2302.03668, Table 1.
 """
 
@@ -47,25 +47,25 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateJob(LearnOptions):
-    """Options of the job."""
+    """Options of `pez evaluate`."""
 
     input: tuple[str, ...] = ()
     """tars, as for jobs.caption"""
     demo: bool = False
-    """held-out drawn scenes and the shipped models, offline"""
+    """use held-out drawn scenes and the demo models, offline"""
     images: int = 64
-    """how many"""
+    """number of images"""
     json: Path | None = None
-    """write the figures"""
+    """write the figures to this file"""
     picture: Path | None = None
-    """write a grid of originals and of what was made of captions and prompts, as PNG"""
+    """write a PNG grid of originals and of the images generated from captions and prompts"""
     verification: Annotated[PaintSettings, Group("verification")] = PaintSettings()
 
     def check(self, given: frozenset[str]) -> None:
-        """Refuse what could only be ignored, and what can be checked without loading anything."""
+        """Refuse options that would be ignored, and everything that can be checked without loading anything."""
         if self.demo:
             refuse_beside_demo(self.caption, given, ["input"])
-            refuse_without("input", given, TAR_OPTIONS, "with --demo, which reads no tar")
+            refuse_without("input", given, TAR_OPTIONS, "with --demo, which reads no tars")
         elif not self.input:
             raise UserError("no input given; expected --input with the URL of a tar, or --demo")
         refuse_ignored(given | ({"verify"} if self.demo else frozenset()), self.method, self.caption)
@@ -107,9 +107,9 @@ def evaluate(job: EvaluateJob) -> int:
         if len(originals.keys) < job.images:
             say(
                 console,
-                f"note: the input has {count(len(originals.keys), 'picture')}, fewer than --images {job.images}",
+                f"note: the input has {count(len(originals.keys), 'image')}, fewer than --images {job.images}",
             )
-        # All that may fail to load comes before the work.
+        # Load everything before the work, because loading may fail.
         activity.now(f"loading {job.caption.model}")
         guide = load_model(job.caption, device)
         guide.vocabulary(job.method)
@@ -120,7 +120,7 @@ def evaluate(job: EvaluateJob) -> int:
         learning = f"learning {count(len(originals.keys), 'prompt')}"
         steps = activity.counted(learning, _steps_of(job, len(originals.keys), device))
         prompts = pez.learn_prompts(
-            guide, originals.pictures, job.method, originals.keys, lambda _: steps(), job.caption.lanes
+            guide, originals.images, job.method, originals.keys, lambda _: steps(), job.caption.lanes
         )
         kinds = {"random": random_prompts(guide, job.method, originals.keys), "learned": [p.text for p in prompts]}
         if originals.captions is not None:
@@ -134,7 +134,7 @@ def evaluate(job: EvaluateJob) -> int:
     for table in outcome_tables(outcomes):
         console.print(table)
     if blanked := sum(outcome.blanked for outcome in outcomes):
-        say(console, f"{count(blanked, 'picture')} blanked by the safety checker, and in no figure")
+        say(console, f"{count(blanked, 'image')} blanked by the safety checker and excluded from the figures")
     for line in unwritten:
         say(console, plain(line), "red")
     return 1 if unwritten else 0
@@ -143,7 +143,7 @@ def evaluate(job: EvaluateJob) -> int:
 def _write_figures(
     job: EvaluateJob, originals: Originals, guide: Clip, judge: Clip, outcomes: Sequence[Outcome]
 ) -> str | None:
-    """Returns why they could not be written."""
+    """Return the reason if they cannot be written."""
     if job.json is None:
         return None
     values: dict[str, Any] = {"images": len(originals.keys), "guide": guide.name, "judge": judge.name}
@@ -156,11 +156,11 @@ def _write_figures(
 
 
 def _write_picture(job: EvaluateJob, originals: Originals, made: dict[str, list[Image.Image | None]]) -> str | None:
-    """Returns why it could not be written."""
+    """Return the reason if it cannot be written."""
     if job.picture is None:
         return None
-    rows: list[Sequence[Image.Image | None]] = [originals.pictures]
-    # Of several pictures of a prompt the first.
+    rows: list[Sequence[Image.Image | None]] = [originals.images]
+    # The first image of each prompt.
     rows += (made[kind][:: job.verification.verify_images] for kind in ("caption", "learned", "random") if kind in made)
     try:
         grid(rows, count=12).save(job.picture, "PNG")
@@ -170,7 +170,7 @@ def _write_picture(job: EvaluateJob, originals: Originals, made: dict[str, list[
 
 
 def _steps_of(job: EvaluateJob, images: int, device: str) -> int:
-    """Steps until all prompts are learned, so many side by side."""
+    """Steps until all prompts are learned, `lanes` at a time."""
     return -(-images // job.caption.on(device).side_by_side) * job.method.total_steps
 
 
@@ -181,15 +181,15 @@ def drawn(count: int) -> Originals:
     from pez.demo import scenes
 
     chosen = scenes.held_out_scenes(count)
-    pictures = [Image.fromarray(scenes.render(scene)) for scene in chosen]
-    return Originals([f"{i:05d}" for i in range(count)], pictures, [scenes.caption(s) for s in chosen], chosen)
+    images = [Image.fromarray(scenes.render(scene)) for scene in chosen]
+    return Originals([f"{i:05d}" for i in range(count)], images, [scenes.caption(s) for s in chosen], chosen)
 
 
 def read(job: EvaluateJob) -> Originals:
-    """The first pictures of the input that can be decoded.
+    """The first images of the input that can be decoded.
 
     Raises:
-        UserError: there is none.
+        UserError: there are none.
     """
     from pez.images import decode_image
     from pipeline.folder import OutputFolder
@@ -198,7 +198,7 @@ def read(job: EvaluateJob) -> Originals:
     from pipeline.sources.image_inputs import find_images
 
     keys: list[str] = []
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     captions: list[str | None] = []
     with tempfile.TemporaryDirectory() as lists:
         found = find_images(job.input, OutputFolder(lists), job.caption, Counter())
@@ -207,7 +207,7 @@ def read(job: EvaluateJob) -> Originals:
         for sample in itertools.chain.from_iterable(source.read(unit, Counter()) for unit in found.units):
             if sample.image is not None and not isinstance(sample, LateCaption):
                 try:
-                    pictures.append(decode_image(sample.image))
+                    images.append(decode_image(sample.image))
                 except ValueError:
                     continue
                 keys.append(sample.key)
@@ -215,9 +215,9 @@ def read(job: EvaluateJob) -> Originals:
             if len(keys) == job.images:
                 break
     if not keys:
-        raise UserError(f"no picture in {len(found.units)} units; expected {source.nouns[1]}")
+        raise UserError(f"no images in {count(len(found.units), 'unit')}; expected {source.nouns[1]}")
     given = [caption for caption in captions if caption]
-    return Originals(keys, pictures, given if len(given) == len(keys) else None)
+    return Originals(keys, images, given if len(given) == len(keys) else None)
 
 
 def main(prog: str | None = None) -> None:

@@ -1,8 +1,8 @@
 """Learn prompts for a few images and show them as they improve.
 
-python -m jobs.invert photo.jpg                          # one prompt an image
+python -m jobs.invert photo.jpg                          # one prompt per image
 python -m jobs.invert style1.png style2.png --together   # one prompt for all
-python -m jobs.invert --demo                             # drawn scenes and the shipped model, offline
+python -m jobs.invert --demo                             # drawn scenes and a demo model, offline
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _LARGEST = 256 * 2**20  # bytes of an image file
 
 @dataclasses.dataclass(frozen=True)
 class InvertJob(DeviceOption):
-    """Options of the job."""
+    """Options of `pez invert`."""
 
     images: Annotated[tuple[str, ...], POSITIONAL] = ()
     """image files: paths, patterns with *, or URLs"""
     together: bool = False
     """one prompt for all images"""
     demo: bool = False
-    """shipped model; without images, four drawn scenes"""
+    """use a demo model; without images, four drawn scenes"""
     model: Annotated[ModelSettings, Group("model")] = ModelSettings()
     method: Annotated[pez.PezSettings, Group("method")] = pez.PezSettings()
 
     def check(self, given: frozenset[str]) -> None:
-        """Refuse what could only be ignored, and what can be told without loading anything."""
+        """Refuse options that would be ignored, and everything that can be checked without loading anything."""
         if self.demo:
             refuse_beside_demo(self.model, given)
         elif not self.images:
@@ -93,23 +93,23 @@ def _drawn() -> tuple[list[str], list[Image.Image]]:
 
     from pez.demo import scenes
 
-    pictured = scenes.held_out_scenes(4)
-    return [scenes.caption(s) for s in pictured], [Image.fromarray(scenes.render(s)) for s in pictured]
+    chosen = scenes.held_out_scenes(4)
+    return [scenes.caption(s) for s in chosen], [Image.fromarray(scenes.render(s)) for s in chosen]
 
 
 def _read(given: tuple[str, ...]) -> tuple[list[str], list[Image.Image]]:
-    """Names and images of what was given.
+    """Read and decode images, and name them.
 
     Raises:
-        UserError: one that cannot be read, or is no image.
+        UserError: one cannot be read, or is not an image.
     """
     from pez.images import ImageError, decode_image
 
     names, images = [], []
-    for address in (address for each in given for address in _expanded(each)):
-        shown = public_address(address) if "://" in address else address
+    for url in (url for each in given for url in _expanded(each)):
+        shown = public_address(url) if "://" in url else url
         try:
-            data = _bytes_of(address)
+            data = _bytes_of(url)
         except OSError as error:
             raise UserError(f"cannot read {shown}: {error.strerror or _one_line(error)}") from error
         try:
@@ -121,14 +121,14 @@ def _read(given: tuple[str, ...]) -> tuple[list[str], list[Image.Image]]:
 
 
 def _expanded(given: str) -> list[str]:
-    """A pattern that no shell has expanded, and `~`."""
+    """Expand `~` and patterns that the shell has not expanded."""
     if "://" in given:
         return [given]
     path = os.path.expanduser(given)
     if os.path.isdir(path):
         raise UserError(
-            f"{given} is a folder; expected image files, like {given.rstrip('/')}/*.jpg, "
-            "or for many of them a tar: tar cf images.tar FOLDER, then jobs.caption --input images.tar"
+            f"{given} is a folder; expected image files, such as {given.rstrip('/')}/*.jpg, "
+            "or, for many images, a tar: tar cf images.tar FOLDER, then pez caption --input images.tar --output OUT"
         )
     if os.path.lexists(path) or not glob.has_magic(path):
         return [path]
@@ -138,36 +138,36 @@ def _expanded(given: str) -> list[str]:
     return found
 
 
-def _bytes_of(address: str) -> bytes:
-    """What lies at a path or a URL.
+def _bytes_of(url: str) -> bytes:
+    """Read a path or a URL.
 
     Raises:
         UserError: it cannot be read, or is too large.
     """
-    if "://" not in address:
-        if os.path.exists(address) and not os.path.isfile(address):
-            raise UserError(f"{address} is no file; expected an image file")
-        with open(address, "rb") as file:
+    if "://" not in url:
+        if os.path.exists(url) and not os.path.isfile(url):
+            raise UserError(f"{url} is not a file; expected an image file")
+        with open(url, "rb") as file:
             data = file.read(_LARGEST + 1)
     else:
         from pipeline.sources.stores import missing_driver
         from pipeline.sources.streams import ByteStream
 
         try:
-            with contextlib.closing(ByteStream(address)) as stream:
+            with contextlib.closing(ByteStream(url)) as stream:
                 parts: list[bytes] = []
                 while sum(map(len, parts)) <= _LARGEST and (part := stream.read(2**22)):
                     parts.append(part)
             data = b"".join(parts)
         except ImportError as error:
-            raise UserError(missing_driver(address, error)) from error
+            raise UserError(missing_driver(url, error)) from error
         except Exception as error:  # each filesystem has its own errors
             reason = _one_line(error)
-            if reason == address:  # all that a client of HTTP says of a port where nobody listens
-                reason = "nothing is there, or nobody answers"
-            raise UserError(f"cannot read {public_address(address)}: {redact(reason, address)}") from error
+            if reason == url:  # HTTP clients give only the URL if nothing listens on the port
+                reason = "nothing is there, or the server does not answer"
+            raise UserError(f"cannot read {public_address(url)}: {redact(reason, url)}") from error
     if len(data) > _LARGEST:
-        raise UserError(f"{public_address(address)} has more than {_LARGEST >> 20} MiB; expected an image file")
+        raise UserError(f"{public_address(url)} has more than {_LARGEST >> 20} MiB; expected an image file")
     return data
 
 

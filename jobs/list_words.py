@@ -1,4 +1,4 @@
-"""Write pez/words.txt.xz, the words that people write, from wordfreq's lists (pip install wordfreq).
+"""Write pez/words.txt.xz, a list of words and their frequencies, from wordfreq (pip install wordfreq).
 
 python -m jobs.list_words
 """
@@ -10,7 +10,7 @@ import math
 from pez.words import _LIST, is_letters
 
 ENGLISH, OTHERS = 26, 40
-"""least use, in tenths of the Zipf scale: a word of 30 comes once in a million"""
+"""minimum frequency in tenths of the Zipf scale; 30 = once per million words"""
 HEADER = "# Words by use, in tenths of the Zipf scale. From wordfreq 3.1 by Robyn Speer, CC BY-SA 4.0.\n"
 
 

@@ -1,4 +1,4 @@
-"""Prompts on the terminal while they are learned."""
+"""Show prompts on the terminal while they are learned."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class LivePrompts:
-    """The best prompts so far: a live table in a terminal, else a line for each that improved, every tenth of the way.
+    """The best prompts so far: a live table in a terminal, otherwise a line per improved prompt every tenth of the way.
 
     Args:
         names: of the targets, in the order of their handles.
-        noun: what a target is.
+        noun: what a target is called.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class LivePrompts:
                 say(self.console, plain(f"{title}  {score:.3f}  {name}: {text}"))
 
     def best_prompts(self) -> list[tuple[str, str, float]]:
-        """Name, text and the similarity of that text, of each image that has a prompt already."""
+        """Name, text and similarity of the text for each target that already has a prompt."""
         import torch
 
         kept = [(self.names[i], self.clip.text_of(ids), task.target) for i, (_, ids, task) in sorted(self.best.items())]

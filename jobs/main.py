@@ -3,7 +3,7 @@
     pez COMMAND [options]
     pez COMMAND --help
 
-Each is a module too: `python -m jobs.caption` is `pez caption`.
+Each command is also a module: `python -m jobs.caption` is `pez caption`.
 """
 
 import difflib
@@ -16,17 +16,17 @@ from jobs import command
 from pez.errors import UserError
 
 COMMANDS = {
-    "caption": "learn a prompt for every image of folders, tars or tables, into Parquet",
+    "caption": "learn a prompt for every image of folders, tars or tables; write Parquet tables",
     "invert": "learn prompts for a few images and show them as they improve",
     "distill": "shorten texts to prompts of a few tokens",
-    "verify": "paint the prompts of an output and compare the pictures with the originals",
-    "gallery": "an output as a page: images, prompts and scores, to be sorted and filtered",
-    "evaluate": "learned prompts beside captions and random ones, on your data",
-    "plan": "hours and cost of a job, from a throughput that was measured",
-    "benchmark": "how fast this machine learns prompts, and how good they are for the time",
-    "train_demo": "train the shipped demo models again",
+    "verify": "generate images from the prompts of an output and compare them with the originals",
+    "gallery": "write the rows of an output as a web page to sort and filter",
+    "evaluate": "compare learned prompts with captions and random prompts, on your data",
+    "plan": "estimate hours and cost of a job from a measured throughput",
+    "benchmark": "measure speed, and quality against time, on this machine",
+    "train_demo": "retrain the demo models",
 }
-"""what each is for; the names are those of the modules"""
+"""the purpose of each command, by module name"""
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -45,14 +45,14 @@ def _without_command(words: Sequence[str]) -> int:
         return 0
     if words and words[0] not in ("-h", "--help"):
         close = difflib.get_close_matches(words[0], COMMANDS, 1)
-        advice = f"do you mean {close[0]}? " if close else ""
+        advice = f"did you mean {close[0]}? " if close else ""
         kind = "option" if words[0].startswith("-") else "command"
-        raise UserError(f"there is no {kind} {words[0]!r}; {advice}pez has {', '.join(COMMANDS)}")
+        raise UserError(f"unknown {kind} {words[0]!r}; {advice}expected one of {', '.join(COMMANDS)}")
     width = max(map(len, COMMANDS)) + 2
     print("usage: pez COMMAND [options]\n\nLearn hard prompts from images, by gradient.\n\ncommands:")
     for name, purpose in COMMANDS.items():
         print(f"  {name:{width}}{purpose}")
-    print("\npez COMMAND --help lists the options of a command; pez --version tells the version.")
+    print("\npez COMMAND --help lists the options of a command; pez --version shows the version.")
     return 0 if words else 2
 
 

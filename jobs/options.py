@@ -1,4 +1,4 @@
-"""Options that several commands have, each written once, and what they refuse together."""
+"""Options shared by several commands, and checks of their combinations."""
 
 import dataclasses
 import os
@@ -26,16 +26,16 @@ from pipeline.settings import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceOption:
-    """Where models live."""
+    """Where models run."""
 
     device: Annotated[str | None, Group("model")] = None
-    """cpu or cuda; default = cuda where there is one"""
+    """cpu or cuda; default = cuda if available"""
 
     def local_device(self) -> str:
         """The device of this process.
 
         Raises:
-            UserError: there is no such device.
+            UserError: no such device.
         """
         return usable_device(self.device)
 
@@ -57,18 +57,18 @@ class VerifyOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions(DeviceOption):
-    """Where the work is done."""
+    """Where the work runs."""
 
     local: Annotated[bool, Group("cluster")] = False
-    """no Ray: shard after shard in this process"""
+    """run without Ray: one shard after another, in this process"""
     cluster: Annotated[ClusterSettings, Group("cluster")] = ClusterSettings()
 
 
 def usable_device(device: str | None) -> str:
-    """A device of this machine; None = a GPU where there is one.
+    """A device of this machine; None = a GPU if available.
 
     Raises:
-        UserError: there is no such device.
+        UserError: no such device.
     """
     import torch
 
@@ -78,91 +78,91 @@ def usable_device(device: str | None) -> str:
     if device != "cpu":
         number = int(device.partition(":")[2] or 0)
         if not torch.cuda.is_available():
-            raise UserError(f"--device is {device}, and PyTorch finds no GPU on this machine; expected cpu")
+            raise UserError(f"--device is {device}, but PyTorch finds no GPU on this machine; expected cpu")
         if number >= (there := torch.cuda.device_count()):
-            raise UserError(f"--device is {device}, and the last GPU of this machine is cuda:{there - 1}")
+            raise UserError(f"--device is {device}, but the last GPU of this machine is cuda:{there - 1}")
     return device
 
 
 def expect_device(device: str | None, on_ray: bool = False) -> None:
-    """Refuse what names no kind of device; that it is there is another question."""
+    """Refuse an invalid device name; does not check that the device exists."""
     if on_ray and device not in (None, "cpu", "cuda"):
         raise UserError(f"--device is {device!r}; expected cpu or cuda: Ray gives each actor a GPU of its own")
     kind, colon, number = (device or "cpu").partition(":")
     if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and number.isascii() and number.isdecimal())):
-        raise UserError(f"--device is {device!r}; expected cpu, cuda, or cuda:1 for a certain GPU")
+        raise UserError(f"--device is {device!r}; expected cpu, cuda, or a specific GPU such as cuda:1")
 
 
 def expect_device_here(device: str | None, cluster: ClusterSettings) -> None:
-    """Refuse a GPU that this machine lacks, where Ray would be started on it: no other machine can join that one.
+    """Refuse a missing GPU if Ray will be started on this machine, since no other machine can join that cluster.
 
     Raises:
-        UserError: there is no such device.
+        UserError: no such device.
     """
     if device not in (None, "cpu") and cluster_address(cluster) is None and cluster.gpus_per_actor != 0:
         usable_device(device)
 
 
 def expect_generator(settings: PaintSettings) -> None:
-    """Refuse a command that verifies with nothing."""
+    """Refuse a verification without a generator."""
     if settings.verify is None:
         raise UserError("no generator is named; expected --verify demo, ORG/MODEL, a folder or a .safetensors file")
 
 
 def of_demo(settings: CaptionSettings) -> CaptionSettings:
-    """The settings with a shipped model."""
+    """The settings with a demo model."""
     return settings if settings.model in CLIPS else dataclasses.replace(settings, model="demo")
 
 
 def refuse_beside_demo(settings: ModelSettings, given: frozenset[str], sources: Iterable[str] = ()) -> None:
-    """What --demo would have to ignore.
+    """Refuse options that --demo would ignore.
 
     Args:
-        given: names of the options that were given.
-        sources: names of options that name pictures.
+        given: names of the given options.
+        sources: names of options that select images.
     """
     for name in given.intersection(sources):
-        raise UserError(f"--demo and {option_of(name)} are given; expected one source of pictures")
+        raise UserError(f"--demo and {option_of(name)} are both given; expected one source of images")
     if "model" in given and settings.model not in CLIPS:
-        raise UserError(f"--demo takes a shipped model, and --model is {settings.model}; leave one of them out")
+        raise UserError(f"--demo uses a demo model, but --model is {settings.model}; omit one of them")
 
 
 def refuse_without(needed: str, given: frozenset[str], options: Iterable[str], why: str) -> None:
-    """Options that would be ignored, as another is not given."""
+    """Refuse options that would be ignored because another is not given."""
     ignored = sorted(option_of(name) for name in given.intersection(options))
     if needed not in given and ignored:
-        raise UserError(f"{', '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no meaning {why}")
+        raise UserError(f"{', '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no effect {why}")
 
 
 TAR_OPTIONS = frozenset(field.name for kind in (TarSettings, ImageSettings) for field in dataclasses.fields(kind))
-"""options that say how tars, folders and tables of images are read"""
+"""options for reading tars, folders and tables of images"""
 
 
 def refuse_ignored(
     given: frozenset[str], method: pez.PezSettings | None = None, model: ModelSettings | None = None
 ) -> None:
-    """Options that would be ignored beside, or without, others."""
+    """Refuse options that would be ignored in this combination."""
     if model is not None and ("demo" in given or carries_weights(model.model)):
         name = f"--model {model.model}" if "model" in given else "--demo"
-        refuse_without("", given, {"pretrained"}, f"with {name}, which has its own weights")
+        refuse_without("", given, {"pretrained"}, f"with {name}, which includes its weights")
     of_verification = {flag.path[-1] for flag in flags_of(VerifySettings)} - {"verify"}
     refuse_without("verify", given, of_verification, "without --verify MODEL")
     refuse_without("score_model", given, {"score_pretrained"}, "without --score-model NAME")
     if {"exact", "method"} <= given:
-        raise UserError("--exact and --method are given; expected one of them, --exact is --method pez")
+        raise UserError("--exact and --method are both given; expected one of them (--exact means --method pez)")
     if method is not None and method.method == "pez":
         name = "--exact" if "exact" in given else "--method pez"
-        refuse_without("", given, {"swaps", "candidates"}, f"with {name}, which makes no swaps")
+        refuse_without("", given, {"swaps", "candidates"}, f"with {name}, which does no swaps")
     if "local" in given:
         of_ray = {flag.path[-1] for flag in flags_of(ClusterSettings)} - {"attempts", "parts"}
-        refuse_without("", given, of_ray, "with --local, which uses no Ray")
+        refuse_without("", given, of_ray, "with --local, which does not use Ray")
 
 
 def expect_writable(path: Path | None, option: str) -> None:
-    """Refuse a file that could not be written after all the work.
+    """Refuse a file that cannot be written, before any work.
 
     Raises:
-        UserError: its folder is missing or takes no files, or it is a folder itself.
+        UserError: its folder is missing or not writable, or the path is a folder.
     """
     if path is None:
         return
@@ -170,16 +170,16 @@ def expect_writable(path: Path | None, option: str) -> None:
     if path.is_dir():
         raise UserError(f"{option} is {path}, a folder; expected the name of a file")
     if not folder.is_dir():
-        raise UserError(f"{option} is {path}, and there is no folder {folder}; make it first")
+        raise UserError(f"{option} is {path}, but there is no folder {folder}; create it first")
     if not os.access(path if path.exists() else folder, os.W_OK):
-        raise UserError(f"{option} is {path}, which cannot be written; expected a file that can")
+        raise UserError(f"{option} is {path}, which is not writable")
 
 
 def expect_output(url: str) -> None:
-    """Refuse an output folder that is none, before any work.
+    """Refuse an invalid output folder, before any work.
 
     Raises:
-        UserError: the root of the file system or of a store, a file, or a folder below a file.
+        UserError: the root of a file system or store, a file, or a path below a file.
     """
     scheme, _, rest = url.partition("://") if "://" in url else ("file", "", url)
     if scheme not in ("file", "local"):
@@ -188,9 +188,9 @@ def expect_output(url: str) -> None:
         return
     path = Path(os.path.abspath(os.path.expanduser(rest)))
     if path == Path(path.anchor):
-        raise UserError(f"--output is {url}, the root of the file system; expected a folder of its own")
+        raise UserError(f"--output is {url}, the root of the file system; expected a separate folder")
     for folder in (path, *path.parents):
         if os.path.lexists(folder):
             if not folder.is_dir():
-                raise UserError(f"--output is {url}, and {folder} is a file; expected a folder")
+                raise UserError(f"--output is {url}, but {folder} is a file; expected a folder")
             return

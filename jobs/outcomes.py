@@ -1,4 +1,4 @@
-"""What a generator makes of prompts, scored and shown, for `jobs.evaluate`."""
+"""Generate images from prompts, score them and show the results, for `jobs.evaluate`."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Originals:
-    """What is evaluated on."""
+    """The images of an evaluation."""
 
     keys: list[str]
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     captions: list[str] | None
     """None unless every image has one"""
     scenes: list[Scene] | None = None
-    """of drawn scenes"""
+    """for drawn scenes only"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """A mean and half of its 95% interval."""
+    """A mean and the half-width of its 95% interval."""
 
     mean: float | None
-    """None of no value"""
+    """None if there are no values"""
     interval: float | None
-    """None of fewer than two"""
+    """None if there are fewer than two values"""
 
     def __str__(self) -> str:
         if self.mean is None:
@@ -49,23 +49,23 @@ class Mean:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One kind of prompt."""
+    """The scores of one kind of prompt."""
 
     prompts: str
     guide: Mean
     """similarity of prompt and original under the guide"""
     judge: Mean
-    """the same under the score model"""
+    """the same under the judge"""
     regenerated: Mean
-    """similarity of pictures made and originals under the score model"""
+    """similarity of generated images and originals under the judge"""
     blanked: int
-    """pictures that the safety checker blanked"""
+    """images that the safety checker blanked"""
     named: dict[str, float]
-    """drawn scenes: share of pictures made that show the original's attribute, as the score model sees it"""
+    """for drawn scenes: share of generated images that show the original's attribute, according to the judge"""
 
 
 def random_prompts(guide: Clip, method: pez.PezSettings, keys: Sequence[str]) -> list[str]:
-    """Prompts of as many random tokens as the learned ones have, of the same vocabulary."""
+    """Prompts of random tokens, with the length and the vocabulary of the learned ones."""
     from pez.seeds import generator_for
 
     vocabulary = guide.vocabulary(method)
@@ -82,17 +82,17 @@ def regenerate(
     kinds: dict[str, list[str]],
     activity: Activity,
 ) -> tuple[list[Outcome], dict[str, list[Image.Image | None]]]:
-    """Score each kind of prompt, and the pictures that the generator makes of it.
+    """Score each kind of prompt and the images that the generator makes from it.
 
     Returns:
-        what became of each kind, and its pictures: `verify_images` of each prompt, one after the other.
+        the scores of each kind, and its images: `verify_images` per prompt, prompt by prompt.
     """
-    from pez.demo.evaluation import named
+    from pez.demo.evaluation import attribute_accuracy
     from pez.demo.scenes import VALUES
     from pez.regeneration import picture_similarities, seed_for
 
     times = settings.verify_images
-    of_guide, of_judge = guide.image_features(originals.pictures), judge.image_features(originals.pictures)
+    of_guide, of_judge = guide.image_features(originals.images), judge.image_features(originals.images)
     seeds = [seed_for(settings.verify_seed, key, n) for key in originals.keys for n in range(times)]
     outcomes, made = [], {}
     for kind, prompts in kinds.items():
@@ -102,17 +102,20 @@ def regenerate(
         seen = {}
         if originals.scenes is not None:
             repeated_scenes = [scene for scene in originals.scenes for _ in range(times)]
-            there = [(picture, scene) for picture, scene in zip(made[kind], repeated_scenes, strict=True) if picture]
+            there = [(image, scene) for image, scene in zip(made[kind], repeated_scenes, strict=True) if image]
             if there:
-                features = judge.image_features([picture for picture, _ in there])
-                seen = {name: named(judge.model, features, [scene for _, scene in there], name) for name in VALUES}
+                features = judge.image_features([image for image, _ in there])
+                seen = {
+                    name: attribute_accuracy(judge.model, features, [scene for _, scene in there], name)
+                    for name in VALUES
+                }
         outcomes.append(
             Outcome(
                 kind,
                 mean_of((guide.text_features(prompts) * of_guide).sum(-1).tolist()),
                 mean_of((judge.text_features(prompts) * of_judge).sum(-1).tolist()),
                 mean_of(_by_prompt(similarities, times)),
-                sum(picture is None for picture in made[kind]),
+                sum(image is None for image in made[kind]),
                 seen,
             )
         )
@@ -120,7 +123,7 @@ def regenerate(
 
 
 def _by_prompt(similarities: Sequence[float | None], times: int) -> list[float]:
-    """The mean of each prompt's pictures, of those that are there."""
+    """The mean over each prompt's images; missing ones are skipped."""
     groups = [similarities[i : i + times] for i in range(0, len(similarities), times)]
     there = [[value for value in group if value is not None] for group in groups]
     return [sum(values) / len(values) for values in there if values]
@@ -134,7 +137,7 @@ def _generated(
     kind: str,
     activity: Activity,
 ) -> list[Image.Image | None]:
-    """Images of prompts, batch after batch, with the progress shown."""
+    """Generate images batch by batch and show the progress."""
     made: list[Image.Image | None] = []
     done = activity.counted(f"generating from {kind} prompts", -(-len(prompts) // batch))
     for i in range(0, len(prompts), batch):
@@ -144,7 +147,7 @@ def _generated(
 
 
 def mean_of(values: Sequence[float]) -> Mean:
-    """Mean and interval of what there is."""
+    """Mean and interval of the values."""
     if not values:
         return Mean(None, None)
     return Mean(
@@ -153,9 +156,9 @@ def mean_of(values: Sequence[float]) -> Mean:
 
 
 def outcome_tables(outcomes: Sequence[Outcome]) -> Iterator[Table]:
-    """For people: the similarities, and of drawn scenes what the pictures show; two tables, since one is too wide to read."""
+    """The results for people: similarities, and for drawn scenes what the images show; one table would be too wide."""
     yield _table(
-        ("prompts", "similarity", "under the score model", "regenerated"),
+        ("prompts", "similarity", "under the judge", "regenerated"),
         [(o.prompts, str(o.guide), str(o.judge), str(o.regenerated)) for o in outcomes],
     )
     if attributes := list(dict.fromkeys(name for o in outcomes for name in o.named)):
@@ -164,7 +167,7 @@ def outcome_tables(outcomes: Sequence[Outcome]) -> Iterator[Table]:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """With headings that may wrap, and numbers that may not."""
+    """A table whose headings may wrap but whose numbers may not."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -177,15 +180,13 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 
 def grid(rows: Sequence[Sequence[Image.Image | None]], count: int, side: int = 96, gap: int = 6) -> Image.Image:
-    """The first pictures of each row, one row above the other; a picture that is not there stays white."""
+    """A grid of the first images of each row; a missing image is white."""
     from PIL import Image
 
     count = min(count, len(rows[0]))
     sheet = Image.new("RGB", (count * (side + gap) - gap, len(rows) * (side + gap) - gap), "white")
     for y, row in enumerate(rows):
-        for x, picture in enumerate(row[:count]):
-            if picture is not None:
-                sheet.paste(
-                    picture.resize((side, side), Image.Resampling.BICUBIC), (x * (side + gap), y * (side + gap))
-                )
+        for x, image in enumerate(row[:count]):
+            if image is not None:
+                sheet.paste(image.resize((side, side), Image.Resampling.BICUBIC), (x * (side + gap), y * (side + gap)))
     return sheet

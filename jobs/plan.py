@@ -1,10 +1,10 @@
-"""Hours, cost and shards of a job, from a throughput that was measured.
+"""Estimate hours, cost and shard size of a job from a measured throughput.
 
-    python -m jobs.plan --images 10000000 --gpus 64 --report trial           # the output of a small run of jobs.caption
-    python -m jobs.plan --images 10000000 --gpus 64 --benchmark bench.json   # of jobs.benchmark --json
+    python -m jobs.plan --images 10000000 --gpus 64 --report trial           # output of a small run of jobs.caption
+    python -m jobs.plan --images 10000000 --gpus 64 --benchmark bench.json   # written by jobs.benchmark --json
     python -m jobs.plan --images 10000000 --gpus 64 --images-per-second 12.5
 
-Exit status: 0 a plan, 2 bad usage or no measured throughput.
+Exit status: 0 = success, 2 = bad usage or no measured throughput.
 """
 
 import dataclasses
@@ -17,39 +17,36 @@ from pipeline.run.estimate import Plan, parts_that_balance, plan_job, shard_size
 from pipeline.terminal import count, duration, open_console, plain, say
 
 _IDLE = 0.02
-_LONG = 1800.0  # seconds of work that may be lost at once
-_MEASURE = (
-    "no throughput is given, and none is guessed; measure one: python -m jobs.caption --input ONE.tar --output trial, "
-    "then --report trial"
-)
+_LONG = 1800.0  # seconds of work that may be lost with one GPU
+_MEASURE = "no throughput given; measure one with pez caption --input ONE.tar --output trial, then use --report trial"
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanJob:
-    """Options of the plan."""
+    """Options of `pez plan`."""
 
     images: int
-    """to caption"""
+    """number of images in the job"""
     gpus: int
     report: str | None = None
-    """output folder of a run of jobs.caption: images a second of its actors, decoding, swaps and reading included"""
+    """output folder of a run of jobs.caption; its images per second include decoding, swaps and reading"""
     benchmark: str | None = None
-    """file of jobs.benchmark --json: gradient steps alone, so the job takes longer"""
+    """file of jobs.benchmark --json; gradient steps only, so the job takes longer"""
     images_per_second: float | None = None
-    """of one GPU, as you measured it"""
+    """throughput of one GPU, as you measured it"""
     steps: int | None = None
-    """of an image, with --benchmark; default = those of the benchmark"""
+    """with --benchmark: gradient steps per image; default = those of the benchmark"""
     actors_per_gpu: int = 1
-    """with --report: actors that shared a GPU"""
+    """with --report: number of actors that shared a GPU"""
     shard_size: int = 10_000
-    """images in a shard"""
+    """images per shard"""
     parts: int = 1
     """--parts of jobs.caption"""
     price_per_gpu_hour: float = 2.5
-    """in dollars"""
+    """in US dollars"""
 
     def check(self, given: frozenset[str]) -> None:
-        """Refuse what no plan can be made of."""
+        """Refuse values that cannot be planned with."""
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
@@ -70,12 +67,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     "parts": (1, 10_000),
     "price_per_gpu_hour": (0, 1e9),
 }
-"""what each may be"""
+"""allowed range of each option"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Throughput:
-    """Images a second of one GPU, and where that is from."""
+    """Images per second of one GPU, and where the figure comes from."""
 
     images_per_second: float
     source: str
@@ -94,13 +91,14 @@ def plan(job: PlanJob) -> int:
 def _lines(job: PlanJob, found: Throughput, planned: Plan) -> list[str]:
     tasks = "" if job.parts == 1 else f" in {job.parts} parts"
     lines = [
-        f"{count(job.images, 'image')} on {count(job.gpus, 'GPU')} at {found.images_per_second:.4g} images/s a GPU "
+        f"{count(job.images, 'image')} on {count(job.gpus, 'GPU')} at {found.images_per_second:.4g} images/s per GPU "
         f"({found.source})",
         f"{planned.hours:.2f} hours, {planned.gpu_hours:,.1f} GPU-hours, "
-        f"${planned.cost:,.2f} at ${job.price_per_gpu_hour:.2f} a GPU-hour",
-        f"{count(planned.shards, 'shard')}{tasks} of {job.shard_size:,} images: {duration(planned.task_seconds)} a task, "
-        f"{planned.tasks / job.gpus:.1f} tasks a GPU; GPUs are idle for {planned.idle:.1%}, waiting for the last tasks",
-        f"each GPU that goes (a spot machine taken back) loses {duration(planned.lost_seconds)} of work on average, "
+        f"${planned.cost:,.2f} at ${job.price_per_gpu_hour:.2f} per GPU-hour",
+        f"{count(planned.shards, 'shard')}{tasks} of {job.shard_size:,} images: {duration(planned.task_seconds)} per task, "
+        f"{planned.tasks / job.gpus:.1f} tasks per GPU; GPUs are idle {planned.idle:.1%} of the time, "
+        "waiting for the last tasks",
+        f"losing a GPU (such as a reclaimed spot instance) costs {duration(planned.lost_seconds)} of work on average, "
         f"{duration(planned.task_seconds)} at most",
     ]
     if planned.idle > _IDLE or planned.task_seconds > _LONG:
@@ -109,7 +107,7 @@ def _lines(job: PlanJob, found: Throughput, planned: Plan) -> list[str]:
         size = shard_size_that_balances(job.images, job.gpus, most, _IDLE)
         better = plan_job(job.images, job.gpus, found.images_per_second, job.shard_size, job.price_per_gpu_hour, parts)
         lines.append(
-            f"better: --parts {parts} ({better.hours:.2f} hours, ${better.cost:,.2f}, a GPU that goes loses "
+            f"better: --parts {parts} ({better.hours:.2f} hours, ${better.cost:,.2f}, losing a GPU costs "
             f"{duration(better.lost_seconds)}), or shards of {size:,} images"
         )
     return lines
@@ -119,9 +117,9 @@ def _throughput(job: PlanJob) -> Throughput:
     given = {"--report": job.report, "--benchmark": job.benchmark, "--images-per-second": job.images_per_second}
     sources = [name for name, value in given.items() if value is not None]
     if len(sources) > 1:
-        raise UserError(f"{' and '.join(sources)} are given; expected one source of the throughput")
+        raise UserError(f"{' and '.join(sources)} are given; expected one source of throughput")
     if job.steps is not None and job.benchmark is None:
-        raise UserError("--steps scales a benchmark; with other sources measure with as many steps as the job has")
+        raise UserError("--steps has no effect without --benchmark; measure other sources with the steps of the job")
     if job.report is not None:
         return _of_reports(job.report, job.actors_per_gpu)
     if job.benchmark is not None:
@@ -139,13 +137,13 @@ def _of_reports(url: str, actors_per_gpu: int) -> Throughput:
     table = PromptTable.written(url)
     reports = [report for report in table.reports(1000) if report.ok]
     if not reports:
-        raise UserError(f"no captioned image in {table.url}; expected the output of a run of jobs.caption")
+        raise UserError(f"no learned prompts in {table.url}; expected the output of a run of jobs.caption")
     ok, seconds = sum(r.ok for r in reports), sum(r.seconds for r in reports)
     method = dataclasses.asdict(PezSettings()) | table.settings["method"]
     about = f"{model_of(table.settings).model}, {method['tokens']} tokens, {method['steps']} steps"
-    source = f"measured: {ok:,} images of {count(len(reports), 'shard')} in {url}, {about}"
+    source = f"measured: {count(ok, 'image')} in {count(len(reports), 'shard')} of {url}, {about}"
     if (device := table.settings["engine"]["device"]) != "cuda":
-        source += f"; on a {device}, not on a GPU"
+        source += f"; on a {device}, not a GPU"
     return Throughput(ok / max(seconds, 1e-9) * actors_per_gpu, source)
 
 
@@ -159,8 +157,10 @@ def _of_benchmark(path: str, steps: int | None) -> Throughput:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not of a speed benchmark; expected a file of jobs.benchmark --json") from error
-    source = f"benchmark of {result['model']}, {best['name']} on {result['machine']}: {steps} gradient steps alone"
+        raise UserError(
+            f"{path} is not from a speed benchmark; expected a file written by jobs.benchmark --json"
+        ) from error
+    source = f"benchmark of {result['model']}, {best['name']} on {result['machine']}: {steps} gradient steps only"
     return Throughput(1 / seconds / steps, source)
 
 

@@ -5,8 +5,8 @@
     python -m jobs.train_demo --output pez/demo/generator --generator
 
 A CLIP loads with `open_clip.create_model_and_transforms("local-dir:FOLDER")` and takes about half an hour on two cores. The
-text-to-image model loads with `diffusers.StableDiffusionPipeline.from_pretrained("FOLDER")`, takes some two hours, and goes
-on where it was interrupted; it is steered by the shipped guide's text tower.
+text-to-image model loads with `diffusers.StableDiffusionPipeline.from_pretrained("FOLDER")`, takes about two hours, and
+resumes after an interruption; its text encoder is that of the demo guide.
 """
 
 import dataclasses
@@ -23,18 +23,18 @@ class TrainDemoJob:
     """Train a demo model on drawn scenes, or evaluate a trained CLIP on held-out scenes."""
 
     output: Path
-    """folder of the model"""
+    """folder for the model"""
     evaluate: bool = False
-    """train nothing; print the scores of the CLIP in the folder"""
+    """do not train; print the scores of the CLIP in the folder"""
     generator: bool = False
     """train the text-to-image model"""
     seed: int = 0
-    """of the weights and of the scenes"""
+    """seed of the weights and the scenes"""
     steps: int | None = None
-    """of the training; default = the settings' own"""
+    """training steps; default = those of the shipped models"""
 
     def check(self, given: frozenset[str]) -> None:
-        """Refuse what could only be ignored, and what can be told without loading anything."""
+        """Refuse options that would be ignored, and everything that can be checked without loading anything."""
         if self.evaluate:
             refuse_without("", given, {"generator", "seed", "steps"}, "with --evaluate, which trains nothing")
             if not (self.output / "open_clip_config.json").is_file():

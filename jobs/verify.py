@@ -1,38 +1,44 @@
-"""Paint the prompts of an existing output with a text-to-image model and compare the pictures with the originals.
+"""Generate images from the prompts of an existing output and compare them with the originals.
 
     python -m jobs.verify out --verify demo
     python -m jobs.verify s3://bucket/prompts --verify stabilityai/stable-diffusion-2-1 --keep-images
 
-The numbers are those of `jobs.caption --verify`. The images are read again from their shards. Re-run the command
-to resume. Exit status: 0 all shards are verified, 1 some failed, 2 bad usage.
+The results are the same as those of `jobs.caption --verify`. The original images are read again from their shards. Re-run the
+command to resume. Exit status: 0 = all shards are verified, 1 = some failed, 2 = bad usage.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from jobs import command
 from jobs.arguments import POSITIONAL
-from jobs.driver import all_are, connecting, show_first
+from jobs.driver import all_are, connecting, show_first, verify_serially
 from jobs.options import RunOptions, VerifyOptions, expect_device, expect_device_here, expect_generator, refuse_ignored
 from pez.errors import UserError
 from pipeline.sources.base import Unit
 from pipeline.terminal import Activity, count, open_console, plain, say
 
+if TYPE_CHECKING:
+    from pipeline.failures import FailureLog
+    from pipeline.progress import JobProgress
+    from pipeline.run.resources import ActorPlan
+    from pipeline.stages.verified_table import VerifiedTable
+
 
 @dataclasses.dataclass(frozen=True)
 class VerifyJob(VerifyOptions, RunOptions):
-    """Options of the job."""
+    """Options of `pez verify`."""
 
     output: Annotated[str, POSITIONAL]
-    """folder that jobs.caption wrote"""
+    """output folder of jobs.caption"""
     input: tuple[str, ...] = ()
-    """fresh addresses of its tars, written as for jobs.caption, where a signature has run out"""
+    """fresh URLs of its tars, as for jobs.caption, if their signatures have expired"""
 
     def check(self, given: frozenset[str]) -> None:
-        """Refuse what could only be ignored, and what can be told without loading anything."""
+        """Refuse options that would be ignored, and everything that can be checked without loading anything."""
         refuse_ignored(given)
         expect_device(self.device, on_ray=not self.local)
 
@@ -44,7 +50,7 @@ def verify(job: VerifyJob) -> int:
     with Activity(console, "loading PyTorch" if job.local else "loading PyTorch and Ray") as activity:
         with command.importing():
             if not job.local:
-                import pipeline.run.cluster  # noqa: F401
+                import pipeline.run.ray  # noqa: F401
             from pipeline.description import model_of
             from pipeline.failures import FailureLog
             from pipeline.progress import JobProgress
@@ -53,14 +59,7 @@ def verify(job: VerifyJob) -> int:
             from pipeline.settings import cluster_address
             from pipeline.sources.choice import image_source_of
             from pipeline.sources.image_inputs import fresh_units
-            from pipeline.stages.verify import (
-                check_verification,
-                resolved,
-                score_model,
-                verified_table,
-                verify_serially,
-            )
-            from pipeline.stages.verify_stage import VerifyStage
+            from pipeline.stages.verify import check_verification, resolved, score_model, verified_table
             from pipeline.table import PromptTable
 
         check_outside_package([job.output], "output")
@@ -80,14 +79,11 @@ def verify(job: VerifyJob) -> int:
         else:
             expect_device_here(job.device, job.cluster)
             activity.now(connecting(job.cluster))
-            from pipeline.run import cluster
-
-            cluster.connect(job.cluster)
-            plan = cluster.plan_verifiers(job.cluster, cluster.plan_actors(job.cluster, job.device))[1]
+            plan = _plan(job)
             device = plan.device
         verified = verified_table(table, job.verification, device)
         pending = verified.pending(shards)
-        if pending and (job.local or not cluster_address(job.cluster)):  # nodes elsewhere may have what is not here
+        if pending and (job.local or not cluster_address(job.cluster)):  # other nodes may have what is missing here
             check_reachable(*score_model(job.verification, guide.model))
     progress = JobProgress(len(shards), None, console, verified=len(shards) - len(pending))
     failed: dict[str, str] = {}
@@ -96,52 +92,59 @@ def verify(job: VerifyJob) -> int:
         if not pending:
             say(console, f"nothing to do: {all_are(len(shards), 'verified')}")
         else:
-            if plan is not None:
-                verified.claim()
             with progress:
                 if plan is None:
-                    progress.doing(f"loading the generator {job.verification.verify}")
-                    on_report = progress.report_verified
-                    failed = verify_serially(
-                        pending,
-                        verified,
-                        job.verification,
-                        device,
-                        on_report,
-                        progress.watch,
-                        job.cluster.attempts,
-                        progress.note,
-                        failures.record,
-                    )
+                    attempts = job.cluster.attempts
+                    failed = verify_serially(pending, verified, job.verification, device, attempts, progress, failures)
                 else:
-                    actors = count(plan.actors, "actor")
-                    progress.doing(f"starting {actors} for {job.verification.verify}")
-                    on_report = progress.report_verified
-                    with cluster.seen_by_actors(table, pending) as disk:
-                        stage = VerifyStage.of(job.verification, verified)
-                        pool = cluster.pool_of(stage, plan, on_report, disk=disk)
-                        failed = cluster.run_on_ray(
-                            pending, [pool], job.cluster, progress.look, progress.note, failures.record
-                        )
+                    failed = _on_ray(job, verified, pending, plan, progress, failures)
     except KeyboardInterrupt:
-        told_so_far = f"{progress.verified} of {count(len(shards), 'shard')} verified"
-        raise KeyboardInterrupt(f"{told_so_far}; re-run the command to resume") from None
+        so_far = f"{progress.verified} of {count(len(shards), 'shard')} verified"
+        raise KeyboardInterrupt(f"{so_far}; re-run the command to resume") from None
     failures.conclude(failed, shards)
     for url, reason in failures.located(failed, shards).items():
         say(console, plain(f"failed: {url}: {reason}"), "red")
     show_first(table, [shard for shard in shards if shard.url not in failed], console)
     if failed:
-        say(console, f"{len(failed)} of {count(len(shards), 'shard')} failed; re-run the command to try them again")
+        say(console, f"{len(failed)} of {count(len(shards), 'shard')} failed; re-run the command to retry them")
         return 1
     say(console, plain(f"{count(len(shards), 'verified Parquet file')} in {table.url}"))
     return 0
 
 
+def _plan(job: VerifyJob) -> ActorPlan:
+    """What the actors get."""
+    from pipeline.run.ray import connect
+    from pipeline.run.resources import learn_plan, verify_plan
+
+    have = connect(job.cluster)
+    return verify_plan(job.cluster, learn_plan(job.cluster, job.device, have), have)[1]
+
+
+def _on_ray(
+    job: VerifyJob,
+    verified: VerifiedTable,
+    pending: list[Unit],
+    plan: ActorPlan,
+    progress: JobProgress,
+    failures: FailureLog,
+) -> dict[str, str]:
+    from pipeline.run.ray import plan_stage, run_on_ray, seen_by_actors
+    from pipeline.run.tasks import tasks_of
+    from pipeline.stages.verify_stage import VerifyStage
+
+    verified.claim()
+    progress.doing(f"starting {count(plan.actors, 'actor')} for {job.verification.verify}")
+    with seen_by_actors(verified.prompts, pending) as disk:
+        stage = plan_stage(VerifyStage.of(job.verification, verified), plan, progress.report_verified, disk=disk)
+        return run_on_ray(tasks_of(pending), [stage], job.cluster, progress.look, progress.note, failures.record)
+
+
 def with_sources(shards: Sequence[Unit], given: Sequence[Unit]) -> list[Unit]:
-    """Shards of the output, each opened where it was given, if it was.
+    """The shards of the output, opened at the given URLs where there are any.
 
     Raises:
-        UserError: none of those given is in the output.
+        UserError: none of the given shards is in the output.
     """
     sources = {shard.url: shard.source for shard in given}
     if not any(shard.url in sources for shard in shards):

@@ -9,8 +9,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# Threads that spin while they wait are many times slower on a machine that does anything else. OpenMP reads this once, when
-# torch is imported, so it has no effect where torch was imported before.
+# By default OpenMP threads spin while they wait, which is many times slower on a busy machine. OpenMP reads this once, when
+# torch is imported, so it has no effect if torch was imported earlier.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is used: torch takes seconds, and a command line that only prints its help does without."""
+    """Import on first use: torch takes seconds, and a command that only prints its help does not need it."""
     if name not in _MODULES:
         raise AttributeError(f"module 'pez' has no attribute {name!r}")
     return getattr(importlib.import_module(f"pez.{_MODULES[name]}"), name)

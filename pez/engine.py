@@ -1,16 +1,16 @@
-"""Lanes that tasks are pushed through: submit tasks, step, and take the prompts that are finished.
+"""The engine: submit tasks, step, and collect finished prompts. Tasks are learned side by side in lanes.
 
     engine = Engine(objective, vocabulary, settings, lanes=64)
     engine.submit(task)
     while engine.busy:
         finished = engine.step()
 
-A method is a chain of phases. The walk (`methods/pez.py`) learns a prompt in each lane, and a lane that is finished takes the
-next task. The method "default" then improves prompts by swaps (`methods/swaps.py`), since the walk never settles: in batches
-of as many prompts as there are lanes, or of those that wait when the walk is idle.
+A method is a chain of phases. The walk (`methods/pez.py`) learns one prompt per lane; a finished lane takes the next task.
+The walk never settles, so the method "default" then improves prompts by swaps (`methods/swaps.py`). Swaps run in batches: as
+soon as there are as many prompts as lanes, or when the walk is idle.
 
-The engine is the one place that meets the end of the device's memory. A phase that ran out of it goes on with half the lanes,
-with a warning, and keeps to that number.
+Running out of device memory is handled here and nowhere else. The phase that ran out continues with half the lanes, warns
+once and keeps the lower number.
 """
 
 import warnings
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from pez.errors import UserError
-from pez.methods.pez import Walk, sixteens
+from pez.methods.pez import Walk, round_up_to_16
 from pez.methods.swaps import improve
 from pez.modes import own_modes
 from pez.objectives.objective import Objective
@@ -32,17 +32,16 @@ OnStep = Callable[[Step], None]
 
 
 class Engine:
-    """Learns a prompt for every task, so many side by side.
+    """Learns a prompt for every task, a fixed number at a time.
 
     Args:
         objective: scores soft prompts.
-        vocabulary: the tokens that prompts are made of; its dtype is that of the soft prompts.
-        lanes: prompts learned side by side. With a multiple of 16 a result depends bit for bit on its task alone (matrix
-            libraries take other code paths for fewer rows).
-        on_step: called after each gradient step and each round of swaps; reading its tensors makes the host wait for the
-            device.
+        vocabulary: the tokens that prompts are made of; soft prompts have its dtype.
+        lanes: prompts learned side by side. With a multiple of 16, a result depends bit for bit on its task alone (matrix
+            libraries take different code paths for fewer rows).
+        on_step: called after each gradient step and each round of swaps. Reading its tensors synchronizes with the device.
 
-    One thread uses it; others may read `learning` and `steps`.
+    Use it from one thread; other threads may read `learning` and `steps`.
     """
 
     def __init__(
@@ -58,19 +57,19 @@ class Engine:
         with own_modes():
             self._walk = Walk(objective, vocabulary, settings, lanes)
         self._swap_lanes = lanes
-        self._queue: deque[Task] = deque()  # submitted, without a lane yet
+        self._queue: deque[Task] = deque()  # submitted, waiting for a lane
         self._walked: list[Learned] = []  # waiting for swaps
-        self._swapping = self._rounds = 0  # prompts of the batch in the swaps, and the rounds it has had
+        self._swapping = self._rounds = 0  # size of the batch in the swaps, and rounds done
 
     def clear(self) -> None:
-        """Forget all tasks; the numbers of lanes that memory allows are kept."""
+        """Forget all tasks, but keep the lane counts that fit in memory."""
         self._walk.clear()
         self._queue.clear()
         self._walked = []
 
     @property
     def free(self) -> int:
-        """Tasks that would start in the next step if they were submitted now."""
+        """Tasks that would start in the next step if submitted now."""
         return max(0, self._walk.free - len(self._queue))
 
     @property
@@ -80,20 +79,20 @@ class Engine:
 
     @property
     def learning(self) -> int:
-        """Prompts that have begun and are not finished."""
+        """Prompts in progress."""
         return len(self._walk.tasks) + len(self._walked) + self._swapping
 
     @property
     def steps(self) -> int:
-        """Gradient steps and rounds of swaps that these have had, together."""
+        """Gradient steps and rounds of swaps done so far for the prompts in progress."""
         walked = (len(self._walked) + self._swapping) * self.settings.walk_steps
         return sum(self._walk.taken) + walked + self._swapping * self._rounds
 
     def submit(self, task: Task) -> None:
-        """Add a task; it starts in the next step, or when a lane is free.
+        """Add a task. It starts in the next step, or as soon as a lane is free.
 
         Raises:
-            UserError: initial ids of another length than the settings' tokens.
+            UserError: the number of initial ids differs from the settings' tokens.
         """
         ids = task.initial_ids
         if ids is not None and ids.shape != (self.settings.tokens,):
@@ -101,13 +100,13 @@ class Engine:
         self._queue.append(task)
 
     def step(self) -> list[Learned]:
-        """One gradient step in every busy lane, and the swaps of a batch when one is complete or the walk is idle.
+        """Do one gradient step in every busy lane, and swap a batch when it is full or the walk is idle.
 
         Returns:
-            the prompts that are finished; often none.
+            the finished prompts; often none.
 
         Raises:
-            torch.OutOfMemoryError: the memory does not suffice for 16 lanes.
+            torch.OutOfMemoryError: not enough memory for 16 lanes.
         """
         with own_modes():
             while self._queue and self._walk.free:
@@ -126,10 +125,10 @@ class Engine:
         """Learn for all tasks.
 
         Args:
-            tasks: drawn from when a lane is free, so it may be endless.
+            tasks: consumed as lanes become free, so it may be endless.
 
         Yields:
-            results in lists of those that finish in the same step.
+            lists of the results that finish in the same step.
         """
         waiting = iter(tasks)
         more = True
@@ -153,9 +152,9 @@ class Engine:
             smaller = _half(self._walk.lanes)
             if not smaller:
                 raise
-        # Not inside the except: the error holds what the failed step has in memory.
+        # Outside the except block, because the error keeps the failed step's tensors alive.
         warnings.warn(f"out of memory with {self._walk.lanes} lanes; continuing with {smaller}", stacklevel=3)
-        # The tasks begin again: a result does not depend on what was done before.
+        # The tasks start over: a result does not depend on earlier work.
         again = [task for _, task in sorted(self._walk.tasks.items())]
         self._queue.extendleft(reversed(again))
         self._walk = Walk(self.objective, self.vocabulary, self.settings, smaller)
@@ -167,7 +166,7 @@ class Engine:
             part = rest[: self._swap_lanes]
             lanes = self._swap_lanes
             if self.vocabulary.embedding.device.type == "cpu":
-                lanes = min(lanes, sixteens(len(part)))
+                lanes = min(lanes, round_up_to_16(len(part)))
             self._swapping, self._rounds = len(rest), 0
             try:
                 finished += improve(self.objective, self.vocabulary, part, self.settings, lanes, self._after_round)
@@ -189,5 +188,5 @@ class Engine:
 
 
 def _half(lanes: int) -> int:
-    """Half of the lanes, in whole sixteens; 0 = there is no smaller number."""
+    """Half of the lanes, a multiple of 16; 0 = no smaller number is possible."""
     return lanes // 32 * 16

@@ -1,8 +1,8 @@
-"""The error that lies with the user; any other exception is a bug and shows its traceback."""
+"""The error class for bad user input; any other exception is a bug and shows its traceback."""
 
 
 class UserError(ValueError):
-    """Something the user gave is not usable.
+    """Invalid user input.
 
-    The message is one line that says what was found, what was expected and what to do. A command ends with status 2.
+    The message is one line: what was found, what was expected and what to do. A command exits with status 2.
     """

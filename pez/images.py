@@ -1,4 +1,4 @@
-"""Pictures as people see them: bytes, or a PIL image of any mode, to upright RGB. The one place that does so."""
+"""Decode images as people see them: bytes, or a PIL image of any mode, to upright RGB. All decoding happens here."""
 
 import io
 import re
@@ -23,9 +23,9 @@ from pez.plugin_images import PLUGINS, NoPluginError, open_with_plugin, size_bef
 
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 200
-"""long side by short side; models scale the short side up to their own, and memory goes with the long one"""
+"""longest allowed ratio of the sides; models scale the short side to a fixed size, so memory grows with the long one"""
 
-# Named one by one: not those kinds of Pillow that run programs, like EPS.
+# An explicit list: some of Pillow's formats, such as EPS, run external programs.
 _DECODERS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -62,29 +62,29 @@ _TURNS = {
 
 
 class ImageError(UserError):
-    """What does not become a picture; the message is one line."""
+    """Data that cannot be decoded to an image; the message is one line."""
 
 
 def decode_image(data: bytes) -> Image.Image:
     """Bytes of any usual image to upright RGB: EXIF orientation applied, alpha over white, 16 bits scaled to 8.
 
-    The kind is read from the bytes alone. Of an animation, and of several pictures in one file, the first is taken. Metadata
-    other than the orientation is not read, so whatever it holds costs no picture.
+    The format is detected from the bytes. Of an animation or a multi-image file, the first image is used. Metadata other than
+    the orientation is not read, so broken metadata does not lose an image.
 
     Raises:
-        ImageError: not an image, cut short, larger than MAX_PIXELS or narrower than MAX_ASPECT; one line.
+        ImageError: not an image, truncated, larger than MAX_PIXELS or narrower than MAX_ASPECT.
     """
     kind = kind_of(data)
     if kind is None or kind not in (*_DECODERS, *PLUGINS):
         known = ", ".join((*_DECODERS, *PLUGINS))
-        raise ImageError(f"cannot decode the image: none of {known}, {f'but {kind}' if kind else 'or damaged'}")
+        raise ImageError(f"cannot decode the image: not one of {known}, {f'but {kind}' if kind else 'or damaged'}")
     try:
         bare, orientation = without_metadata(data)
         if size := size_before_opening(kind, data):
             _check_size(*size)
         with _DECODERS[kind](io.BytesIO(bare)) if kind in _DECODERS else open_with_plugin(kind, data) as image:
             _check_size(*image.size)
-            image.load()  # the first frame of an animation; raises where data is missing
+            image.load()  # the first frame of an animation; raises if data is missing
             if orientation == UPRIGHT:
                 orientation = orientation_of(image.info.get("exif"), image.info.get("xmp"))
             return _rgb(_turned(image, orientation))
@@ -93,22 +93,22 @@ def decode_image(data: bytes) -> Image.Image:
     except NoPluginError as error:
         raise ImageError(f"cannot decode the image: {error}") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"more pixels than twice {Image.MAX_IMAGE_PIXELS}; expected at most {MAX_PIXELS}") from error
-    except Exception as error:  # decoders raise nearly anything on hostile bytes
+        raise ImageError(f"more than twice {Image.MAX_IMAGE_PIXELS} pixels; expected at most {MAX_PIXELS}") from error
+    except Exception as error:  # decoders can raise anything on hostile bytes
         raise ImageError(f"cannot decode the image: {_reason(error)}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A PIL image of any mode to upright RGB, as `decode_image` does with bytes; doing it twice changes nothing.
+    """A PIL image of any mode to upright RGB, as `decode_image` does for bytes; idempotent.
 
     Args:
-        image: is left as it is, but that Pillow loads the pixels of one that was opened and not loaded yet.
+        image: not modified, except that Pillow loads its pixels if it was opened but not yet loaded.
 
     Raises:
-        ImageError: it has no pixels, or they cannot be loaded; one line.
+        ImageError: it has no pixels, or they cannot be loaded.
     """
     if not image.width or not image.height:
-        raise ImageError(f"{image.width}x{image.height} pixels; expected a picture")
+        raise ImageError(f"{image.width}x{image.height} pixels; expected an image")
     try:
         image.load()
         return _rgb(_turned(image, _orientation(image)))
@@ -117,7 +117,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def kind_of(data: bytes) -> str | None:
-    """What kind of image the first bytes say it is, also of kinds that are not decoded."""
+    """The image format by its first bytes, including formats that are not decoded."""
     head = data[:1024]
     return next((kind for kind, start in _KINDS.items() if re.match(start, head, re.DOTALL)), None)
 
@@ -126,14 +126,14 @@ def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise ImageError(f"{width}x{height} pixels; expected at most {MAX_PIXELS}")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ImageError(f"{width}x{height} pixels; expected a long side of at most {MAX_ASPECT} short ones")
+        raise ImageError(f"{width}x{height} pixels; expected an aspect ratio of at most {MAX_ASPECT}:1")
 
 
 def _orientation(image: Image.Image) -> int:
-    """Of an image that somebody opened."""
+    """The EXIF orientation of an opened image."""
     try:
         found = image.getexif().get(0x0112)
-    except Exception:  # Pillow reads all of it
+    except Exception:  # Pillow parses the whole block
         return orientation_of(image.info.get("exif"), image.info.get("xmp"))
     return found if isinstance(found, int) and 1 <= found <= 8 else UPRIGHT
 
@@ -143,33 +143,33 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    rgb = _grey(image).convert("RGB") if image.mode.startswith("I") or image.mode == "F" else _colours(image)
-    rgb.info = {}  # an orientation that was applied, a transparency that is gone
+    rgb = _gray(image).convert("RGB") if image.mode.startswith("I") or image.mode == "F" else _colors(image)
+    rgb.info = {}  # the orientation has been applied, the transparency removed
     return rgb
 
 
-def _grey(image: Image.Image) -> Image.Image:
-    """Integers of 16 bits in 16 or 32, or floats, to 8 bits."""
+def _gray(image: Image.Image) -> Image.Image:
+    """16-bit integers (stored in 16 or 32 bits) or floats to 8 bits."""
     values = np.asarray(image).astype(np.float32)
     if image.mode == "F":
         values = np.nan_to_num(values)
         values = values * (255.0 if values.max() <= 1.0 else 1.0)
-    elif image.mode != "I" or values.max() > 255:  # as Image.convert("I") leaves 8 bits
+    elif image.mode != "I" or values.max() > 255:  # Image.convert("I") keeps 8-bit values
         values = values / 257.0
-    grey = values.clip(0, 255).round().astype(np.uint8)
+    gray = values.clip(0, 255).round().astype(np.uint8)
     clear = image.info.get("transparency")
     if isinstance(clear, int):
-        grey[np.asarray(image) == clear] = 255
-    return Image.fromarray(grey)
+        gray[np.asarray(image) == clear] = 255
+    return Image.fromarray(gray)
 
 
-def _colours(image: Image.Image) -> Image.Image:
+def _colors(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")  # type: ignore[return-value]
-    if image.mode == "La":  # which converts to nothing else
+    if image.mode == "La":  # converts to nothing else
         image = image.convert("LA")
-    if image.has_transparency_data or "a" in image.getbands():  # also a palette that has it
+    if image.has_transparency_data or "a" in image.getbands():  # including a palette with transparency
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
@@ -177,6 +177,6 @@ def _colours(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    """One line; without the memory addresses that some of Pillow's messages hold, which differ each time."""
+    """One line, without the memory addresses in some of Pillow's messages, which differ every time."""
     words = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>", "it", " ".join(str(error).split()))
     return words or type(error).__name__

@@ -1,4 +1,4 @@
-"""Images or texts in, hard prompts out."""
+"""Learn hard prompts from images or texts."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from torch import Tensor
 
 from pez.engine import Engine, OnStep
 from pez.errors import UserError
-from pez.methods.pez import sixteens
+from pez.image_inputs import ImageInputs, rgb_images
+from pez.methods.pez import round_up_to_16
 from pez.models.clip import Clip
 from pez.modes import own_modes
 from pez.objectives.clip import ClipObjective, Target
-from pez.pictures import Pictures, rgb_images
 from pez.prompt import Prompt
 from pez.settings import PezSettings, lanes_for
 from pez.tasks import Learned, Task
@@ -20,7 +20,7 @@ from pez.tasks import Learned, Task
 
 def learn_prompts(
     clip: Clip,
-    images: Pictures,
+    images: ImageInputs,
     settings: PezSettings | None = None,
     keys: Sequence[str] | None = None,
     on_step: OnStep | None = None,
@@ -29,17 +29,17 @@ def learn_prompts(
     """Learn one prompt for each image.
 
     Args:
-        images: files, PIL images of any mode or arrays, or a single one; see pez.pictures.
-        keys: with the seed, fix each image's random start; default = a hash of its pixels, so that a prompt depends on
-            its image alone and not on its neighbours.
-        on_step: called with every step of the optimiser.
-        lanes: prompts learned side by side, a multiple of 16; default = what suits the device.
+        images: one image or many: files, PIL images of any mode, or arrays; see pez.image_inputs.
+        keys: one per image; key and seed determine the random start. Default = a hash of the pixels, so that a prompt
+            depends on its own image only.
+        on_step: called with every step of the optimizer.
+        lanes: prompts learned side by side, a multiple of 16; default = by device.
 
     Returns:
         prompts in the order of the images.
 
     Raises:
-        UserError: something that is no image, with its index; one line.
+        UserError: an input is not an image; the message names its index.
     """
     settings = settings or PezSettings()
     pixels = _pixels_of(clip, images)
@@ -55,19 +55,19 @@ def learn_prompts(
 
 def learn_prompt(
     clip: Clip,
-    images: Pictures,
+    images: ImageInputs,
     settings: PezSettings | None = None,
     weights: Sequence[float] | None = None,
     on_step: OnStep | None = None,
 ) -> Prompt:
-    """Learn one prompt for all images together.
+    """Learn one prompt shared by all images.
 
     Args:
-        images: files, PIL images of any mode or arrays, or a single one; see pez.pictures.
-        weights: one for each image, 1 = near, negative = away from; default = all 1.
+        images: one image or many: files, PIL images of any mode, or arrays; see pez.image_inputs.
+        weights: one per image; 1 = attract, negative = repel. Default = all 1.
 
     Raises:
-        UserError: something that is no image, or weights that mean nothing; one line.
+        UserError: an input is not an image, or the weights are invalid.
     """
     pixels = _pixels_of(clip, images)
     if not len(pixels):
@@ -78,7 +78,7 @@ def learn_prompt(
 
 
 def distill(clip: Clip, text: str, settings: PezSettings | None = None, on_step: OnStep | None = None) -> Prompt:
-    """Shorten a prompt: few tokens whose text feature is near that of the whole text.
+    """Shorten a prompt: find a few tokens whose text feature is close to that of the whole text.
 
     Source: Wen et al. 2023, section 4.3.
     """
@@ -89,8 +89,8 @@ def distill(clip: Clip, text: str, settings: PezSettings | None = None, on_step:
     return learn_for_targets(clip, [target], [text], settings or PezSettings(), on_step)[0]
 
 
-def _pixels_of(clip: Clip, images: Pictures) -> Tensor:
-    """(n, 3, height, width) float, made as outside of the caller's modes."""
+def _pixels_of(clip: Clip, images: ImageInputs) -> Tensor:
+    """(n, 3, height, width) float, unaffected by the caller's torch modes."""
     with own_modes(gradients=False):
         pixels = [clip.preprocess(image) for image in rgb_images(images)]
         return torch.stack(pixels) if pixels else torch.empty(0)
@@ -100,13 +100,13 @@ def _weights_for(pixels: Tensor, weights: Sequence[float]) -> Tensor:
     try:
         found = torch.tensor([float(weight) for weight in weights], dtype=torch.float32)
     except (TypeError, ValueError) as error:
-        raise UserError(f"weights are {weights!r}; expected a number for each image") from error
+        raise UserError(f"weights are {weights!r}; expected one number per image") from error
     if len(found) != len(pixels):
         raise UserError(f"{len(found)} weights for {len(pixels)} images; expected one each")
     if not found.isfinite().all():
         raise UserError(f"weights are {found.tolist()}; expected finite numbers")
     if not found.any():
-        raise UserError("all weights are 0; expected one at least that is not, negative = away from")
+        raise UserError("all weights are 0; expected at least one other value (negative = repel)")
     return found
 
 
@@ -118,11 +118,11 @@ def learn_for_targets(
     on_step: OnStep | None = None,
     lanes: int | None = None,
 ) -> list[Prompt]:
-    """Learn one prompt for each target, in their order."""
+    """Learn one prompt for each target, in order."""
     if lanes is None:
         lanes = lanes_for(clip.device.type)
         if clip.device.type != "cpu":
-            lanes = min(lanes, sixteens(len(targets)))
+            lanes = min(lanes, round_up_to_16(len(targets)))
     engine = engine_for(clip, settings, lanes, on_step)
     with own_modes():
         tasks = [Task(k, t.direction(), handle=i) for i, (k, t) in enumerate(zip(keys, targets, strict=True))]
@@ -134,19 +134,19 @@ def learn_for_targets(
 
 
 def engine_for(clip: Clip, settings: PezSettings, lanes: int, on_step: OnStep | None = None) -> Engine:
-    """An engine whose tasks' targets are directions, (dim,) in the clip's full precision.
+    """An engine for targets that are directions, (dim,) in the CLIP's full precision.
 
     Args:
         lanes: prompts learned side by side, a multiple of 16.
 
     Raises:
-        UserError: more tokens than the model has room for, or a vocabulary without tokens.
+        UserError: too many tokens for the model, or an empty vocabulary.
     """
     return Engine(ClipObjective(clip.encoder(settings.tokens)), clip.vocabulary(settings), settings, lanes, on_step)
 
 
 def prompts_of(clip: Clip, finished: Sequence[Learned]) -> list[Prompt]:
-    """Write what was learned as text, and score that text: what a user pastes is what counts."""
+    """Decode the learned tokens to text and score the text, since the text is what a user pastes."""
     with own_modes():
         ids = torch.stack([learned.token_ids for learned in finished])
         directions = torch.stack([learned.task.target for learned in finished])
@@ -162,5 +162,5 @@ def prompts_of(clip: Clip, finished: Sequence[Learned]) -> list[Prompt]:
 
 
 def hash_of(pixels: Tensor) -> str:
-    """A name for preprocessed pixels by their content."""
+    """A content hash of preprocessed pixels."""
     return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()

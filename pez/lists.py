@@ -1,7 +1,7 @@
-"""Words that a user allows or blocks, and signs that programs take as commands, as tokens.
+"""Allowlist, blocklist, and tokens that image generators treat as syntax.
 
-What counts is the text that a prompt becomes. There, a word is what stands between spaces, and any run of letters and digits
-inside it. A word of a list matches in any case; a blocked one also with or without accents, spelled in one token or several.
+What counts is the decoded text of a prompt. A word is anything between spaces, and any run of letters and digits in it.
+Matching ignores case; for blocked words it also ignores accents, whether the word is spelled in one token or several.
 """
 
 import re
@@ -16,7 +16,7 @@ from pez.tokens import Tokens
 
 # A1111 and ComfyUI: weights, alternatives, networks, escapes, comments, wildcards.
 _COMMANDS = re.compile(r"[()\[\]{}|<>\\#]|//|/\*|\*/|__|\$\$|^(AND|BREAK)$")
-# Letters that are other letters with a stroke or a tie, which Unicode does not take apart.
+# Letters with strokes and ligatures, which Unicode does not decompose.
 _PLAIN = str.maketrans(
     {"ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "\u0131": "i", "ħ": "h"}
 )
@@ -25,18 +25,18 @@ _PART = re.compile(r"(?:[^\W_]|[*?])+|(?:[^\w\s*?]|_)+")
 
 
 def commands(tokens: Tokens) -> Tensor:
-    """(vocab,) bool: tokens that image programs take as commands."""
+    """(vocab,) bool: tokens that image generators treat as syntax."""
     return torch.tensor([_COMMANDS.search(text) is not None for text in tokens.texts])
 
 
 def allowed(tokens: Tokens, words: Iterable[str], anywhere: bool = False) -> Tensor:
-    """(vocab,) bool: tokens that are one of the words (`*` and `?` as in file names), in any case.
+    """(vocab,) bool: tokens that match one of the words (`*` and `?` as in file names), ignoring case.
 
     Args:
-        anywhere: also tokens that do not stay themselves as text.
+        anywhere: include tokens that do not survive decoding and re-encoding.
 
     Raises:
-        UserError: a word that no single token spells; one line.
+        UserError: a word that is not a single token.
     """
     folded = [_cased(text) for text in tokens.texts]
     masks: list[tuple[str, Tensor]] = []
@@ -44,7 +44,7 @@ def allowed(tokens: Tokens, words: Iterable[str], anywhere: bool = False) -> Ten
         pattern = _pattern(_cased(word.strip()))
         mask = torch.tensor([pattern.fullmatch(text) is not None for text in folded]) & tokens.ordinary
         if not mask.any():
-            several = "; give its words one by one" if len(word.split()) > 1 else "; name words that are"
+            several = "; list its words separately" if len(word.split()) > 1 else "; choose words that are"
             raise UserError(f"{word!r} in the allowlist is not one token of this model{several}")
         masks.append((word, mask))
     found = torch.stack([mask for _, mask in masks]).any(0)
@@ -54,24 +54,24 @@ def allowed(tokens: Tokens, words: Iterable[str], anywhere: bool = False) -> Ten
     for word, mask in masks:
         if not (mask & surviving).any():
             raise UserError(
-                f"{word!r} in the allowlist is only a part of words in this model, and would be read as another;"
-                " leave it out"
+                f"{word!r} in the allowlist occurs only as part of words in this model, so its text would not encode to it;"
+                " remove it"
             )
     return surviving
 
 
 def blocked(tokens: Tokens, words: Iterable[str], among: Tensor) -> Tensor:
-    """(vocab,) bool: tokens that must go so that no prompt's text holds one of the words.
+    """(vocab,) bool: tokens to remove so that no prompt's text contains one of the words.
 
-    A token that matches goes. Where tokens may join, so does every one that could begin a match ("blo" for "blood"). Of words
-    that stand together ("new york") the one that is rarest as a token goes, if all of them can be written.
+    A matching token is removed. If tokens can merge, so is every token that could begin a match ("blo" for "blood"). For a
+    phrase ("new york"), the rarest of its tokens is removed, provided that all its words can be written.
 
     Args:
-        words: `*` stands for any signs and `?` for one.
-        among: (vocab,) bool tokens that prompts are made of.
+        words: `*` matches any characters and `?` matches one.
+        among: (vocab,) bool, the tokens that prompts are made of.
     """
     index = _Index(tokens)
-    # A token that lasts stands between spaces; where others are among them, it may be gone on with as well.
+    # A token that round-trips stands between spaces. If other tokens are allowed, they may continue it.
     joins = bool((among & ~tokens.round_trips(among)).any())
     open_ended = among & ~_ends_words(tokens) if joins else torch.zeros_like(among)
     gone = torch.zeros_like(among)
@@ -84,12 +84,14 @@ def blocked(tokens: Tokens, words: Iterable[str], among: Tensor) -> Tensor:
             if all(mask.any() for mask in each):
                 gone |= max(each, key=lambda mask: int(mask.nonzero()[0]))
     if gone.any() and joins:
-        gone |= open_ended & torch.tensor(["\ufffd" in text for text in tokens.texts])  # bytes that join to any letter
+        gone |= open_ended & torch.tensor(
+            ["\ufffd" in text for text in tokens.texts]
+        )  # bytes that can combine to any letter
     return gone
 
 
 class _Index:
-    """Tokens by the words that their texts hold."""
+    """Tokens by the words that their texts contain."""
 
     def __init__(self, tokens: Tokens) -> None:
         self.texts = [_plain(text) for text in tokens.texts]
@@ -99,7 +101,7 @@ class _Index:
                 self.by_word.setdefault(word, []).append(i)
 
     def tokens_with(self, word: str, open_ended: Tensor) -> Tensor:
-        """(vocab,) bool: tokens that hold a word, and those that are open-ended with the beginning of it."""
+        """(vocab,) bool: tokens that contain a word, and open-ended tokens that contain its beginning."""
         whole, begun = torch.zeros_like(open_ended), torch.zeros_like(open_ended)
         stem = re.split(r"[*?]", word)[0]
         if stem == word:
@@ -107,10 +109,10 @@ class _Index:
         else:
             pattern = _pattern(word)
             whole[[i for held, ids in self.by_word.items() if pattern.fullmatch(held) for i in ids]] = True
-        if word and stem == word and _RUN.search(word) is None:  # an emoji may stand among others
+        if word and stem == word and _RUN.search(word) is None:  # an emoji may be next to others
             whole[[i for i, text in enumerate(self.texts) if word in text]] = True
         if open_ended.any():
-            fixed = word.split("*")[0]  # with each ? for one sign
+            fixed = word.split("*")[0]  # each ? is one character
             starts = [_pattern(fixed[:end]) for end in range(len(fixed) + 1)]
             for held, ids in self.by_word.items():
                 if len(held) > len(fixed) and fixed == word:
@@ -121,7 +123,7 @@ class _Index:
 
 
 def _ends_words(tokens: Tokens) -> Tensor:
-    """Tokens behind which a space always comes: CLIP's own tokenizer marks them."""
+    """Tokens that are always followed by a space; CLIP's own tokenizer marks them."""
     decoder = getattr(tokens.tokenizer, "decoder", None)
     count = len(tokens.texts)
     if not isinstance(decoder, dict):
@@ -130,7 +132,7 @@ def _ends_words(tokens: Tokens) -> Tensor:
 
 
 def _pattern(word: str) -> re.Pattern[str]:
-    return re.compile("".join({"*": ".*", "?": "."}.get(sign, re.escape(sign)) for sign in word), re.DOTALL)
+    return re.compile("".join({"*": ".*", "?": "."}.get(char, re.escape(char)) for char in word), re.DOTALL)
 
 
 def _cased(text: str) -> str:
@@ -138,6 +140,6 @@ def _cased(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without case, accents, emoji's variants and what cannot be seen."""
+    """Remove case, accents, emoji variants and invisible characters."""
     apart = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    return "".join(sign for sign in apart if unicodedata.category(sign) not in ("Mn", "Cf")).translate(_PLAIN)
+    return "".join(char for char in apart if unicodedata.category(char) not in ("Mn", "Cf")).translate(_PLAIN)

@@ -1,7 +1,7 @@
-"""What a picture's file says beside its pixels: the orientation is read, all the rest is left out before decoding.
+"""Image metadata: the orientation is read, everything else is removed before decoding.
 
-Decoders give up a whole picture over metadata that they cannot read, or that is larger than they like. No pixel depends on
-it, so they do not get to see it. The orientation is one number in one of several places; one that cannot be read is none.
+Decoders reject an entire image over metadata that is malformed or too large. No pixel depends on it, so it is removed first.
+The orientation is one number in one of several places; if it cannot be read, there is none.
 """
 
 import contextlib
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 UPRIGHT = 1
 
 _MAX_TEXT = 2**20
-"""bytes that compressed text is unpacked to, in search of an orientation"""
+"""bytes of compressed text to unpack at most when looking for an orientation"""
 _ORIENTATION = 0x0112
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q"}
-"""of TIFF's types, those that writers use for an orientation"""
-# Of TIFF's tags, those that decide pixels: sizes, offsets, kinds of numbers and colours, and the parameters of compressions.
+"""the TIFF types that writers use for an orientation"""
+# The TIFF tags that determine pixels: sizes, offsets, number and color formats, and compression parameters.
 _TIFF_TAGS = {
     *(256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339),
     *(347, *range(512, 522), 529, 530, 531, 532, 50674),
@@ -25,13 +25,13 @@ _TIFF_TAGS = {
 
 
 def without_metadata(data: bytes) -> tuple[bytes, int]:
-    """The same picture with nothing but what decides its pixels, and its orientation.
+    """Remove everything that does not determine pixels, and return the orientation.
 
     Args:
-        data: of any kind; those other than JPEG, PNG, TIFF and AVIF are returned as they are.
+        data: an image in any format; formats other than JPEG, PNG, TIFF and AVIF are returned unchanged.
 
     Returns:
-        bytes, and 1 to 8 as in EXIF; 1 = upright or not given.
+        bytes, and the orientation, 1 to 8 as in EXIF; 1 = upright or unspecified.
     """
     if data.startswith(b"\xff\xd8"):
         return _jpeg(data)
@@ -45,10 +45,10 @@ def without_metadata(data: bytes) -> tuple[bytes, int]:
 
 
 def orientation_of(exif: object, xmp: object = None) -> int:
-    """The orientation that an EXIF block or, where it has none, an XMP packet gives.
+    """The orientation given by an EXIF block or, failing that, by an XMP packet.
 
     Args:
-        exif: bytes, with or without `Exif\\0\\0` before them; anything else gives nothing.
+        exif: bytes, with or without a leading `Exif\\0\\0`; anything else is ignored.
         xmp: bytes or text.
     """
     if isinstance(exif, bytes):
@@ -71,11 +71,11 @@ def _jpeg(data: bytes) -> tuple[bytes, int]:
             exif += content[6:] if exif else content
         elif marker == 0xE1 and content.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
             xmp = content
-        # Two application segments tell how colours are stored.
-        decides = (marker == 0xE0 and content.startswith(b"JFIF\0") and len(content) >= 14) or (
+        # Two application segments describe how colors are stored.
+        needed = (marker == 0xE0 and content.startswith(b"JFIF\0") and len(content) >= 14) or (
             marker == 0xEE and content.startswith(b"Adobe") and len(content) >= 12
         )
-        if (0xE0 <= marker <= 0xEF or marker == 0xFE) and not decides:
+        if (0xE0 <= marker <= 0xEF or marker == 0xFE) and not needed:
             kept.drop(start, end)
     return kept.data(), orientation_of(exif, xmp)
 
@@ -116,7 +116,7 @@ def _png(data: bytes) -> tuple[bytes, int]:
                 exif = _raw_profile(_text(kind, keyword, data[position + 8 : end - 4]))
             elif keyword == b"XML:com.adobe.xmp" and not xmp:
                 xmp = _text(kind, keyword, data[position + 8 : end - 4])
-        if kind[:1].islower() and kind != b"tRNS":  # what a decoder may leave out; frames of an animation too
+        if kind[:1].islower() and kind != b"tRNS":  # ancillary chunks, including frames of an animation
             kept.drop(position, end)
         position = end
         if kind == b"IEND":
@@ -126,11 +126,11 @@ def _png(data: bytes) -> tuple[bytes, int]:
 
 
 def _text(kind: bytes, keyword: bytes, chunk: bytes) -> bytes:
-    """The text of a chunk, of compressed ones the beginning."""
+    """The text of a chunk; for compressed text, only the beginning."""
     rest = chunk[len(keyword) + 1 :]
     compressed = kind == b"zTXt" or (kind == b"iTXt" and rest[:1] == b"\1")
     if kind == b"iTXt":
-        rest = rest[2:].split(b"\0", 2)[-1]  # behind flag, method, language and translated keyword
+        rest = rest[2:].split(b"\0", 2)[-1]  # after flag, method, language and translated keyword
     elif kind == b"zTXt":
         rest = rest[1:]
     if not compressed:
@@ -142,7 +142,7 @@ def _text(kind: bytes, keyword: bytes, chunk: bytes) -> bytes:
 
 
 def _raw_profile(text: bytes) -> bytes:
-    """`exif`, its length and its bytes in hexadecimal, on lines of their own."""
+    """Parse `exif`, its length and its bytes in hexadecimal, each on separate lines."""
     try:
         return bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
     except ValueError:
@@ -150,7 +150,7 @@ def _raw_profile(text: bytes) -> bytes:
 
 
 def _tiff(data: bytes) -> tuple[bytes, int]:
-    """With a first directory of fewer tags, and no other directory."""
+    """Keep only the needed tags of the first directory, and no other directory."""
     try:
         entries = list(_directory(data))
         offset, big = _first_directory(data)
@@ -161,12 +161,12 @@ def _tiff(data: bytes) -> tuple[bytes, int]:
     left = [entry for tag, entry, *_ in entries if tag in _TIFF_TAGS]
     new = struct.pack(endian + ("Q" if big else "H"), len(left)) + b"".join(left) + bytes(8 if big else 4)
     edited = bytearray(data)
-    edited[offset : offset + len(new)] = new  # it is no longer than it was
+    edited[offset : offset + len(new)] = new  # never longer than the original
     return bytes(edited), orientation if 1 <= orientation <= 8 else UPRIGHT
 
 
 def _directory(data: bytes) -> Iterator[tuple[int, bytes, str, bool]]:
-    """(tag, entry, endian, is it of a BigTIFF) of the first directory of a TIFF, which an EXIF block is too."""
+    """(tag, entry, endian, is BigTIFF) for the first directory of a TIFF; an EXIF block is one, too."""
     endian = _endian(data)
     offset, big = _first_directory(data)
     count = struct.unpack_from(endian + ("Q" if big else "H"), data, offset)[0]
@@ -190,7 +190,7 @@ def _endian(data: bytes) -> str:
 
 
 def _integer(entry: bytes, endian: str) -> int | None:
-    """The number in a directory's entry, the first of several that fit in it."""
+    """The first number stored in a directory entry."""
     kind = struct.unpack_from(endian + "H", entry, 2)[0]
     if kind not in _INTEGERS:
         return None
@@ -199,7 +199,7 @@ def _integer(entry: bytes, endian: str) -> int | None:
 
 
 def _avif(data: bytes) -> bytes:
-    """With another name for its EXIF, which Pillow reads and no AVIF is turned by."""
+    """Rename the EXIF item: Pillow parses it, but AVIF never takes its orientation from it."""
     position = 0
     while position + 8 <= len(data):
         size = int.from_bytes(data[position : position + 4])
@@ -214,7 +214,7 @@ def _avif(data: bytes) -> bytes:
 
 
 class _Kept:
-    """Bytes without the stretches that are dropped, put together at the end."""
+    """Bytes without the dropped ranges, joined at the end."""
 
     def __init__(self, data: bytes) -> None:
         self.whole, self.from_ = data, 0

@@ -1,4 +1,4 @@
-"""The modes of torch that a caller may be in, and that must not reach the results."""
+"""Shields results from the torch modes of a caller."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 
 @contextlib.contextmanager
 def own_modes(gradients: bool = True) -> Iterator[None]:
-    """Compute as outside of a caller's `no_grad`, `inference_mode` (around every node of ComfyUI) and `autocast`."""
+    """Leave the caller's `no_grad`, `inference_mode` (ComfyUI wraps every node in it) and `autocast`."""
     with contextlib.ExitStack() as modes:
         modes.enter_context(torch.inference_mode(False))
         modes.enter_context(torch.set_grad_enabled(gradients))

@@ -35,10 +35,8 @@ def open_with_plugin(kind: str, data: bytes) -> ImageFile.ImageFile:
         opener: type[ImageFile.ImageFile] = getattr(importlib.import_module(module), name)
     except ImportError as error:
         raise NoPluginError(f"{kind} is read with {package}, which is missing: pip install -e '.[{extra}]'") from error
-    image = opener(io.BytesIO(data))  # type: ignore[no-untyped-call]
-    if not getattr(
-        image, "jpeg", False
-    ):  # both decoders turn the picture themselves, but for a JPEG packed into JPEG XL
+    image = opener(io.BytesIO(data))
+    if not getattr(image, "jpeg", False):  # both decoders turn the image themselves, except a JPEG packed into JPEG XL
         image.info.pop("exif", None)
         image.info.pop("xmp", None)
     return image

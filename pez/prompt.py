@@ -1,4 +1,4 @@
-"""The result: a hard prompt and how well it does."""
+"""The result: a hard prompt and its similarity."""
 
 import dataclasses
 
@@ -8,12 +8,12 @@ class Prompt:
     """A learned prompt."""
 
     text: str
-    """what a user pastes"""
+    """the text a user pastes"""
     token_ids: tuple[int, ...]
-    """the learned tokens; the text may come back from a tokenizer as others"""
+    """the learned tokens; tokenizing the text may give different ones"""
     similarity: float
-    """of the text: tokenised again and encoded in full precision; mean of weight x cosine over the targets"""
+    """of the text, tokenized again and encoded in full precision: mean of weight x cosine over the targets"""
     token_similarity: float
-    """the same of the token ids"""
+    """the same for the token ids"""
     steps: int
     """gradient steps taken"""

@@ -1,10 +1,10 @@
-"""Prompts back to pictures: does a text-to-image model paint what the prompt was learned from?
+"""From prompts back to images: does a text-to-image model generate what the prompt was learned from?
 
-Any diffusers text-to-image pipeline paints each prompt, and a second CLIP, which the prompt was not fitted to, compares the
-pictures with the original. That is how the paper measures prompts (Wen et al. 2023, arXiv:2302.03668, section 4).
+A diffusers text-to-image pipeline generates an image from each prompt. The judge, a CLIP that the prompt was not fitted to,
+compares it with the original. The paper evaluates prompts this way (Wen et al. 2023, arXiv:2302.03668, section 4).
 
 generator = load_generator("stabilityai/stable-diffusion-2-1", "cuda", "fp16")
-pictures = generator.images([prompt.text], [seed_for(0, key, 0)])
+images = generator.images([prompt.text], [seed_for(0, key, 0)])
 """
 
 import hashlib
@@ -41,28 +41,28 @@ def load_generator(
     """Load a text-to-image model.
 
     Args:
-        name: "demo", a hub id ("stabilityai/stable-diffusion-2-1") or a local folder, in diffusers' format, or a single file of
-            safetensors with the whole model.
-        scheduler: "model" keeps the one that the model ships.
-        steps: denoising steps. Turbo models want 1 to 4, with guidance 0 and scheduler "model".
+        name: "demo", a hub id ("stabilityai/stable-diffusion-2-1") or a local folder in diffusers format, or a single
+            safetensors file with the whole model.
+        scheduler: "model" = the model's own scheduler.
+        steps: denoising steps. Turbo models need 1 to 4, with guidance 0 and scheduler "model".
         guidance: scale of classifier-free guidance; 1 or less = none.
-        batch: pictures at once; halved, with a warning, where memory runs out.
-        variant: of the weights, like "fp16"; None = the plain ones, or the variant that is there where they are not.
+        batch: images per batch; halved, with a warning, if memory runs out.
+        variant: of the weights, such as "fp16"; None = the plain weights, or the available variant if there are none.
 
     Raises:
-        UserError: no such model, no text-to-image model, or weights that do not load; one line.
+        UserError: no such model, not a text-to-image model, or the weights do not load.
     """
     files = find_generator(name, variant)
     try:
         with quiet():
             pipeline = _pipeline_of(files, _DTYPES[precision])
             pipeline.scheduler = exchanged(pipeline.scheduler, scheduler)
-            if hasattr(pipeline, "watermark"):  # SDXL's, which is there or not by what else is installed
+            if hasattr(pipeline, "watermark"):  # SDXL's depends on which packages are installed
                 pipeline.watermark = None
             pipeline.set_progress_bar_config(disable=True)
             pipeline = pipeline.to(device)
     except torch.OutOfMemoryError as error:
-        raise UserError(f"no room for the generator {name!r} on {device}: {one_line(error)}") from error
+        raise UserError(f"not enough memory for the generator {name!r} on {device}: {one_line(error)}") from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, IndexError) as error:
         raise UserError(f"cannot load the generator {name!r}: {one_line(error)}") from error
     return Generator(pipeline, name, torch.device(device), steps, guidance, batch)
@@ -82,16 +82,16 @@ def _pipeline_of(files: GeneratorFiles, dtype: torch.dtype) -> Any:
 
 
 def _knows_dtype(version: str) -> bool:
-    """diffusers calls it torch_dtype before, and warns of that name since."""
+    """Whether diffusers calls the option dtype; older versions call it torch_dtype, newer ones warn about that name."""
     return tuple(int(number) for number in version.split(".")[:2]) >= (0, 42)
 
 
 class Generator:
-    """A text-to-image pipeline that paints each prompt as if it were alone.
+    """A text-to-image pipeline whose images do not depend on the other prompts of a batch.
 
     Args:
-        pipeline: called as diffusers' text-to-image pipelines are.
-        batch: pictures at once.
+        pipeline: a diffusers text-to-image pipeline or a compatible callable.
+        batch: images per batch.
     """
 
     def __init__(
@@ -100,46 +100,46 @@ class Generator:
         self.pipeline, self.name, self.device = pipeline, name, device
         self.steps, self.guidance, self.batch = steps, guidance, batch
         known = inspect.signature(type(pipeline).__call__).parameters.values()
-        # Some pipelines know no guidance, and get none; see check_generator.
+        # Some pipelines take no guidance; see check_generator.
         self.guided = any(p.name == "guidance_scale" or p.kind == p.VAR_KEYWORD for p in known)
 
     @torch.no_grad()
     def images(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image | None]:
-        """Paint one picture a prompt, in the model's own size.
+        """Generate one image per prompt, in the model's native size.
 
         Args:
-            seeds: one a prompt; a picture depends on its prompt and seed, not on the others.
+            seeds: one per prompt; an image depends on its prompt and seed only.
 
         Returns:
-            RGB pictures; None where the model's safety checker blanked it.
+            RGB images; None where the model's safety checker blanked the image.
 
         Raises:
-            UserError: a picture that is not made of numbers, as half precision makes of some models.
-            torch.OutOfMemoryError: no room for a single picture.
+            UserError: an image contains NaN, which happens with some models in half precision.
+            torch.OutOfMemoryError: not enough memory for a single image.
         """
-        pictures: list[Image.Image | None] = []
-        while len(pictures) < len(prompts):
-            part = slice(len(pictures), len(pictures) + self.batch)
+        images: list[Image.Image | None] = []
+        while len(images) < len(prompts):
+            part = slice(len(images), len(images) + self.batch)
             try:
-                pictures += self._batch(list(prompts[part]), list(seeds[part]))
+                images += self._batch(list(prompts[part]), list(seeds[part]))
             except torch.OutOfMemoryError:
                 if self.batch == 1:
                     raise
                 smaller = self.batch // 2
                 warnings.warn(
-                    f"out of memory with {self.batch} pictures at once; continuing with {smaller}", stacklevel=2
+                    f"out of memory with {self.batch} images per batch; continuing with {smaller}", stacklevel=2
                 )
                 self.batch = smaller
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-        return pictures
+        return images
 
     def _batch(self, prompts: list[str], seeds: list[int]) -> list[Image.Image | None]:
         spare = self._rows(len(prompts)) - len(prompts)
         with quiet():
             made = self.pipeline(
                 prompt=prompts + prompts[-1:] * spare,
-                # On the CPU, one a picture: the same noise on every device and beside any neighbours.
+                # One CPU generator per image: the same noise on every device and in any batch.
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds + seeds[-1:] * spare],
                 num_inference_steps=self.steps,
                 **({"guidance_scale": self.guidance} if self.guided else {}),
@@ -149,39 +149,39 @@ class Generator:
         found: list[Image.Image | None] = []
         for prompt, pixels, blank in zip(prompts, made.images, blanked, strict=False):
             if not blank and not np.isfinite(pixels).all():
-                raise UserError(f"the picture of {prompt!r} is not a number; expected another precision, fp32 or bf16")
+                raise UserError(f"the image of {prompt!r} is NaN; try precision fp32 or bf16")
             found.append(None if blank else Image.fromarray((pixels * 255).round().astype(np.uint8)).convert("RGB"))
         return found
 
-    def _rows(self, pictures: int) -> int:
-        """How many pictures to compute: matrix libraries take other code paths for other shapes.
+    def _rows(self, images: int) -> int:
+        """How many images to compute; matrix libraries take different code paths for different shapes.
 
-        A whole batch on an accelerator. On a CPU whole fours: the bits are the same for any number of them. They are not
-        for any number of threads: a pixel may then differ by one of 255.
+        On an accelerator, a whole batch. On a CPU, a multiple of 4: results are bitwise the same for any multiple of 4. They
+        are not for other numbers of threads: a pixel may then differ by one level of 255.
         """
-        return self.batch if self.device.type != "cpu" else min(self.batch, -(-pictures // 4) * 4)
+        return self.batch if self.device.type != "cpu" else min(self.batch, -(-images // 4) * 4)
 
 
-def picture_similarities(clip: Clip, originals: Tensor, pictures: Sequence[Image.Image | None]) -> list[float | None]:
-    """How near each picture is to its original.
+def picture_similarities(clip: Clip, originals: Tensor, images: Sequence[Image.Image | None]) -> list[float | None]:
+    """The similarity of each generated image to its original.
 
     Args:
-        clip: another one than the prompts were learned with.
-        originals: (n, dim) unit features of the originals under this CLIP, one a picture.
+        clip: the judge.
+        originals: (n, dim) unit features of the originals under the judge, one per image.
 
     Returns:
-        n cosines in full precision; None for a picture that is not there.
+        n cosines in full precision; None for a missing image.
     """
-    there = [i for i, picture in enumerate(pictures) if picture is not None]
-    cosines: list[float | None] = [None] * len(pictures)
+    there = [i for i, image in enumerate(images) if image is not None]
+    cosines: list[float | None] = [None] * len(images)
     if there:
-        features = clip.image_features([picture for picture in pictures if picture is not None])
+        features = clip.image_features([image for image in images if image is not None])
         for i, cosine in zip(there, (features * originals[there]).sum(-1).tolist(), strict=True):
             cosines[i] = cosine
     return cosines
 
 
 def seed_for(seed: int, key: str, number: int) -> int:
-    """The seed of a key's picture, of 32 bits so that other programs take it too."""
+    """The seed of a key's image; 32 bits, so that other programs accept it."""
     digest = hashlib.sha256(f"{seed}|{number}|{key}".encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:4], "big")

@@ -1,4 +1,4 @@
-"""What a user may choose, importable without torch."""
+"""User settings, importable without torch."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, get_args
 from pez.errors import UserError
 
 ALGORITHM = 2
-"""raised whenever the same settings give other prompts than before: an output is not finished by another version"""
+"""incremented whenever the same settings produce different prompts, so that no output mixes versions"""
 
 Precision = Literal["fp32", "bf16", "fp64"]
 GeneratorPrecision = Literal["fp32", "fp16", "bf16"]
@@ -21,67 +21,67 @@ Method = Literal["default", "pez"]
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """A CLIP, and how it computes."""
+    """A CLIP model and its precision."""
 
     model: str = "ViT-H-14"
     """demo, demo-judge, an open_clip name, hf-hub:ORG/REPO or local-dir:FOLDER"""
     pretrained: str = "laion2b_s32b_b79k"
-    """tag or checkpoint file of an open_clip name; none = random weights"""
+    """pretrained tag or checkpoint file for an open_clip name; none = random weights"""
     precision: Precision | None = None
-    """of the optimisation; default = bf16 on a GPU, fp32 on a CPU. Similarities are always measured in fp32"""
+    """precision of the optimization; default = bf16 on a GPU, fp32 on a CPU. Similarities are always measured in fp32"""
     compiled: bool = False
-    """compile the text tower; for long runs on a GPU"""
+    """compile the text tower; worthwhile for long runs on a GPU"""
 
     def on(self, device: str) -> Self:
-        """The same, with what is not chosen as it suits a device, named like cpu or cuda:0."""
+        """These settings with defaults filled in for a device such as cpu or cuda:0."""
         return self if self.precision is not None else dataclasses.replace(self, precision=precision_for(device))
 
 
 def precision_for(device: str) -> Precision:
-    """The default precision of a device, named like cpu or cuda:0."""
+    """The default precision on a device such as cpu or cuda:0."""
     return "fp32" if device.partition(":")[0] == "cpu" else "bf16"
 
 
 def lanes_for(device: str) -> int:
-    """The default number of prompts learned side by side on a device, named like cpu or cuda:0."""
+    """The default number of lanes on a device such as cpu or cuda:0."""
     return 64 if device.partition(":")[0] == "cpu" else 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class PezSettings:
-    """Settings of PEZ; with the image and the model they fix a prompt.
+    """Settings of PEZ. Together with the image and the model they determine the prompt.
 
     Source: arXiv:2302.03668, section 4, for the learning rate and the weight decay.
     """
 
     tokens: int = 8
-    """tokens of a prompt; what a prompt generates is best at 8 to 16"""
+    """tokens per prompt; 8 to 16 work best for image generation"""
     steps: int = 500
-    """gradient steps of one start"""
+    """gradient steps per restart"""
     swaps: int = 24
-    """rounds of token swaps after the gradient steps, each truly scored"""
+    """rounds of token swaps after the gradient steps; each candidate is scored exactly"""
     candidates: int = 32
-    """tokens scored in each round of swaps"""
+    """candidate tokens scored per round of swaps"""
     method: Method = "default"
-    """default = PEZ and then rounds of token swaps; pez = the algorithm of the paper alone: no swaps, weight decay as
-    published, and also tokens that do not survive decoding and re-encoding"""
+    """default = PEZ followed by rounds of token swaps; pez = the paper's algorithm alone: no swaps, weight decay as
+    published, and tokens need not survive decoding and re-encoding"""
     restarts: int = 1
-    """independent starts; the best prompt of all is kept"""
+    """independent random starts; the best prompt is kept"""
     seed: int = 0
     learning_rate: float = 0.1
     weight_decay: float | None = None
-    """default = 0.1, as published, for the method pez; else 0.5: soft prompts that forget faster find better words"""
+    """default = 0.5, which finds better words than the published 0.1; 0.1 for the method pez"""
     vocabulary: Vocabularies = "model"
-    """tokens that may be chosen: model = what the model recommends (the demo: its caption words; others: words),
-    words = only words that people write by themselves, full = all that survive decoding and re-encoding, but for the
-    brackets, bars and other signs that image programs take as commands (with the method pez: all but the special ones)"""
+    """tokens a prompt may use: model = the model's recommendation (the demo: its caption words; others: words),
+    words = whole words only, full = every token that survives decoding and re-encoding, except brackets, bars and
+    other characters that image generators treat as syntax (with the method pez: all except special tokens)"""
     blocklist: tuple[str, ...] = ()
-    """words that no prompt may hold, in any case and accent, also phrases and emoji; * and ? match any characters and
-    any character"""
+    """words, phrases or emoji that no prompt may contain, regardless of case and accents; * matches any characters and
+    ? matches one"""
     allowlist: tuple[str, ...] = ()
-    """if given, the only words that a prompt may hold, whatever the vocabulary; each one token of the model"""
+    """the only words a prompt may contain, overriding the vocabulary; each must be one token of the model"""
     exact: dataclasses.InitVar[bool | None] = None
-    """another way to say that the method is pez"""
+    """True = the method pez"""
 
     def __post_init__(self, exact: bool | None) -> None:
         if exact is not None:
@@ -107,36 +107,36 @@ class PezSettings:
 
     @property
     def decay(self) -> float:
-        """The weight decay to use."""
+        """The effective weight decay."""
         return self.weight_decay if self.weight_decay is not None else 0.1 if self.method == "pez" else 0.5
 
     @property
     def walk_steps(self) -> int:
-        """Gradient steps of a prompt, over all restarts."""
+        """Gradient steps per prompt, over all restarts."""
         return self.steps * self.restarts
 
     @property
     def rounds(self) -> int:
-        """Rounds of swaps of a prompt: 0 with the method pez."""
+        """Rounds of swaps per prompt; 0 with the method pez."""
         return 0 if self.method == "pez" else self.swaps
 
     @property
     def total_steps(self) -> int:
-        """Gradient steps and rounds of swaps of a prompt."""
+        """Gradient steps and rounds of swaps per prompt."""
         return self.walk_steps + self.rounds
 
     @property
     def any_token(self) -> bool:
-        """Whether a prompt may hold tokens that do not survive decoding and re-encoding."""
+        """Whether prompts may contain tokens that do not survive decoding and re-encoding."""
         return self.method == "pez"
 
 
 def _set(settings: PezSettings, name: str, value: Any) -> None:
-    object.__setattr__(settings, name, value)  # frozen for everybody else
+    object.__setattr__(settings, name, value)  # the dataclass is frozen
 
 
 def _whole(name: str, value: Any, least: int | None) -> int:
-    """An integer of any kind (NumPy's too), and nothing that is only nearly one."""
+    """Accept any integer type (NumPy's too), but no float."""
     try:
         found = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -155,12 +155,11 @@ def _number(name: str, value: Any) -> float:
 
 
 def _words(name: str, value: Any) -> tuple[str, ...]:
-    """Words as they come; one word alone is a list of one, not of its letters."""
+    """Words as a tuple; a plain string is one word, not a sequence of letters."""
     words = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else None
     if words is None or not all(isinstance(word, str) and word.strip() for word in words):
         raise UserError(f"{name} is {value!r}; expected words, like ('red', 'blue*')")
-    if joined := next(
-        (word for word in words if "," in word.strip(" ,")), None
-    ):  # read as a phrase, it would block one of them
-        raise UserError(f"{name} has {joined!r}; expected one word or phrase each, without commas between them")
+    # "red, blue" would be read as one phrase, and only one of its words would be blocked.
+    if joined := next((word for word in words if "," in word.strip(" ,")), None):
+        raise UserError(f"{name} contains {joined!r}; expected one word or phrase each, without commas")
     return words

@@ -1,4 +1,4 @@
-"""What goes through the engine: a task, the prompt that was learned for it, and what a step shows of both."""
+"""The records of the engine: a task, its learned prompt, and a snapshot of one step."""
 
 import dataclasses
 from typing import Any
@@ -11,13 +11,13 @@ class Task:
     """One prompt to learn."""
 
     key: str
-    """with the settings' seed, fixes the random start"""
+    """key and seed together determine the random start"""
     target: Tensor
-    """what the objective scores against, one lane's worth: (dim,) for a direction"""
+    """what the objective scores against, for one lane: (dim,) for a direction"""
     initial_ids: Tensor | None = None
-    """(tokens,) int64 token ids of the first start; None = random"""
+    """(tokens,) int64 token ids to start from; None = random"""
     handle: Any = None
-    """anything that the caller wants to find again on the result"""
+    """any object; the result carries it back to the caller"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Learned:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """The busy lanes in one gradient step, before the update, or after one round of swaps; row i is that of tasks[i]."""
+    """The busy lanes at one gradient step, before the update, or after one round of swaps. Row i belongs to tasks[i]."""
 
     tasks: list[Task]
     token_ids: Tensor
@@ -42,6 +42,6 @@ class Step:
     score: Tensor
     """(tasks,) float"""
     best_ids: Tensor
-    """(tasks, tokens) int64, the best of each task so far, this step included"""
+    """(tasks, tokens) int64, the best of each task so far, including this step"""
     best_score: Tensor
     """(tasks,) float"""

@@ -1,7 +1,7 @@
 """Fixed words around the learned ones: "a tiger in the style of {learned}".
 
-A template widens the frame that a tokenizer puts around every text (`models/text_encoder.py`), so the cut context stays exact:
-words before the prompt are computed once, words after it are read with the end token.
+A template extends the frame that a tokenizer puts around every text (`models/text_encoder.py`), so the shortened context
+remains exact: words before the prompt are computed once, words after it are encoded together with the end token.
 """
 
 import dataclasses
@@ -13,24 +13,24 @@ from pez.tokens import READ, Tokens
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """Words before and after a prompt, with a space between; the empty template is the prompt alone."""
+    """Words before and after a prompt, separated by spaces; the empty template is the prompt alone."""
 
     before: str = ""
     after: str = ""
 
     def around(self, prompt: str) -> str:
-        """The whole text, which a user pastes."""
+        """The whole text, as a user pastes it."""
         return " ".join(part for part in (self.before.strip(), prompt, self.after.strip()) if part)
 
     def frame(self, tokens: Tokens, frame: Frame) -> Frame:
         """The ids around a prompt.
 
         Args:
-            tokens: of the tokenizer that reads the whole text.
-            frame: what that puts around every text.
+            tokens: those of the tokenizer that encodes the whole text.
+            frame: the ids that this tokenizer puts around every text.
 
         Raises:
-            UserError: words that are too many, or whose tokens depend on what is beside them.
+            UserError: too many words, or words whose tokens depend on their neighbors.
         """
         before = tokens.read([self.before])[0] if self.before.strip() else []
         after = tokens.read_after_words(self.after) if self.after.strip() else []

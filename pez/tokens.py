@@ -1,7 +1,7 @@
-"""A tokenizer's tokens as text: what each is written as, and which stay themselves when the text is read again.
+"""A tokenizer's tokens as text: how each decodes, and which survive decoding and re-encoding (round-trip).
 
-open_clip models come with the byte-pair tokenizer of CLIP or with one of the hub (SentencePiece, WordPiece, byte-level).
-Nothing here depends on the kind: every question is answered by writing tokens as text and reading that text.
+open_clip models use CLIP's byte-pair tokenizer or one from the hub (SentencePiece, WordPiece, byte-level). Nothing here
+depends on the kind: every question is answered by decoding tokens and encoding the text again.
 """
 
 import functools
@@ -16,18 +16,18 @@ from pez.errors import UserError
 from pez.models.text_encoder import frame_of
 
 READ = 64
-"""positions that a text is read in"""
-_READ_AT_ONCE = 4096  # texts
-_GROUPS = 8  # tokens, or pairs of them, that are tried in one text
-_ROUNDS = 1  # random orders in which all tokens are tried
+"""context length used for encoding"""
+_READ_AT_ONCE = 4096  # texts per call
+_GROUPS = 8  # tokens, or pairs of tokens, tested in one text
+_ROUNDS = 1  # random orders in which all tokens are tested
 
 
 class Tokens:
     """The tokens of one tokenizer.
 
     Args:
-        tokenizer: open_clip's, or one that is called as those are.
-        count: tokens that the model has an embedding of.
+        tokenizer: open_clip's, or a compatible one.
+        count: number of rows of the model's token embedding.
     """
 
     def __init__(self, tokenizer: Any, count: int) -> None:
@@ -35,23 +35,24 @@ class Tokens:
         inner = getattr(tokenizer, "tokenizer", tokenizer)
         self._decode = getattr(tokenizer, "decode", None) or inner.decode
         self.ordinary = torch.ones(count, dtype=torch.bool)
-        """(vocab,) bool: every token but the special ones (start, end, padding of real use)"""
+        """(vocab,) bool: all tokens except special ones (start, end, padding)"""
         self.ordinary[[i for i in inner.all_special_ids if i < count]] = False
         self.ordinary[getattr(inner, "vocab_size", count) :] = False
         self._survives = torch.zeros(count, dtype=torch.bool)
         self._tried = ~self.ordinary
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """Token ids to the text a user pastes."""
-        return self._decode(list(ids)).strip()
+        """Decode token ids to the text a user pastes."""
+        text: str = self._decode(list(ids))
+        return text.strip()
 
     @functools.cached_property
     def texts(self) -> list[str]:
-        """Each token's text alone; "" for special ones."""
+        """The text of each token; "" for special tokens."""
         return [self.text_of([i]) if ordinary else "" for i, ordinary in enumerate(self.ordinary.tolist())]
 
     def read(self, texts: Sequence[str]) -> list[list[int]]:
-        """Texts to token ids, as the model's tokenizer reads them, without what it puts around them."""
+        """Encode texts to token ids, without the ids that the tokenizer puts around them."""
         frame = self._frame
         found = []
         for start in range(0, len(texts), _READ_AT_ONCE):
@@ -62,30 +63,32 @@ class Tokens:
         return found
 
     def read_after_words(self, text: str) -> list[int]:
-        """The ids of a text that follows other words.
+        """Encode a text that follows other words.
 
         Raises:
-            UserError: a tokenizer none of whose words stays itself.
+            UserError: no word of this tokenizer survives decoding and re-encoding.
         """
         if self._anchor is None:
-            raise UserError("no token of this model survives decoding and re-encoding; leave the words after out")
+            raise UserError(
+                "no token of this model survives decoding and re-encoding; leave out the words after the prompt"
+            )
         words = f"{self.texts[self._anchor]} {self.texts[self._anchor]}"
         alone, together = self.read([words, f"{words} {text.strip()}"])
         if together[: len(alone)] != alone:
-            raise UserError(f"{text!r} changes the tokens of the words before it; expected words, like 'in winter'")
+            raise UserError(f"{text!r} changes the tokens of the words before it; expected words like 'in winter'")
         return together[len(alone) :]
 
     def round_trips(self, among: Tensor) -> Tensor:
         """Find the tokens that survive decoding and re-encoding in a prompt, whatever their order.
 
-        Such a token stands between spaces, and is read as itself there, also at the start of a text; where the tokenizer reads
-        the first word of every text differently (byte-level ones do), only behind another word.
+        Such a token decodes to text between spaces and encodes to itself there, also at the start of a text. If the
+        tokenizer encodes the first word of every text differently (byte-level ones do), only after another word.
 
         Args:
-            among: (vocab,) bool tokens to try; results are kept.
+            among: (vocab,) bool tokens to test; results are cached.
 
         Returns:
-            (vocab,) bool, a part of `among`.
+            (vocab,) bool, a subset of `among`.
         """
         new = (among & ~self._tried).nonzero().squeeze(-1).tolist()
         if new:
@@ -104,7 +107,7 @@ class Tokens:
         ids = [i for (i,) in self._surviving([(i,) for i in ids])]
         if self._first_is_like_others:
             ids = [i for i, read in zip(ids, self.read([self.texts[i] for i in ids]), strict=True) if read == [i]]
-        # Side by side, in random orders: signs may join, and a tokenizer need not split at spaces.
+        # Next to each other, in random order: characters may merge, and a tokenizer need not split at spaces.
         order = torch.Generator().manual_seed(0)
         for _ in range(_ROUNDS):
             shuffled = [ids[i] for i in torch.randperm(len(ids), generator=order).tolist()]
@@ -113,7 +116,7 @@ class Tokens:
         return ids
 
     def _surviving(self, groups: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-        """Those groups of tokens whose text, between common words, is read as it was; many are tried in one text."""
+        """The groups of tokens that survive between common words; many groups are tested in one text."""
         anchor = self._anchor
         assert anchor is not None, "some token survives"
         found: list[tuple[int, ...]] = []
@@ -122,7 +125,7 @@ class Tokens:
             written = [[anchor, *itertools.chain(*row), anchor] for row in rows]
             again = []
             for row, ids, read in zip(rows, written, self.read([self.text_of(ids) for ids in written]), strict=True):
-                # The first word is there for the others, and may be read as anything.
+                # The first word only provides context; how it is encoded does not matter.
                 if read[1 - len(ids) :] == ids[1:]:
                     found += row
                 elif len(row) > 1:
@@ -132,7 +135,7 @@ class Tokens:
 
     @functools.cached_property
     def _anchor(self) -> int | None:
-        """A common word that stays itself beside itself; None where no token does."""
+        """A common word that survives next to itself; None if no token does."""
         words = [i for i, text in enumerate(self.texts) if 3 <= len(text) <= 8 and text.isalpha()]
         for start in range(0, len(words), 256):
             batch = words[start : start + 256]

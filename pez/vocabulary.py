@@ -1,4 +1,4 @@
-"""The tokens a prompt is made of: which may be chosen, and which is nearest to a soft one."""
+"""The tokens that prompts are made of: which are allowed, and which is nearest to a soft token."""
 
 import torch
 import torch.nn.functional as F
@@ -6,19 +6,19 @@ from torch import Tensor
 
 from pez.errors import UserError
 
-_SIMILARITIES_AT_ONCE = 2**25  # (soft tokens x vocabulary) products held in memory at a time
+_SIMILARITIES_AT_ONCE = 2**25  # (soft tokens x vocabulary) products in memory at a time
 
 
 class Vocabulary:
-    """A frozen token embedding, and the part of it that may be chosen.
+    """A frozen token embedding and its allowed rows.
 
     Args:
         embedding: (vocab, width) float, the model's token embedding.
         allowed: (vocab,) bool; tokens marked False are never chosen.
-        dtype: of the products that find the nearest token; None = the embedding's.
+        dtype: precision of the nearest-token search; None = the embedding's.
 
     Raises:
-        UserError: no token is allowed, or the shapes do not fit.
+        UserError: no token is allowed, or the shapes do not match.
     """
 
     def __init__(self, embedding: Tensor, allowed: Tensor, dtype: torch.dtype | None = None) -> None:
@@ -29,7 +29,7 @@ class Vocabulary:
         self.embedding = embedding.detach()
         self.allowed = allowed.to(embedding.device)
         self.ids = self.allowed.nonzero().squeeze(-1)  # (allowed,)
-        # Rows to choose among: the last are repeated up to a multiple of 64, since GPUs want aligned rows.
+        # Allowed rows, the last one repeated up to a multiple of 64: GPUs are faster with aligned rows.
         self.rows = torch.cat([self.ids, self.ids[-1:].expand(-len(self.ids) % 64)])
         self.units = F.normalize(self.embedding[self.rows], dim=-1).to(dtype or embedding.dtype)  # (rows, width)
 
@@ -38,24 +38,24 @@ class Vocabulary:
         return self.embedding[ids]
 
     def start(self, ids: Tensor) -> Tensor:
-        """First soft prompts: the embeddings of `ids`, and zeros where a token is not allowed."""
+        """Initial soft prompts: the embeddings of `ids`, with zeros for tokens that are not allowed."""
         return self.embedding[ids] * self.allowed[ids].unsqueeze(-1)
 
     def nearest(self, soft: Tensor) -> Tensor:
         """Project soft prompts onto the vocabulary.
 
         Args:
-            soft: (lanes, tokens, width) float, the vectors being optimised.
+            soft: (lanes, tokens, width) float, the vectors being optimized.
 
         Returns:
             (lanes, tokens) int64, the nearest allowed token of each position by cosine similarity.
 
         Source: PEZ, arXiv:2302.03668, Algorithm 1, Proj.
         """
-        # The length of a soft vector scales all its products alike, so only the rows need to be units.
+        # A soft vector's length scales all its products equally, so only the rows need unit length.
         flat = soft.flatten(0, 1).to(self.units.dtype)
         blocks = flat.split(max(1, _SIMILARITIES_AT_ONCE // len(self.rows)))
-        # max, not argmax: the same index, and four times faster on a CPU in bfloat16.
+        # max instead of argmax: the same index, four times faster on a CPU in bfloat16.
         found = torch.cat([(block @ self.units.T).max(-1).indices for block in blocks])
         return self.rows[found].view(soft.shape[:2])
 

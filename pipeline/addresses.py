@@ -1,8 +1,8 @@
-"""Addresses: one spelling for each file, without the secrets that open it.
+"""Canonical URLs and paths: one spelling per file, without secrets.
 
-Everything that fsspec opens has an address: local paths, s3://, gs://, hf://, http(s)://. People spell one file in many ways,
-and a presigned URL is another one after each signing. Its public form, `public_address`, is what tells one file from another
-and what rows, reports and messages show; the address as given is only for opening.
+An address is anything that fsspec opens: a local path, s3://, gs://, hf://, http(s)://. One file can be spelled in many ways,
+and a presigned URL changes with each signature. The canonical form, `public_address`, identifies a file and is shown in rows,
+reports and messages; the address as given is only used to open it.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ _CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")
 _PORTS = {"http": 80, "https": 443, "ftp": 21}
 _HF_REVISION = re.compile(r"^((?:(?:datasets|spaces|buckets)/)?[^/@]+(?:/[^/@]+)?)@main(?=/|$)")
 
-# Parameters of a signature, which are others after each signing: Amazon, Google, Azure, CloudFront, Alibaba, Tencent, Huawei,
-# Baidu, Backblaze, Akamai, Bunny, and what people call their own.
+# Parameters of signatures, which change with each signing: Amazon, Google, Azure, CloudFront, Alibaba, Tencent, Huawei,
+# Baidu, Backblaze, Akamai, Bunny, and common custom names.
 _SIGNED = re.compile(
     r"""(?xi) ^(
         x-(amz|goog|oss|cos|obs|bce|tos|ms)-.* | q-(sign|ak|key|header|url|signature).* |
@@ -37,10 +37,10 @@ _BESIDE_A_SIGNATURE = {
     *("skoid", "sktid", "skt", "ske", "sks", "skv", "saoid", "suoid", "scid"),
     *("e", "exp", "t", "ts", "policy", "verify", "h", "s", "hash", "md5", "ip", "wstime"),
 }
-"""parameters that belong to a signature where there is one (the first two lines are Azure's), and else may name a file"""
+"""parameters that belong to a signature if there is one (the first two lines are Azure's), and otherwise may name a file"""
 _SIGNATURE = re.compile(r"(?i)^(sig|sign|signature|key-pair-id|md5|expires?|.*token.*|wssecret|hdn(ea|ts|tl))$")
 _MASKED = re.compile(r"(?i)^(key|code|hash|md5|policy|verify|session(_?id)?|user(name)?|login|.*[-_]key)$")
-"""what may be a secret or the name of the file: a short hash stands for it, so that two files stay two"""
+"""parameters that may be secret or name the file: replaced by a short hash, so that two files stay distinct"""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _PARAMETER = re.compile(r"([?&;])([\w%.-]+)=([^&;\s'\"<>)]+)")
@@ -48,11 +48,11 @@ _SESSION = re.compile(r"(?i);jsessionid=[^/;]*")
 
 
 def public_address(address: str) -> str:
-    """The one spelling of an address, without user, password and signature.
+    """The canonical spelling of an address, without user, password and signature.
 
-    A local path becomes absolute, with its links resolved; `file://` and `~` are read as fsspec reads them.
+    A local path becomes absolute, with links resolved; `file://` and `~` are handled as in fsspec.
     """
-    if "::" in address and "://" in address:  # fsspec's chains, as in simplecache::s3://bucket/key
+    if "::" in address and "://" in address:  # an fsspec chain, as in simplecache::s3://bucket/key
         return "::".join(public_address(part) if "://" in part else part for part in address.split("::"))
     if is_local(address):
         return local_path(address)
@@ -62,7 +62,7 @@ def public_address(address: str) -> str:
         return "hf://" + _HF_REVISION.sub(r"\1", rest)
     if protocol == "memory":
         return "memory://" + rest.lstrip("/")
-    if protocol not in _PORTS:  # of an object store: any character may be part of a key
+    if protocol not in _PORTS:  # an object store: a key may contain any character
         bucket, slash, key = rest.partition("/")
         user, _, host = bucket.rpartition("@")
         if protocol in _CONTAINERS and ":" not in user:  # abfs://container@account
@@ -73,7 +73,7 @@ def public_address(address: str) -> str:
     try:
         parts = urlsplit(address)
         return _public_url(parts, protocol)
-    except ValueError:  # no URL: opening it says why
+    except ValueError:  # not a URL: opening it gives the error
         return re.sub(r"://[^/@]*@", "://", address.split("?", 1)[0])
 
 
@@ -84,8 +84,7 @@ def is_local(address: str) -> bool:
 def local_path(address: str) -> str:
     """The absolute path of a local address.
 
-    The links of its folders are resolved, and a link to a file of the input. A link to something of another name, as in caches
-    that name files by their content, keeps its own.
+    Links are resolved, except for a link to a file without a known extension: caches that name files by content use those.
     """
     path = os.path.abspath(os.path.expanduser(re.sub(r"(?i)^(file|local)://", "", address)))
     whole = os.path.realpath(path)
@@ -95,10 +94,10 @@ def local_path(address: str) -> str:
 
 
 def redact(text: str, source: str = "") -> str:
-    """A text of others, like an error of a store, without the secrets of the addresses in it.
+    """Remove the secrets of URLs from a text, such as an error message of a store.
 
     Args:
-        source: an address that was opened, which may stand in the text as it is.
+        source: an opened address, which may occur in the text verbatim.
     """
     if source and not is_local(source):
         text = text.replace(source, public_address(source))
@@ -127,7 +126,7 @@ def _public_url(parts: SplitResult, protocol: str) -> str:
 
 
 def _unquoted_unreserved(path: str) -> str:
-    """Percent-encodings of characters that need none, decoded; the others in capitals (RFC 3986, 6.2.2)."""
+    """Decode unnecessary percent-encodings and capitalize the others (RFC 3986, 6.2.2)."""
 
     def normal(found: re.Match[str]) -> str:
         character = unquote(found[0])

@@ -1,9 +1,9 @@
-"""What decides the rows of an output: nested by owner, with a version, defaults left out.
+"""The settings that determine the rows of an output: nested by owner, versioned, without defaults.
 
     {"version": 2, "model": {"model": "demo"}, "method": {"steps": 20}, "source": {}, "engine": {"device": "cpu", ...}}
 
-A run may add to an output only with the same description. Since a setting that has its default is left out, an option that is
-new in a version refuses no output of the version before. Whoever changes a default raises `ALGORITHM`.
+A run may add to an output only if the descriptions are equal. Defaults are omitted, so a new option does not invalidate earlier
+outputs. Whoever changes a default must increment `ALGORITHM`.
 """
 
 import dataclasses
@@ -36,10 +36,10 @@ def describe(
     """Describe a run as JSON values.
 
     Args:
-        source: default = the one that the settings name.
+        source: default = the source that the settings describe.
 
-    On a CPU in full precision the number of lanes changes no bit, so a job may be finished on another machine with another
-    number. Elsewhere kernels may take other code paths for other shapes.
+    On a CPU in full precision, the number of lanes changes no bit, so another machine may finish a job with a different number.
+    Elsewhere, kernels may take different code paths for different shapes.
     """
     settings, kind = settings.on(device), device.partition(":")[0]
     names = [name for name in _MODEL if name == "model" or not carries_weights(settings.model)]
@@ -58,7 +58,7 @@ def describe(
 
 
 def in_full(settings: LearnSettings, method: pez.PezSettings, device: str) -> dict[str, Any]:
-    """All values of a run, defaults too, for people who read `_run.json`."""
+    """All settings of a run, including defaults, for people who read `_run.json`."""
     values = dataclasses.asdict(settings.on(device))
     model = {name: values.pop(name) for name in _MODEL}
     kinds = (TextSettings,) if isinstance(settings, TextSettings) else (TarSettings, ImageSettings)
@@ -69,7 +69,7 @@ def in_full(settings: LearnSettings, method: pez.PezSettings, device: str) -> di
 
 
 def model_of(description: dict[str, Any]) -> ModelSettings:
-    """The CLIP that prompts were learned with."""
+    """The guide: the CLIP that prompts were learned with."""
     return ModelSettings(**description["model"])
 
 
@@ -78,7 +78,7 @@ def chosen(settings: Any, names: Iterable[str] | None = None) -> dict[str, Any]:
 
     Args:
         settings: a dataclass.
-        names: of the fields that count; None = all.
+        names: the fields to include; None = all.
     """
     fields = {field.name: field for field in dataclasses.fields(settings)}
     values = {name: getattr(settings, name) for name in (fields if names is None else names)}
@@ -87,11 +87,11 @@ def chosen(settings: Any, names: Iterable[str] | None = None) -> dict[str, Any]:
 
 
 def upgraded(description: dict[str, Any]) -> dict[str, Any]:
-    """A description of an earlier version of the format, in which all settings were at one level, as one of this."""
+    """Convert a description from an earlier format, in which all settings were at one level."""
     if not isinstance(description.get("model"), str):
         return description
     flat = {name: tuple(value) if isinstance(value, list) else value for name, value in description.items()}
-    if flat.get("pretrained") is None:  # a name that carries its weights
+    if flat.get("pretrained") is None:  # a name that includes its weights
         flat.pop("pretrained", None)
     settings = CaptionSettings(**_known(CaptionSettings, flat))
     method = pez.PezSettings(**_known(pez.PezSettings, flat), exact=bool(flat.get("exact")))
@@ -100,12 +100,12 @@ def upgraded(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(description: dict[str, Any]) -> str:
-    """A short name for a description."""
+    """A short hash of a description."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """What differs between two descriptions, for people: `steps was 20 and is 30`."""
+    """The differences of two descriptions, for people: `steps was 20 and is 30`."""
     before, now = _flat(theirs), _flat(ours)
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     return (

@@ -1,4 +1,4 @@
-"""Why units failed, for people: out/_failures/<stem>.txt has each attempt of a unit with its traceback."""
+"""The failure log: out/_failures/<stem>.txt has each failed attempt of a unit with its traceback."""
 
 import contextlib
 import datetime
@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pipeline.addresses import redact
 from pipeline.errors import OutputError
 from pipeline.folder import OutputFolder
+from pipeline.run.tasks import Task
 from pipeline.sources.base import Unit
 
-_LONGEST = 100_000  # characters of a file
+_LONGEST = 100_000  # characters per file
 
 
 class FailureLog:
@@ -24,22 +25,23 @@ class FailureLog:
         self._texts: dict[str, str] = {}
         self._written: set[str] = set()
 
-    def record(self, unit: Unit, reason: str, trace: str = "") -> None:
-        """Write down an attempt that failed.
+    def record(self, task: Task, reason: str, trace: str = "") -> None:
+        """Log a failed attempt.
 
         Args:
             reason: one line.
-            trace: the traceback; empty where nothing was raised, as for a lost worker.
+            trace: the traceback; empty if nothing was raised, as for a lost actor.
         """
+        unit = task.unit
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        text = redact(f"{now} {unit.url}{unit.which}: {reason}\n{trace.rstrip()}\n\n", unit.source)
+        text = redact(f"{now} {unit.url}{task.detail}: {reason}\n{trace.rstrip()}\n\n", unit.source)
         self._texts[unit.stem] = (self._texts.get(unit.stem, "") + text)[-_LONGEST:]
-        with contextlib.suppress(OutputError):  # the unit is to blame, and its reason is printed in any case
+        with contextlib.suppress(OutputError):  # the reason is printed in any case
             self.folder.put(_name(unit.stem), self._texts[unit.stem].encode("utf-8", "backslashreplace"))
             self._written.add(unit.stem)
 
     def located(self, failed: Mapping[str, str], units: Sequence[Unit]) -> dict[str, str]:
-        """The reasons by URL, each with the file that says more."""
+        """The reasons by URL, each with a pointer to its log file."""
         stems = {unit.url: unit.stem for unit in units}
         return {
             url: f"{reason}; see {_name(stems[url])}" if stems.get(url) in self._written else reason
@@ -47,7 +49,7 @@ class FailureLog:
         }
 
     def conclude(self, failed: Mapping[str, str], units: Sequence[Unit]) -> None:
-        """Remove the files of units that are done."""
+        """Remove the logs of units that are done."""
         if not (there := self.folder.names("_failures", ".txt")):
             return
         for unit in units:

@@ -1,4 +1,4 @@
-"""An output folder, local or in an object store: files that appear whole or not at all."""
+"""An output folder, local or in an object store. Files appear atomically: complete or not at all."""
 
 import contextlib
 import functools
@@ -22,33 +22,35 @@ from pipeline.sources.stores import listing_options, missing_driver
 READS_AT_ONCE = 32
 
 _ENDS = {".parquet": (b"PAR1", b"PAR1"), ".json": (b"{", b"}")}
-"""how a whole file begins and ends"""
+"""the first and last bytes of a complete file"""
 
 
 class DamagedError(UserError):
-    """A file of the output folder that cannot be read as what it is; the message names it."""
+    """A file of the output folder is damaged; the message names it."""
 
 
 class OutputFolder:
-    """Tables, and the files of bookkeeping, whose names begin with `_`.
+    """Tables, and bookkeeping files, whose names begin with `_`.
 
     Args:
         url: the folder.
         bookkeeping: inside = in the folder itself, where pyarrow, pandas, DuckDB and Ray Data skip it; beside = in `<url>.pez`,
-            for readers that take every file of a folder, as Polars does. None = where an earlier run put it, else inside.
+            for readers such as Polars that read every file of a folder. None = where an earlier run put it, else inside.
 
     Raises:
-        UserError: no such kind of address, or its driver is not installed.
+        UserError: an unknown kind of URL, or its driver is not installed.
     """
 
     def __init__(self, url: str, bookkeeping: Bookkeeping | None = None) -> None:
         if not url.strip():
-            raise UserError("the output is an empty name; expected a folder, local or like s3://bucket/prompts")
+            raise UserError("the output is an empty name; expected a local folder or a URL such as s3://bucket/prompts")
         self.source = _absolute(url) if is_local(url) else url.rstrip("/")
-        """what is opened; it may hold a password and is never shown"""
+        """the URL to open; it may contain a password and is never shown"""
         self.url = self.source if is_local(url) else public_address(self.source)
         self._bookkeeping = bookkeeping
         try:
+            self.fs: Any
+            self.path: str
             self.fs, self.path = fsspec.core.url_to_fs(self.source, **listing_options(self.source))
         except ImportError as error:
             raise UserError(missing_driver(self.source, error)) from error
@@ -57,37 +59,35 @@ class OutputFolder:
         self.local = isinstance(self.fs, fsspec.get_filesystem_class("file"))
 
     def at(self, name: str) -> str:
-        """The path of a file or folder by its name."""
+        """The path of a file or folder."""
         return f"{self._books}/{name}" if name.startswith("_") else f"{self.path}/{name}"
 
     @functools.cached_property
     def _books(self) -> str:
-        """Where the bookkeeping is."""
+        """The folder of the bookkeeping."""
         beside = f"{self.path}.pez"
         if self._bookkeeping == "inside":
             return self.path
         return beside if self._bookkeeping == "beside" or self._exists(f"{beside}/_run.json") else self.path
 
     def check_bookkeeping(self) -> None:
-        """Raises UserError where an earlier run put the bookkeeping in the other place."""
+        """Raise UserError if an earlier run put the bookkeeping in the other place."""
         if self._bookkeeping is None:
             return
         other, where = (self.path, "inside") if self._bookkeeping == "beside" else (f"{self.path}.pez", "beside")
         if self._exists(f"{other}/_run.json"):
-            raise UserError(
-                f"{self.url} has its bookkeeping {where}; leave --bookkeeping out, or choose another --output"
-            )
+            raise UserError(f"{self.url} has its bookkeeping {where}; omit --bookkeeping, or choose another --output")
 
     def _exists(self, path: str) -> bool:
         try:
             return bool(self.fs.exists(path))
-        except Exception:  # each filesystem has its own errors; the next access to the folder says what is wrong
+        except Exception:  # filesystems raise many kinds; the next access reports the problem
             return False
 
-    def names(self, folder: str, ending: str) -> set[str]:
-        """Names, without their ending, of the files in a folder that have it; of its folders, too, where it is ''.
+    def names(self, folder: str, suffix: str) -> set[str]:
+        """Names, without the suffix, of the files in a folder that have it; with the suffix '', also of its folders.
 
-        Hidden and empty files do not count: those of ours are never empty.
+        Hidden and empty files do not count; pez never writes empty ones.
         """
         try:
             with self.reading(folder):
@@ -98,22 +98,22 @@ class OutputFolder:
         for entry in entries:
             name = entry["name"].rstrip("/").rsplit("/", 1)[-1]
             if (
-                name.endswith(ending)
+                name.endswith(suffix)
                 and not name.startswith(".")
                 and (entry["type"] != "file" or entry.get("size") != 0)
             ):
-                found.add(name.removesuffix(ending))
+                found.add(name.removesuffix(suffix))
         return found
 
     def folders(self, name: str) -> set[str]:
-        """Names of what is in a folder."""
+        """Names of the entries of a folder."""
         return self.names(name, "")
 
     def whole(self, names: Iterable[str], pattern: str) -> set[str]:
-        """Of names, those whose file is whole, as far as can be told without reading it; a store keeps whole files only.
+        """The names whose files are complete, judging by their first and last bytes; object stores keep complete files only.
 
         Args:
-            pattern: from name to file, like `_reports/{}.json`.
+            pattern: from name to file, such as `_reports/{}.json`.
         """
         if not self.local:
             return set(names)
@@ -124,10 +124,10 @@ class OutputFolder:
             return {name for name, good in zip(names, found, strict=True) if good}
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """A file as an object; None where it is not there.
+        """Read a JSON object; None if there is no such file.
 
         Raises:
-            DamagedError: it holds something else.
+            DamagedError: it is not a JSON object.
             UserError: it cannot be read.
         """
         try:
@@ -145,39 +145,39 @@ class OutputFolder:
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """Around reads: what goes wrong is an UserError that names the file; a file that is not there stays what it is."""
+        """Wrap reads: errors become a UserError that names the file, except for a FileNotFoundError."""
         try:
             yield
         except FileNotFoundError:
             raise
         except UserError:
             raise
-        except Exception as error:  # each filesystem has its own errors
+        except Exception as error:  # filesystems raise many kinds
             raise UserError(f"cannot read {self.url}/{name}: {redact(_reason(error), self.source)}") from error
 
-    def put(self, name: str, data: bytes, first: bool = False) -> None:
-        """Make a file appear whole or not at all.
+    def put(self, name: str, data: bytes, if_absent: bool = False) -> None:
+        """Write a file atomically.
 
         Args:
-            first: leave alone what is there already.
+            if_absent: do not replace an existing file.
 
         Raises:
-            FileExistsError: asked to be the first, and is not.
-            OutputError: the folder does not take it.
+            FileExistsError: the file exists, and `if_absent` is set.
+            OutputError: the file cannot be written.
         """
         try:
             put = _put_local if self.local else self._put_object
-            put(self.at(name), data, first)
+            put(self.at(name), data, if_absent)
         except FileExistsError:
-            if first:
+            if if_absent:
                 raise
             raise OutputError(f"cannot write {self.url}/{name}: a file is in the way") from None
-        except Exception as error:  # each filesystem has its own errors
+        except Exception as error:  # filesystems raise many kinds
             raise OutputError(f"cannot write {self.url}/{name}: {redact(_reason(error), self.source)}") from error
 
     @contextlib.contextmanager
     def file(self, name: str) -> Iterator[IO[bytes]]:
-        """A file that is written piece by piece, and appears whole at a clean exit or not at all."""
+        """A file to write incrementally; it appears atomically on a clean exit, or not at all."""
         if self.local:
             with _appearing(self.at(name)) as file:
                 yield file
@@ -188,12 +188,12 @@ class OutputFolder:
             self.fs.put_file(temporary.name, self.at(name))
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all in it, if it is there."""
+        """Remove a file or a folder with its contents, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm(self.at(name), recursive=True)
 
-    def _put_object(self, path: str, data: bytes, first: bool) -> None:
-        if first:
+    def _put_object(self, path: str, data: bytes, if_absent: bool) -> None:
+        if if_absent:
             with contextlib.suppress(NotImplementedError, TypeError):  # a store without conditional puts
                 self.fs.pipe_file(path, data, mode="create")
                 return
@@ -216,14 +216,14 @@ def _has_ends(path: str, head: bytes, tail: bytes) -> bool:
         return False
 
 
-def _put_local(path: str, data: bytes, first: bool) -> None:
-    with _appearing(path, first) as file:
+def _put_local(path: str, data: bytes, if_absent: bool) -> None:
+    with _appearing(path, if_absent) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
-def _appearing(path: str, first: bool = False) -> Iterator[IO[bytes]]:
-    """A local file that is written piece by piece, and appears whole at a clean exit or not at all."""
+def _appearing(path: str, if_absent: bool = False) -> Iterator[IO[bytes]]:
+    """A local file to write incrementally; it appears atomically on a clean exit, or not at all."""
     folder, base = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{base}.tmp-{secrets.token_hex(4)}")
@@ -232,7 +232,7 @@ def _appearing(path: str, first: bool = False) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if not (first and _linked(temporary, path)):
+        if not (if_absent and _linked(temporary, path)):
             os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Who is at work on an output: a process of this machine, and whether it is still alive."""
+"""Identify the process that works on an output, and check whether it is still alive."""
 
 import os
 import socket
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def this_process() -> dict[str, Any]:
-    """Tells this process from all others of this machine."""
+    """Identify this process among all processes of this machine."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
 def is_at_work(process: Any) -> bool:
-    """True where another process of this machine, as `this_process` tells it, is alive."""
+    """True if another process of this machine, identified by `this_process`, is alive."""
     if not isinstance(process, dict) or process.get("host") != socket.gethostname():
         return False
     pid = process.get("pid")
@@ -19,7 +19,7 @@ def is_at_work(process: Any) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, in ticks since the machine did; None where there is no such process or no /proc."""
+    """When a process started, in ticks since boot; None if there is no such process or no /proc."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[19]

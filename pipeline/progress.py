@@ -19,7 +19,7 @@ from pipeline.stages.verify import VerifyProgress
 from pipeline.terminal import count, duration, plain, say, warn
 from pipeline.terminal import prompt_table as prompt_table
 
-_LOOK = 0.5  # seconds between two looks at what is done in this process
+_LOOK = 0.5  # seconds between polls of a worker in this process
 
 
 class Watched(Protocol):
@@ -30,13 +30,13 @@ class Watched(Protocol):
 
 
 class JobProgress:
-    """Counts a job's shards and images and tells of them.
+    """Counts a job's shards and images and shows the progress.
 
     Args:
-        shards: of the whole job.
-        done: that an earlier run captioned; None where the job captions none.
+        shards: number of shards of the whole job.
+        done: shards finished by an earlier run; None if the job learns no prompts.
         every: seconds between plain lines.
-        verified: shards that an earlier run verified; None where the job verifies none.
+        verified: shards verified by an earlier run; None if the job verifies none.
         noun: what prompts are learned for.
     """
 
@@ -52,22 +52,22 @@ class JobProgress:
     ) -> None:
         self.shards, self.console, self.every, self.clock = shards, console, every, clock
         self.noun = noun
-        self.captions, self.verifies = done is not None, verified is not None
+        self.learns, self.verifies = done is not None, verified is not None
         self.started, self.printed = clock(), clock()
         self.done = self.earlier = done or 0
         self.images = 0
         self.failed: Counter[str] = Counter()  # rows without a prompt, by status
         self.similarity = 0.0
-        self.reports: list[ShardReport] = []  # of the shards of this run
+        self.reports: list[ShardReport] = []  # reports of this run
         self.busy: list[Progress] = []
-        self.parts: dict[str, Progress] = {}  # of shards that are not whole yet
+        self.parts: dict[str, Progress] = {}  # of shards whose parts are not all done
         self.verified = self.verified_earlier = verified or 0
         self.verifying_since: float | None = None
-        self.verified_before = self.verified  # that time, so that they tell nothing of the pace
-        self.painted = VerifyProgress()
+        self.verified_before = self.verified  # at that time; excluded from the pace
+        self.generated = VerifyProgress()
         self.blanked = 0
         self.busy_verifying: list[VerifyProgress] = []
-        self.activity = ""  # what is being done while nothing can be counted
+        self.activity = ""  # what happens while there is nothing to count
         self.active_since = clock()
         self.learning_since: float | None = None
         self.watched: Watched | None = None
@@ -95,13 +95,13 @@ class JobProgress:
             say(self.console, self.line())
 
     def doing(self, activity: str) -> None:
-        """Something begins of which nothing can be counted, like the loading of a model."""
+        """Show an activity without a count, such as loading a model."""
         self.activity, self.active_since = activity, self.clock()
         if self.live is None:
             say(self.console, plain(activity))
 
     def watch(self, worker: Watched | None) -> None:
-        """Look now and then at what a worker of this process has done."""
+        """Poll a worker of this process."""
         self.watched, self.activity = worker, ""
 
     def _look_on(self) -> None:
@@ -113,7 +113,7 @@ class JobProgress:
                 self._tell()
 
     def report(self, report: ShardReport | PartReport) -> None:
-        """A shard ended, or a part of one."""
+        """Count a finished shard or part."""
         self._warn(report.warnings)
         self.activity = ""
         if self.learning_since is None:
@@ -135,21 +135,21 @@ class JobProgress:
         self._tell()
 
     def report_verified(self, report: VerifyReport) -> None:
-        """A shard's prompts were compared with its pictures."""
+        """Count a verified shard."""
         self._warn(report.warnings)
         self.activity = ""
         self.verified += 1
-        if self.verifying_since is None:  # it may have waited for the captions
+        if self.verifying_since is None:  # it may have waited for prompts
             self.verifying_since, self.verified_before = self.clock(), self.verified
-        self.painted.images += report.rows
-        self.painted.scored += report.scored
-        self.painted.similarity += (report.mean_similarity or 0.0) * report.scored
+        self.generated.images += report.rows
+        self.generated.scored += report.scored
+        self.generated.similarity += (report.mean_similarity or 0.0) * report.scored
         self.blanked += report.blanked
         self.busy_verifying = []
         self._tell()
 
     def look(self, busy: Sequence[Progress | VerifyProgress]) -> None:
-        """What the actors have done of the shards in work."""
+        """Take the progress of the actors on shards in progress."""
         self.busy = [p for p in busy if isinstance(p, Progress)]
         self.busy_verifying = [p for p in busy if isinstance(p, VerifyProgress)]
         if busy:
@@ -161,18 +161,18 @@ class JobProgress:
         self._tell()
 
     def _warn(self, texts: Sequence[str]) -> None:
-        """Warnings of a worker, which may be in another process."""
+        """Print the warnings of a worker, which may be in another process."""
         for text in texts:
             warn(text)
 
     def note(self, line: str) -> None:
-        """Something went wrong and was mended."""
+        """Show a problem that was handled."""
         say(self.console, f"note: {plain(line)}")
 
     def line(self) -> str:
         """The counts, in one line."""
         seconds = max(self.clock() - self.started, 1e-9)
-        parts = [*(self._captioned(seconds) if self.captions else ()), *(self._verified() if self.verifies else ())]
+        parts = [*(self._learned(seconds) if self.learns else ()), *(self._verified() if self.verifies else ())]
         if self.activity:
             parts.append(f"{plain(self.activity)}, {duration(self.clock() - self.active_since)}")
         elif (self.verified if self.verifies else self.done) == self.shards:
@@ -182,7 +182,7 @@ class JobProgress:
         return "  ".join(parts)
 
     def _seconds_left(self) -> float | None:
-        """Of the last stage, which ends the job."""
+        """Estimated seconds until the last stage is done."""
         if self.verifies:
             if self.verifying_since is None:
                 return None
@@ -197,12 +197,12 @@ class JobProgress:
             return None
         return (self.clock() - self.learning_since) / (ended + begun) * (self.shards - self.done - begun)
 
-    def _captioned(self, seconds: float) -> list[str]:
+    def _learned(self, seconds: float) -> list[str]:
         unfinished = [*self.busy, *self.parts.values()]
         images = self.images + sum(p.images for p in unfinished)
         similarity = self.similarity + sum(p.similarity for p in unfinished)
         parts = [f"{self.done}/{self.shards} shards", count(images, self.noun)]
-        if self.done < self.shards or not self.verifies:  # the clock runs on while others verify
+        if self.done < self.shards or not self.verifies:  # while verifying, the rate would only fall
             parts.append(f"{images / seconds:.1f} {self.noun}s/s")
         if images:
             parts.append(f"mean similarity {similarity / images:.3f}")
@@ -218,21 +218,21 @@ class JobProgress:
         return parts
 
     def _verified(self) -> list[str]:
-        every = [self.painted, *self.busy_verifying]
+        every = [self.generated, *self.busy_verifying]
         images, scored = sum(p.images for p in every), sum(p.scored for p in every)
         parts = [f"verified {self.verified}/{self.shards} shards", f"{images} prompts"]
         if scored:
             parts.append(f"mean regenerated similarity {sum(p.similarity for p in every) / scored:.3f}")
         if images > scored:
-            parts.append(f"{images - scored} without a picture")
+            parts.append(f"{images - scored} without an image")
         if busy := [p for p in self.busy_verifying if p.of]:
-            parts.append(f"{sum(p.images for p in busy)} of {sum(p.of for p in busy)} in work")
+            parts.append(f"{sum(p.images for p in busy)} of {sum(p.of for p in busy)} in progress")
         if self.blanked:
-            parts.append(f"{count(self.blanked, 'picture')} blanked by the safety checker")
+            parts.append(f"{count(self.blanked, 'image')} blanked by the safety checker")
         return parts
 
     def _tell(self) -> None:
-        with self.lock:  # the thread that looks and the one that works may both have something to tell
+        with self.lock:  # called from the polling thread and the working thread
             if self.live is None and self.clock() - self.printed >= self.every:
                 self.printed = self.clock()
                 say(self.console, self.line())

@@ -1,4 +1,4 @@
-"""Rows in Parquet files of an output folder: their schema, their metadata, and each file in one step."""
+"""Rows in the Parquet files of an output folder: schema, metadata, and atomic writing."""
 
 import io
 import json
@@ -15,14 +15,14 @@ from pipeline.sources.base import Unit
 
 
 class RowFiles(OutputFolder):
-    """An output folder with files of rows.
+    """An output folder with Parquet files of rows.
 
     Args:
         url: the folder.
-        settings: everything that decides what the rows are, see `pipeline/description.py`.
+        settings: everything that determines the rows; see `pipeline/description.py`.
         bookkeeping: see OutputFolder.
         in_full: the settings with all defaults, for people who read `_run.json`.
-        columns: extra ones, of the source.
+        columns: extra columns of the source.
     """
 
     def __init__(
@@ -36,15 +36,17 @@ class RowFiles(OutputFolder):
         super().__init__(url, bookkeeping)
         self.in_full = in_full or settings
         self.columns = tuple(columns)
-        assert not {field.name for field in self.columns} & set(SCHEMA.names), "extra columns have names of their own"
+        assert not {field.name for field in self.columns} & set(SCHEMA.names), (
+            "extra columns must not shadow the fixed ones"
+        )
         self.settings = settings
         self.fingerprint = fingerprint(settings)
 
     def write_rows(self, name: str, rows: Sequence[Row], about: dict[bytes, bytes] | None = None) -> None:
-        """Publish rows as one Parquet.
+        """Publish rows as one Parquet file.
 
         Args:
-            about: more metadata of its schema, beside the settings.
+            about: more metadata for its schema, in addition to the settings.
         """
         columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in CAPTIONED.names}
         columns |= {name: [None] * len(rows) for name in VERIFIED.names}
@@ -54,7 +56,7 @@ class RowFiles(OutputFolder):
         self.write_table(name, pa.table(columns, schema=schema.with_metadata({b"pez": settings, **(about or {})})))
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        """Publish a table as one Parquet, in one step."""
+        """Publish a table as one Parquet file, atomically."""
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd", row_group_size=65536)
         if pq.read_metadata(io.BytesIO(buffer.getvalue())).num_rows != table.num_rows:
@@ -62,10 +64,10 @@ class RowFiles(OutputFolder):
         self.put(name, buffer.getvalue())
 
     def read_rows(self, name: str) -> list[Row]:
-        """What `write_rows` wrote, without what verification filled in.
+        """Read what `write_rows` wrote, without the columns of verification.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: there is no such file.
         """
         with self.fs.open(self.at(name), "rb") as file:
             extra = [field.name for field in self.columns]
@@ -75,10 +77,10 @@ class RowFiles(OutputFolder):
             return [Row(**values, columns=dict(more)) for values, more in zip(own, others, strict=True)]
 
     def read_metadata(self, name: str) -> dict[bytes, bytes] | None:
-        """The schema's metadata of a Parquet, or None where there is no Parquet.
+        """The schema metadata of a Parquet file; None if there is no Parquet file.
 
         Raises:
-            UserError: what is there cannot be opened, like a folder of this name.
+            UserError: it cannot be opened, for example because it is a folder.
         """
         try:
             with self.reading(name):
@@ -99,5 +101,5 @@ class RowFiles(OutputFolder):
                 return pq.read_table(file)
         except pa.ArrowInvalid as error:
             raise DamagedError(
-                f"{self.url}/{shard.stem}.parquet is damaged; remove it and re-run the command to make it again"
+                f"{self.url}/{shard.stem}.parquet is damaged; remove it and re-run the command to recreate it"
             ) from error

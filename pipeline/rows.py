@@ -1,4 +1,4 @@
-"""The rows of a table and the report on a shard: what is written, and nothing of how."""
+"""Rows of a table and the report of a shard: their contents, not how they are written."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -48,19 +48,19 @@ VERIFIED = pa.schema(
         ),
     ]
 )
-"""what verification fills in; null until then, and where a row has no prompt"""
+"""columns that verification fills in; null until then, and for rows without a prompt"""
 SCHEMA = pa.schema([*CAPTIONED, *VERIFIED])
-"""of every Parquet, so that a folder that is verified in part is read as one table"""
+"""schema of every Parquet file, so that a partly verified folder reads as one table"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One key's row; the columns of CAPTIONED, and those of the source."""
+    """The row of one key: the columns of CAPTIONED, and extra columns of the source."""
 
     key: str
     shard: str
     status: str
-    """ok, or the kind of problem: not_finite, or as in Item"""
+    """ok or the kind of problem: not_finite, or a status of Item"""
     error_message: str | None = None
     width: int | None = None
     height: int | None = None
@@ -79,7 +79,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class ShardReport:
-    """What became of one shard."""
+    """The result of one shard."""
 
     shard: str
     stem: str
@@ -94,13 +94,13 @@ class ShardReport:
     """key and reason of the first rows that are not ok"""
     fingerprint: str
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)
-    """members of the tar that are in no row, by reason, see Source.read"""
+    """members of the tar that are in no row, by reason; see Source.read"""
     warnings: list[str] = dataclasses.field(default_factory=list)
-    """what was done otherwise than asked for, like fewer lanes because memory ran out"""
+    """deviations from the settings, such as fewer lanes because memory ran out"""
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> "ShardReport | None":
-        """A report from JSON values, of this version or another: unknown fields are ignored; None where one is missing."""
+        """A report from JSON values of any version: unknown fields are ignored; None if a field is missing."""
         fields = {field.name for field in dataclasses.fields(cls)}
         try:
             return cls(**{name: value for name, value in values.items() if name in fields})
@@ -116,7 +116,7 @@ def report_of(
     left_out: Mapping[str, int] | None = None,
     warnings: Sequence[str] = (),
 ) -> ShardReport:
-    """Count a shard's rows."""
+    """Summarize the rows of a shard."""
     bad = [row for row in rows if row.status != "ok"]
     similarities = [row.similarity for row in rows if row.similarity is not None]
     failed: dict[str, int] = {}

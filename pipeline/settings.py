@@ -1,4 +1,4 @@
-"""What a user may choose about a job, importable without torch and Ray."""
+"""Settings of a job, importable without torch and Ray."""
 
 import dataclasses
 import os
@@ -14,42 +14,44 @@ InputKind = Literal["tars", "folder", "table"]
 
 @dataclasses.dataclass(frozen=True)
 class LearnSettings(ModelSettings):
-    """The CLIP, and how many prompts are learned side by side."""
+    """The CLIP and the number of lanes."""
 
     lanes: int | None = None
-    """prompts learned side by side in an actor, a multiple of 16; default = 1024 on a GPU, 64 on a CPU"""
+    """prompts learned side by side per actor, a multiple of 16; default = 1024 on a GPU, 64 on a CPU"""
 
     def __post_init__(self) -> None:
         if self.lanes is not None and (self.lanes < 1 or self.lanes % 16 or self.lanes > _MOST_LANES):
             raise UserError(
-                f"lanes is {self.lanes}; expected a multiple of 16, so that prompts do not depend on neighbours, "
-                f"of at most {_MOST_LANES}"
+                f"lanes is {self.lanes}; expected a multiple of 16, so that prompts do not depend on each other, "
+                f"up to {_MOST_LANES}"
             )
 
     @property
     def side_by_side(self) -> int:
-        """Lanes that were chosen, or that `on` chose."""
+        """The number of lanes; must have been chosen by the user or by `on`."""
         assert self.lanes is not None, "chosen for a device"
         return self.lanes
 
     def on(self, device: str) -> Self:
-        """The same, with what is not chosen as it suits a device, named like cpu or cuda:0."""
+        """These settings with defaults filled in for a device such as cpu or cuda:0."""
         settings = super().on(device)
         return settings if settings.lanes is not None else dataclasses.replace(settings, lanes=lanes_for(device))
 
 
 @dataclasses.dataclass(frozen=True)
 class TarSettings:
-    """How tars of images are read."""
+    """How to read tars of images."""
 
     image_key: str | None = None
-    """extension of the images in the tars, like jpg or 'jpg;png'; default = any usual one"""
+    """extension of the images in the tars, such as jpg or 'jpg;png'; default = any common one"""
     caption_key: str | None = None
-    """extension of the captions in the tars, like txt, or a field of JSON, like json:caption; default = txt, text or caption"""
+    """extension of the captions in the tars, such as txt, or a JSON field, such as json:caption; default = txt, text or
+    caption"""
     key_split: KeySplit = "last"
-    """dot of a name at which its key ends: at the last photo.1.jpg and photo.2.jpg are two keys; the first is WebDataset's"""
+    """the dot that ends the key of a file name. last: photo.1.jpg and photo.2.jpg have two keys; first: one key, as in
+    WebDataset"""
     allow_unfinished_tars: bool = False
-    """also take tars that end after a whole member, without the two blocks of zeros that say that nothing is missing"""
+    """accept tars that end after a complete member but lack the end-of-archive marker (two blocks of zeros)"""
 
     def __post_init__(self) -> None:
         MemberNames(self.image_key, self.caption_key, self.key_split)
@@ -82,17 +84,17 @@ class ImageSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TextSettings:
-    """How tables of texts are read."""
+    """How to read tables of texts."""
 
     column: str = "prompt"
-    """column of the tables that holds the texts"""
+    """column with the texts"""
     key_column: str | None = None
-    """column that holds a key for each row, texts or whole numbers; default = the number of the row"""
+    """column with the key of each row, texts or integers; default = the row number"""
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionSettings(ImageSettings, TarSettings, LearnSettings):
-    """What decides the rows of captions, beside the images; a rerun on the same output must have the same."""
+    """Settings that determine the rows for images; a rerun on the same output must use the same ones."""
 
     def __post_init__(self) -> None:
         ImageSettings.__post_init__(self)
@@ -102,36 +104,37 @@ class CaptionSettings(ImageSettings, TarSettings, LearnSettings):
 
 @dataclasses.dataclass(frozen=True)
 class DistillSettings(TextSettings, LearnSettings):
-    """What decides the rows of shortened texts, beside the texts; a rerun on the same output must have the same."""
+    """Settings that determine the rows for texts; a rerun on the same output must use the same ones."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PaintSettings:
-    """How prompts are painted, and the pictures compared with the originals."""
+    """How to generate images from prompts and compare them with the originals."""
 
     verify: str | None = None
-    """generate images from each prompt with this text-to-image model and compare them with the original: demo, a hub id,
-    a folder in diffusers' format, or a .safetensors file of a whole model"""
+    """text-to-image model that generates images from each prompt, to compare with the original: demo, a hub id, a folder
+    in diffusers format, or a .safetensors file of a complete model"""
     score_model: str | None = None
-    """CLIP that compares, like --model; default = another one than the guide: ViT-bigG-14, ViT-H-14 or demo-judge"""
+    """the judge, the CLIP that compares them, as for --model; default = one that differs from the guide: ViT-bigG-14,
+    ViT-H-14 or demo-judge"""
     score_pretrained: str | None = None
-    """tag or checkpoint file of an open_clip name"""
+    """pretrained tag or checkpoint file of the judge, for an open_clip name"""
     verify_images: int = 1
-    """pictures of each prompt"""
+    """images per prompt"""
     verify_steps: int = 25
-    """denoising steps; turbo models want 1 to 4"""
+    """denoising steps; turbo models need 1 to 4"""
     guidance: float = 9.0
-    """scale of classifier-free guidance; turbo models want 0"""
+    """scale of classifier-free guidance; turbo models need 0"""
     verify_scheduler: Scheduler = "dpm++"
-    """model = the one that the model ships"""
+    """noise scheduler; model = the model's own"""
     verify_precision: GeneratorPrecision | None = None
-    """of the pictures; default = fp16 on a GPU, fp32 on a CPU. Similarities are always measured in fp32"""
+    """precision of the generator; default = fp16 on a GPU, fp32 on a CPU. Similarities are always measured in fp32"""
     verify_variant: str | None = None
-    """of the model's weights, like fp16; default = the plain ones, or the variant that is there where they are not"""
+    """variant of the weights, such as fp16; default = the plain weights, or the available variant if there are none"""
     verify_seed: int = 0
-    """with a row's key, fixes its pictures"""
+    """together with the key of a row, determines its images"""
     verify_batch: int = 8
-    """pictures at once; halved where memory runs out"""
+    """images per batch; halved if memory runs out"""
 
     def __post_init__(self) -> None:
         for name in ("verify_images", "verify_steps", "verify_batch"):
@@ -145,36 +148,36 @@ class PaintSettings:
 
 @dataclasses.dataclass(frozen=True)
 class VerifySettings(PaintSettings):
-    """How prompts are verified; a rerun on the same output must have the same."""
+    """Settings of verification; a rerun on the same output must use the same ones."""
 
     keep_images: bool = False
-    """store the pictures as WebDataset in OUT/_regenerated"""
+    """store the generated images as WebDataset in OUT/_regenerated"""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClusterSettings:
-    """How the work is spread; changes no row."""
+    """How the work is distributed; does not change any row."""
 
     actors: int | None = None
-    """actors that each hold a model; default = one a GPU, or one for every four CPU cores"""
+    """number of actors, each with one model; default = one per GPU, or one per four CPU cores"""
     gpus_per_actor: float | None = None
-    """default = 1 where the cluster has GPUs"""
+    """default = 1 if the cluster has GPUs"""
     cpus_per_actor: float | None = None
-    """default = the actor's share of the cores"""
+    """default = an equal share of the cores"""
     verify_actors: int | None = None
-    """actors that each hold a generator; default = as many as there is room for. They start where the others leave room"""
+    """number of actors with a generator; default = as many as fit. They start where the other actors leave room"""
     gpus_per_verifier: float | None = None
-    """default = as an actor's"""
+    """default = as gpus-per-actor"""
     address: str | None = None
-    """of a Ray cluster; default = RAY_ADDRESS, or a Ray of this machine only"""
+    """address of a Ray cluster; default = RAY_ADDRESS, or a local Ray on this machine"""
     attempts: int = 3
-    """tries that a shard has before it is given up; a lost node does not count, so more only where actors are killed"""
+    """attempts per shard before giving up; a lost node does not count, so increase it only if actors get killed"""
     shard_timeout: float = 6 * 3600.0
-    """seconds after which an actor that is still on one shard is replaced"""
+    """seconds on one shard after which an actor is replaced"""
     shards_at_once: int = 4
-    """shards that fill an actor's lanes together, so that none is idle while one ends; near the end of a job fewer"""
+    """shards that share an actor's lanes, so that no lane is idle while a shard ends; fewer near the end of a job"""
     parts: int = 1
-    """tasks that each shard is cut into: a lost actor loses less, and the last shards are shared"""
+    """tasks per shard; with more, a lost actor loses less work, and the last shards are shared between actors"""
 
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
@@ -184,7 +187,7 @@ class ClusterSettings:
 
 
 def cluster_address(settings: ClusterSettings) -> str | None:
-    """The Ray cluster that is meant; None = a Ray of this machine only."""
+    """The Ray cluster to use; None = a local Ray on this machine."""
     address = settings.address or os.environ.get("RAY_ADDRESS")
     return None if address in (None, "", "local") else address
 
@@ -201,4 +204,4 @@ _RANGES: dict[str, tuple[float, float]] = {
     "shards_at_once": (1, 1000),
     "parts": (1, 10_000),
 }
-"""of the cluster's settings: what each may be"""
+"""allowed range of each cluster setting"""

@@ -1,4 +1,4 @@
-"""What the reports of a job say together, in a line each."""
+"""One-line summaries of the reports of a job."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from pipeline.rows import ShardReport
 
 _EXTENSIONS = 6
-"""that are named"""
+"""number of extensions to list"""
 
 
 def nothing_learned(reports: Iterable[ShardReport], noun: str = "image") -> str | None:
-    """Where not one prompt was learned: so, and what was found instead.
+    """If not a single prompt was learned, a line that says so and what was found instead; else None.
 
     Args:
+        reports: of finished shards; read up to the first one with a prompt.
         noun: what prompts are learned for.
-        reports: of finished shards; no more of them are read than up to the first with a prompt.
     """
     seen: list[ShardReport] = []
     for report in reports:
@@ -34,12 +34,12 @@ def nothing_learned(reports: Iterable[ShardReport], noun: str = "image") -> str 
 
 
 def without_picture(reports: Iterable[ShardReport]) -> str | None:
-    """How many keys have no picture, and what they have instead: `12 keys have no picture: extensions json, npy`."""
+    """How many keys have no image, and what they have instead: `12 keys have no picture: extensions json, npy`."""
     count, found = 0, Counter[str]()
     for report in reports:
         count += report.failed.get("no_image", 0)
         for failure in report.failures:
-            if failure["reason"].startswith("no image of this key"):  # as pipeline.sources.tars has it
+            if failure["reason"].startswith("no image of this key"):  # the wording of pipeline.sources.tars
                 found.update(failure["reason"].partition("; found ")[2].split(", "))
     if not count:
         return None

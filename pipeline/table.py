@@ -1,16 +1,16 @@
-"""The output folder: one Parquet and one report a shard, written so that nothing half-done looks finished.
+"""The output folder: one Parquet file and one report per shard, written so that unfinished work never looks finished.
 
-out/<stem>.parquet     built in memory, published in one step
-out/_reports/<stem>.json   written after it: the marker of a finished shard
-out/_run.json          the settings and who began; another run may only add to the folder with the same settings
-out/_inputs/*.json     which address has which stem, written before any work
-out/_SUCCESS           when every shard is done
-out/.huggingface.yaml  tells `datasets` which files are the tables
+out/<stem>.parquet         built in memory, published atomically
+out/_reports/<stem>.json   written last; marks a finished shard
+out/_run.json              the settings and the process; only runs with the same settings may add to the folder
+out/_inputs/*.json         maps stems to URLs; written before any work
+out/_SUCCESS               every shard is done
+out/.huggingface.yaml      tells `datasets` which files are the tables
 
-Verification (`pipeline/stages/verify.py`) fills in the last columns of the Parquet and has files like these of its own:
+Verification (`pipeline/stages/verify.py`) fills in the last columns of the Parquet files and adds its own files:
 
-out/_verify.json, out/_verified/<stem>.json   its settings, and the marker of a verified shard
-out/_regenerated/<stem>.tar                   the pictures that were made, if they are kept
+out/_verify.json, out/_verified/<stem>.json   its settings; marks a verified shard
+out/_regenerated/<stem>.tar                   the generated images, if they are kept
 """
 
 import contextlib
@@ -38,17 +38,17 @@ _DATASET_CARD = b"configs:\n- config_name: default\n  data_files: '*.parquet'\n"
 
 
 class PromptTable(RowFiles):
-    """An output folder with its tables of prompts: who may write to it, and which units are finished."""
+    """An output folder with tables of prompts: who may write to it, and which units are finished."""
 
     def check(self) -> bool:
-        """See whether this run may write here; changes nothing.
+        """Check whether this run may write here, without changing anything.
 
         Returns:
-            True where a run with the same settings was here before, or is at work now.
+            True if a run with the same settings was here before or is running.
 
         Raises:
-            UserError: the folder holds another run's output with other settings, or cannot be read. Where that run has
-                written no row and is not at work on this machine, its claim does not count.
+            UserError: the folder has output of a run with different settings, or cannot be read. A run that has written no row
+                and is not alive on this machine does not count.
         """
         self.check_bookkeeping()
         try:
@@ -69,11 +69,11 @@ class PromptTable(RowFiles):
         return False
 
     def _expect_unclaimed(self) -> None:
-        """Raises UserError where there is no `_run.json`, and yet rows of other settings or another program's output."""
+        """Raise UserError if rows with other settings or another program's output exist although `_run.json` does not."""
         reports = self.reports()
         if any(report.fingerprint != self.fingerprint for report in reports):
             raise UserError(
-                f"{self.url} holds prompts of other settings, and _run.json, which says of which, is missing; "
+                f"{self.url} holds prompts of other settings, and _run.json, which describes them, is missing; "
                 "choose another --output"
             )
         if not reports and self._exists(self.at("_SUCCESS")):
@@ -81,23 +81,22 @@ class PromptTable(RowFiles):
 
     def _of_others(self, name: str) -> str:
         return (
-            f"{self.url}/{name} is there already and was not written by a job of this project; "
-            "it is left alone: choose another --output"
+            f"{self.url}/{name} is there already and was not written by a job of this project; choose another --output"
         )
 
     def _has_rows(self) -> bool:
-        """True where a run has finished a shard, or a part of one."""
+        """True if a run has finished a shard or a part."""
         if self.names("_reports", ".json") or self.folders("_parts"):
             return True
         metadata = (self.read_metadata(f"{stem}.parquet") for stem in self.names("", ".parquet"))
-        return any(found is not None and b"pez" in found for found in metadata)  # of a crash before the report
+        return any(found is not None and b"pez" in found for found in metadata)  # after a crash before the report
 
     def _refuse(self, earlier: dict[str, Any]) -> None:
-        """Raises UserError: the folder is another run's."""
+        """Raise UserError: the folder belongs to another run."""
         theirs = upgraded(earlier.get("settings") or {})
         if theirs.get("version") != self.settings.get("version"):
             raise UserError(
-                f"{self.url} was written by another version of this project, whose prompts are not the same; "
+                f"{self.url} was written by another version of this project, which learns different prompts; "
                 "finish it with that version, or choose another --output"
             )
         raise UserError(
@@ -106,10 +105,10 @@ class PromptTable(RowFiles):
 
     @classmethod
     def written(cls, url: str) -> "PromptTable":
-        """The folder of an earlier run, with the settings of that run.
+        """Open the folder of an earlier run, with its settings.
 
         Raises:
-            UserError: no run wrote there, or it cannot be read.
+            UserError: there is no run, or it cannot be read.
         """
         folder = cls(url, {})
         run = folder.read_json("_run.json")
@@ -120,32 +119,32 @@ class PromptTable(RowFiles):
         return cls(url, upgraded(run["settings"]))
 
     def shards(self) -> list[Unit]:
-        """The finished shards, from their reports."""
+        """The finished shards, according to their reports."""
         return listed_units([Unit(report.shard, report.stem) for report in self.reports()], self)
 
     def reports(self, limit: int | None = None) -> list[ShardReport]:
-        """Reports of finished shards, of the first so many."""
+        """Reports of finished shards, up to a limit."""
         stems = sorted(self._finished_stems())[:limit]
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
             found = pool.map(self._report, stems)
             return [report for report in found if report is not None]
 
     def claim(self) -> bool:
-        """Write this run's settings down; of two runs at once with different settings, one is refused.
+        """Record this run's settings. Of two concurrent runs with different settings, one is refused.
 
         Returns:
-            True where a run with the same settings was here before, or is at work now.
+            True if a run with the same settings was here before or is running.
 
         Raises:
-            UserError: the folder is not writable, or another run claimed it meanwhile with other settings.
+            UserError: the folder is not writable, or another run with different settings has claimed it meanwhile.
         """
         earlier = self.check()
         abandoned = not earlier and self._claimed()
         run = {"fingerprint": self.fingerprint, "settings": self.settings, "all_settings": self.in_full}
         run["claimed_by"] = this_process()
         try:
-            # Written again where it is there already: a folder that has become read-only is found out now.
-            self.put("_run.json", (json.dumps(run, indent=2) + "\n").encode(), first=not earlier and not abandoned)
+            # Rewrite an existing file, to find out now if the folder has become read-only.
+            self.put("_run.json", (json.dumps(run, indent=2) + "\n").encode(), if_absent=not earlier and not abandoned)
             if self.at("_run.json") == f"{self.path}/_run.json" and not self._exists(self.at(".huggingface.yaml")):
                 self.put(".huggingface.yaml", _DATASET_CARD)
         except FileExistsError:
@@ -154,7 +153,7 @@ class PromptTable(RowFiles):
             raise UserError(str(error)) from error
         if abandoned:
             self.remove("_inputs")
-        self.remove("_SUCCESS")  # there is work, so not every shard is done
+        self.remove("_SUCCESS")  # there is work to do
         self.check_claim()
         return earlier
 
@@ -165,34 +164,33 @@ class PromptTable(RowFiles):
             return True
 
     def check_claim(self) -> None:
-        """Raises UserError where another run has claimed the folder with other settings."""
+        """Raise UserError if a run with different settings has claimed the folder."""
         run = self.read_json("_run.json")
         if run is not None and not self._is_same(run):
             self._refuse(run)
 
     def _is_same(self, run: dict[str, Any]) -> bool:
-        """True where a `_run.json`, of this version or an earlier one, has these settings."""
+        """True if a `_run.json`, of this or an earlier version, has these settings."""
         theirs = run.get("settings")
         if run.get("fingerprint") == self.fingerprint:
             return True
         return isinstance(theirs, dict) and fingerprint(upgraded(theirs)) == self.fingerprint
 
     def pending(self, shards: Sequence[Unit]) -> list[Unit]:
-        """The shards that are not finished yet, see `divide`."""
+        """The unfinished shards; see `divide`."""
         return self.divide(shards)[1]
 
     def divide(self, shards: Sequence[Unit], retry_failed: bool = False) -> tuple[list[Unit], list[Unit]]:
-        """The shards that are finished, and those that are not; each with the stem that it has in this folder.
+        """Split shards into finished and unfinished ones, each with its stem in this folder.
 
-        A shard is known by its address, and keeps the stem that it was given first. Listings and what earlier runs recorded
-        tell it; a report is read only where nothing was recorded of its stem. A stem of another address is left to it: the
-        shard gets a stem of its own.
+        A shard is identified by its URL and keeps its first stem. Listings and the records of earlier runs provide it; a report
+        is read only if there is no record of its stem. If the stem belongs to another URL, the shard gets a new one.
 
         Args:
-            retry_failed: a shard is not finished while it has rows that are not ok; this reads every report.
+            retry_failed: count a shard as unfinished while it has rows that are not ok; this reads every report.
 
         Raises:
-            UserError: a Parquet that no job of ours wrote stands where a shard's would be.
+            UserError: another program's Parquet file has the name of a shard's.
         """
         finished = self._finished_stems()
         owners = self._owners()
@@ -221,12 +219,12 @@ class PromptTable(RowFiles):
         return done, left
 
     def _finished_stems(self) -> set[str]:
-        """Stems with a whole Parquet and a whole report."""
+        """Stems with a complete Parquet file and a complete report."""
         both = self.names("_reports", ".json") & self.names("", ".parquet")
         return self.whole(self.whole(both, "_reports/{}.json"), "{}.parquet")
 
     def _expect_ours(self, stems: Sequence[str], owners: Mapping[str, set[str]]) -> None:
-        """Raises UserError where another program's Parquet would be written over."""
+        """Raise UserError if another program's Parquet file would be overwritten."""
         there = self.names("", ".parquet")
         for stem in stems:
             if stem in there and stem not in owners:
@@ -235,7 +233,7 @@ class PromptTable(RowFiles):
                     raise UserError(self._of_others(f"{stem}.parquet"))
 
     def record(self, shards: Sequence[Unit]) -> None:
-        """Write down which address has which stem, where no run has; before any work, so that `divide` can rely on it."""
+        """Record the stems of new URLs, before any work, so that `divide` can rely on them."""
         owners = self._owners()
         new = {shard.stem: shard.url for shard in shards if shard.url not in owners.get(shard.stem, ())}
         if new:
@@ -243,7 +241,7 @@ class PromptTable(RowFiles):
             self.put(f"_inputs/{hashlib.sha256(data).hexdigest()[:16]}.json", data)
 
     def finished(self, shard: Unit) -> ShardReport | None:
-        """The report of a shard that is done, or None."""
+        """The report of a finished shard, or None."""
         report = self._report(shard.stem)
         if report is None or report.shard != shard.url:
             return None
@@ -257,7 +255,7 @@ class PromptTable(RowFiles):
         return report if self.whole([shard.stem], "{}.parquet") else None
 
     def _report(self, stem: str) -> ShardReport | None:
-        """What a report says; None where there is none, or none that can be read: its shard is done again."""
+        """Read a report; None if it is missing or damaged, and then its shard is redone."""
         try:
             values = self.read_json(f"_reports/{stem}.json")
         except DamagedError:
@@ -272,14 +270,14 @@ class PromptTable(RowFiles):
         left_out: Mapping[str, int] | None = None,
         warnings: Sequence[str] = (),
     ) -> ShardReport:
-        """Write a shard's rows, then its report: a crash between the two leaves the shard to be done again.
+        """Write a shard's rows, then its report; after a crash in between, the shard is redone.
 
         Args:
             left_out, warnings: for the report.
 
         Raises:
-            OutputError: the folder does not take them: full, read-only, or an object store that keeps failing.
-            UserError: another run has claimed the folder with other settings.
+            OutputError: the files cannot be written: full, read-only, or an object store that keeps failing.
+            UserError: a run with different settings has claimed the folder.
         """
         self.check_claim()
         report = report_of(shard, rows, seconds, self.fingerprint, left_out, warnings)
@@ -288,33 +286,33 @@ class PromptTable(RowFiles):
         return report
 
     def succeed(self, shards: Sequence[Unit] = ()) -> None:
-        """Mark the whole job as done and sweep what crashed writers left.
+        """Mark the job as done and remove leftovers of crashed writers.
 
         Args:
             shards: of the job.
 
         Raises:
-            OutputError: files of the shards are not there, or the folder does not take the mark.
+            OutputError: files of the shards are missing, or the marker cannot be written.
         """
         there = self.names("_reports", ".json") & self.names("", ".parquet")
         missing = [shard for shard in shards if shard.stem not in there]
         if missing:
             raise OutputError(
-                f"{len(missing)} of {len(shards)} tables are not in {self.url}, {missing[0].stem}.parquet among them: they "
-                "were removed, or the actors write to another folder of this name; give --output on a shared disk or in an "
-                "object store"
+                f"{len(missing)} of {len(shards)} tables are not in {self.url}, including {missing[0].stem}.parquet: they were "
+                "removed, or the actors write to another folder of this name; use an --output on a shared disk or in an object "
+                "store"
             )
         self.put("_SUCCESS", b"")
         if self.local:
             for folder in map(self.at, ("", "_reports", "_verified", "_regenerated")):
                 for entry in os.scandir(folder) if os.path.isdir(folder) else ():
                     if entry.name.startswith(".") and ".tmp-" in entry.name:
-                        with contextlib.suppress(FileNotFoundError):  # another run has just swept or published it
+                        with contextlib.suppress(FileNotFoundError):  # another run has just removed or published it
                             if time.time() - entry.stat().st_mtime > 3600:
                                 os.unlink(entry.path)
 
     def _owners(self) -> dict[str, set[str]]:
-        """Addresses by stem, as recorded by this and earlier runs; more than one where runs had other inputs."""
+        """URLs by stem, as recorded by all runs; more than one if runs had different inputs."""
         names = [f"_inputs/{name}.json" for name in self.names("_inputs", ".json")]
         owners: dict[str, set[str]] = {}
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
@@ -327,4 +325,4 @@ class PromptTable(RowFiles):
         try:
             return self.read_json(name) or {}
         except DamagedError:
-            return {}  # the reports tell
+            return {}  # fall back on the reports

@@ -1,4 +1,4 @@
-"""What is shown to people: text of strangers made harmless, tables that fit the screen, output that never ends a job."""
+"""Terminal output: untrusted text made harmless, tables that fit the screen, output errors that never end a job."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-_WIDTH_OF_FILES = 160  # columns, where output is no terminal and COLUMNS is not set
+_WIDTH_OF_FILES = 160  # columns, if output is not a terminal and COLUMNS is not set
 _GAP = 2  # columns between two columns of a table
 
 
@@ -24,17 +24,17 @@ def open_console() -> Console:
 
 
 def say(console: Console, line: str, style: str | None = None) -> None:
-    """Print a line as it is: no markup, no colours of numbers, not broken into lines."""
+    """Print a line literally: no markup, no highlighting, no wrapping."""
     console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def plain(text: str) -> str:
-    """Text of strangers for a terminal: line breaks, escapes and other characters that do not print are spelled out."""
+    """Make untrusted text safe for a terminal: line breaks, escapes and other unprintable characters are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def encodable(text: str, encoding: str) -> str:
-    """Text in which characters that an encoding does not have are spelled out, as Python's backslashreplace does."""
+    """Escape characters that an encoding lacks, as Python's backslashreplace does."""
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
@@ -44,7 +44,7 @@ def count(number: int, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say it."""
+    """Format a duration for people."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -53,7 +53,7 @@ def duration(seconds: float) -> str:
 
 
 class Activity:
-    """What is being done before there is anything to count: a spinner in a terminal, a plain line elsewhere."""
+    """Shows what happens before there is anything to count: a spinner in a terminal, plain lines elsewhere."""
 
     def __init__(self, console: Console, first: str) -> None:
         self.console, self.first = console, first
@@ -71,7 +71,7 @@ class Activity:
             self.status.stop()
 
     def counted(self, doing: str, of: int, every: float = 10.0) -> Callable[[], None]:
-        """Something begins that has so many steps; the function that is returned is called after each of them."""
+        """Start an activity of `of` steps; returns a function to call after each step."""
         self.now(doing)
         start = printed = time.monotonic()
         done = 0
@@ -88,7 +88,7 @@ class Activity:
         return step
 
     def now(self, doing: str) -> None:
-        """Something else begins."""
+        """Show another activity."""
         if self.status:
             self.status.update(Text(plain(doing)))
         else:
@@ -100,8 +100,8 @@ class Column:
     """A column of a `FittedTable`.
 
     Args:
-        role: a number is never cut; a text keeps its width as far as there is room, and is wrapped; a name and an aside
-            give way: a name loses its middle, as its end often tells more, an aside its end, or all of the column.
+        role: a number is never shortened; a text keeps its width if possible, and wraps. A name loses its middle, because its
+            end is often informative. An aside loses its end, or the whole column.
     """
 
     title: str
@@ -110,15 +110,15 @@ class Column:
 
 
 class FittedTable:
-    """A table that fits the width of the console it is printed on: the text can be read, whatever else is shown.
+    """A table that fits the width of its console and keeps the text readable.
 
     Args:
         columns: one of them is a text.
-        rows: of cells, in the order of the columns.
+        rows: lists of cells, in the order of the columns.
     """
 
-    _NAME, _TEXT, _ASIDE = 12, 30, 16  # columns that each keeps as long as the others can give way
-    _WIDEST_NAME, _WIDEST_TEXT, _WIDEST_ASIDE = 40, 80, 60  # that each takes before the others have what they want
+    _NAME, _TEXT, _ASIDE = 12, 30, 16  # minimum widths
+    _WIDEST_NAME, _WIDEST_TEXT, _WIDEST_ASIDE = 40, 80, 60  # widths to fill before any column gets more
 
     def __init__(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
         self.columns, self.rows = list(columns), [[plain(cell) for cell in row] for row in rows]
@@ -143,7 +143,7 @@ class FittedTable:
         yield table
 
     def _widths(self, rows: list[list[str]], room: int) -> list[int]:
-        """Of each column; 0 = not shown."""
+        """The width of each column; 0 = hidden."""
         roles = [column.role for column in self.columns]
         wanted = [max([cell_len(c.title), *(cell_len(row[i]) for row in rows)]) for i, c in enumerate(self.columns)]
         limits = {"text": self._WIDEST_TEXT, "name": self._WIDEST_NAME, "aside": self._WIDEST_ASIDE}
@@ -153,7 +153,7 @@ class FittedTable:
         def needed() -> int:
             return sum(min(wanted[i], least.get(roles[i], wanted[i])) for i in shown) + _GAP * (len(shown) - 1)
 
-        for i in reversed(shown[:]):  # what is at the right is dropped first; a text, its name and one number stay
+        for i in reversed(shown[:]):  # drop from the right; keep text, name and one number
             is_first_number = roles[i] == "number" and i == roles.index("number")
             if needed() > room and roles[i] in ("number", "aside") and not is_first_number:
                 shown.remove(i)
@@ -164,7 +164,7 @@ class FittedTable:
                 if roles[i] == role:
                     more = max(0, min(min(wanted[i], limit) - widths[i], left))
                     widths[i], left = widths[i] + more, left - more
-        for i in shown:  # where there is no room for the least
+        for i in shown:  # not enough room for the minimum widths
             if left < 0 and roles[i] in ("name", "text"):
                 less = min(-left, max(widths[i] - 8, 0))
                 widths[i], left = widths[i] - less, left + less
@@ -172,7 +172,7 @@ class FittedTable:
 
 
 def _cut(text: str, width: int, role: str, ellipsis: str) -> str:
-    """A name without its middle, an aside without its end, where they are too long; a text as it is."""
+    """Shorten a name in the middle and an aside at the end; leave a text as it is."""
     if role == "text" or cell_len(text) <= width:
         return text
     room = max(width - len(ellipsis), 0)
@@ -215,7 +215,7 @@ def _number(value: float | None) -> str:
 
 
 class Output:
-    """A stream that drops what cannot be written, so that a reader who has gone or a full disk decides over no job."""
+    """A stream that drops what cannot be written, so that a closed pipe or a full disk never ends a job."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -242,7 +242,7 @@ class Output:
             yield
         except OSError as error:
             if isinstance(error, BrokenPipeError):
-                # What is still buffered would fail again when Python flushes at its end, and change the exit status.
+                # Buffered text would fail again when Python flushes at exit, and change the exit status.
                 with contextlib.suppress(OSError, ValueError):
                     nowhere = os.open(os.devnull, os.O_WRONLY)
                     os.dup2(nowhere, self._stream.fileno())
@@ -250,17 +250,17 @@ class Output:
 
 
 def harden_output() -> None:
-    """Let nothing that is printed end the process: characters are spelled out, and what cannot be written is dropped."""
+    """Make sure that printing never ends the process: unencodable characters are escaped, failed writes dropped."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, Output):
             continue
-        if stream is None:  # closed by who started us, as by `>&-`
+        if stream is None:  # closed by the parent, as with `>&-`
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
             continue
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-        if stream is getattr(sys, f"__{name}__"):  # not one that a test or a notebook has put there
+        if stream is getattr(sys, f"__{name}__"):  # not replaced by a test or a notebook
             setattr(sys, name, Output(stream))
 
 
@@ -268,12 +268,12 @@ _warned: set[str] = set()
 
 
 def warn(text: str) -> None:
-    """Print a warning, each text once a command."""
+    """Print a warning; each text once per command."""
     if text not in _warned:
         _warned.add(text)
         print(f"warning: {plain(text)}", file=sys.stderr)
 
 
 def forget_warnings() -> None:
-    """A command begins."""
+    """Reset at the start of a command."""
     _warned.clear()

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from running import ROOT
@@ -13,7 +14,8 @@ def test_the_python_of_the_readme_runs_offline(
 ) -> None:
     [block] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(ROOT)
-    exec(block.replace("tokens=8", "tokens=8, steps=20, swaps=2"), names := {})
+    names: dict[str, Any] = {}
+    exec(block.replace("tokens=8", "tokens=8, steps=20, swaps=2"), names)
     assert names["prompt"].text in capsys.readouterr().out
     assert len(names["shorter"].token_ids) == 4
 

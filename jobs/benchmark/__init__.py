@@ -1,3 +1,3 @@
-"""`pez benchmark`: speed, quality for the time, and what the pipeline adds."""
+"""`pez benchmark`: speed, quality against time, and overhead of the pipeline."""
 
 from jobs.benchmark.job import main as main

@@ -1,7 +1,7 @@
 """Score against steps and seconds, for `jobs.benchmark --curve`: baseline, engine exact, engine default.
 
-All learn prompts for the same held-out scenes; the first two start at the same random tokens. The score is the similarity of
-the re-tokenised text, under the guide and, for the demo, under the judge, which had no part in the learning.
+All three learn prompts for the same held-out scenes; the first two start at the same random tokens. The score is the
+similarity of the re-tokenized text under the guide and, for the demo, under the judge.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import pez
 from pez import cost
 from pez.demo import scenes
 from pez.engine import Engine, OnStep
-from pez.methods.pez import sixteens
+from pez.methods.pez import round_up_to_16
 from pez.methods.published import learn_as_published
 from pez.models.clip import Clip
 from pez.objectives.clip import ClipObjective
@@ -31,31 +31,31 @@ CHECKPOINTS = (10, 20, 50, 100, 200, 300, 500, 1000, 2000, 3000)
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A method after so many steps, over all scenes."""
+    """A method after a number of steps, over all scenes."""
 
     method: str
     steps: int
     similarity: float
     interval: float
-    """half of the 95% interval of the mean"""
+    """half-width of the 95% interval of the mean"""
     judged: float | None
     """similarity under the judge"""
     judged_interval: float | None
     seconds: float
-    """an image"""
+    """per image"""
     gflop: float
-    """an image, counted"""
+    """per image, counted"""
     images: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Gain:
-    """What the default's last point has over the exact mode's last, scene by scene."""
+    """The gain of the default's last point over the exact mode's last, scene by scene."""
 
     similarity: float
     """mean of the differences under the guide"""
     interval: float
-    """half of the 95% interval of that mean; less than those of the two, as scenes differ more than methods do"""
+    """half-width of the 95% interval of that mean; smaller than for the two scores, as scenes differ more than methods"""
     judged: float | None
     judged_interval: float | None
 
@@ -73,11 +73,11 @@ def curves(
 
     Args:
         settings: of the default method; its steps are those of the last default point.
-        baseline_steps: steps of the baseline, one prompt after the other.
-        exact_steps: steps of the engine's exact mode, all prompts at once.
+        baseline_steps: steps of the baseline, which learns one prompt after another.
+        exact_steps: steps of the engine's exact mode, which learns all prompts at once.
     """
-    pictures = [Image.fromarray(scenes.render(s)) for s in scenes.held_out_scenes(images)]
-    measure = _Measure(clip, judge, pictures, settings, say)
+    originals = [Image.fromarray(scenes.render(s)) for s in scenes.held_out_scenes(images)]
+    measure = _Measure(clip, judge, originals, settings, say)
     say(f"{'method':10s}{'steps':>7s}{'similarity':>18s}{'judge':>18s}{'s/image':>10s}{'GFLOP':>9s}")
     if clip.device.type != "cpu":
         measure.warm_up()
@@ -93,38 +93,38 @@ class _Measure:
         self,
         clip: Clip,
         judge: Clip | None,
-        pictures: list[Image.Image],
+        images: list[Image.Image],
         settings: pez.PezSettings,
         say: Callable[[str], None],
     ) -> None:
         self.clip, self.settings, self.say = clip, settings, say
         self.models = [clip] if judge is None else [clip, judge]
-        self.features = [model.image_features(pictures) for model in self.models]
-        # The default takes those of the allowed tokens that survive decoding and re-encoding, the other two all of them.
+        self.features = [model.image_features(images) for model in self.models]
+        # The default uses the allowed tokens that survive decoding and re-encoding; the other two use all allowed tokens.
         self.plain, self.vocabulary = (
             clip.vocabulary(dataclasses.replace(settings, method=method)) for method in ("pez", "default")
         )
-        self.lanes = sixteens(len(pictures))
+        self.lanes = round_up_to_16(len(images))
         self.objective = ClipObjective(clip.encoder(settings.tokens))
         self.points: list[Point] = []
-        self.scores: list[list[Tensor]] = []  # of each point: under each model, (scenes,)
+        self.scores: list[list[Tensor]] = []  # for each point and model: (scenes,)
 
     def tasks(self) -> list[Task]:
         return [Task(f"{i}", target, handle=i) for i, target in enumerate(self.features[0])]
 
     def warm_up(self) -> None:
-        """Load kernels and compile, so that no method's seconds hold it."""
+        """Load kernels and compile, so that no method's time includes it."""
         self.learn(self.vocabulary, dataclasses.replace(self.settings, steps=1, method="default"))
 
     def learn(
         self, vocabulary: Vocabulary, settings: pez.PezSettings, on_step: OnStep | None = None
     ) -> dict[int, Tensor]:
-        """(tokens,) int64 ids by the number of the scene, all learned at once."""
+        """(tokens,) int64 ids by scene number, all learned at once."""
         engine = Engine(self.objective, vocabulary, settings, self.lanes, on_step)
         return {each.task.handle: each.token_ids for finished in engine.run(self.tasks()) for each in finished}
 
     def baseline(self, steps: int) -> None:
-        """Prompt after prompt, as published."""
+        """One prompt after another, as published."""
         marks = _checkpoints(steps)
         seen = {s: (torch.empty(0), 0.0) for s in marks}
         found: dict[int, list[Tensor]] = {s: [] for s in marks}
@@ -167,7 +167,7 @@ class _Measure:
         self.learn(self.plain, settings, look)
 
     def default(self, steps: int) -> None:
-        """Few gradient steps, then swaps."""
+        """A few gradient steps, then swaps."""
         settings = dataclasses.replace(self.settings, steps=steps, method="default")
         start = time.perf_counter()
         ids = self.learn(self.vocabulary, settings)
@@ -179,7 +179,7 @@ class _Measure:
         self._add("default", steps, torch.stack([ids[i] for i in range(len(ids))]), seconds, flop)
 
     def gain(self) -> Gain:
-        """The last default point over the last exact one."""
+        """Compare the last default point with the last exact one."""
         last = {point.method: scores for point, scores in zip(self.points, self.scores, strict=True)}
         pairs = zip(last["default"], last["exact"], strict=True)
         (mean, half), *judged = [_mean_and_interval(ours - theirs) for ours, theirs in pairs]
@@ -209,15 +209,15 @@ def _checkpoints(steps: int) -> list[int]:
 
 
 def _mean_and_interval(values: Tensor) -> tuple[float, float]:
-    """The mean, and half of its 95% interval."""
+    """The mean and the half-width of its 95% interval."""
     return float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
 
 
 def plot_curves(points: list[Point], path: Path) -> None:
     """Draw similarity against seconds and against counted operations.
 
-    The baseline, one prompt after the other, seldom gets far: where its steps end, a dashed line goes on with the scores of
-    the exact mode, which takes the same steps, at the baseline's seconds and operations a step.
+    The baseline learns one prompt after another, so it rarely gets far. Beyond its last step, a dashed line shows the scores of
+    the exact mode, which takes the same steps, at the baseline's seconds and operations per step.
     """
     import matplotlib
 
@@ -227,7 +227,7 @@ def plot_curves(points: list[Point], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, constrained_layout=True)
     baseline, exact, default = ([p for p in points if p.method == name] for name in ("baseline", "exact", "default"))
     further = [p for p in exact if p.steps >= baseline[-1].steps]
-    for axis, value, label in zip(axes, ("seconds", "gflop"), ("seconds an image", "GFLOP an image"), strict=True):
+    for axis, value, label in zip(axes, ("seconds", "gflop"), ("seconds per image", "GFLOP per image"), strict=True):
         each = getattr(baseline[-1], value) / baseline[-1].steps
         lines = [
             ("as published", "#777777", "o-", baseline, [getattr(p, value) for p in baseline]),

@@ -1,12 +1,11 @@
-"""How fast, and how good for the time: the engine beside the plain algorithm, on this machine, in one run.
+"""Measure speed, and quality against time: the engine and the published algorithm on this machine, in one run.
 
     python -m jobs.benchmark                                        # ViT-B-32, 8 tokens
     python -m jobs.benchmark --device cuda --model ViT-H-14 --tokens 16 --lanes 512 1024 2048 --json bench.json
     python -m jobs.benchmark --curve --model demo --images 256 --plot curve.png
-    python -m jobs.benchmark --overhead                             # what the pipeline adds to the method
+    python -m jobs.benchmark --overhead                             # overhead of the pipeline
 
-No Ray, no files. Speed does not depend on the weights, so they are random unless
---pretrained names some.
+No Ray, no files. Speed does not depend on the weights, so they are random unless --pretrained is given.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def run(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the benchmark; returns its exit status.
 
     Raises:
-        UserError: options that cannot be followed.
+        UserError: invalid options.
     """
     options = parser(prog or command.prog_of(sys.argv[0])).parse_args(arguments)
     check(options)
@@ -48,7 +47,7 @@ def run(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     device = torch.device(usable_device(options.device))
     if options.threads:
         torch.set_num_threads(options.threads)
-    torch.manual_seed(0)  # random weights and targets are those of every run
+    torch.manual_seed(0)  # the same random weights and targets in every run
     if options.overhead:
         result = benchmark_overhead(options, device)
     else:
@@ -59,7 +58,7 @@ def run(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Find what is wrong with the options before any work.
+    """Check the options before any work.
 
     Raises:
         UserError: a number out of range, a file that cannot be written, or an option that would be ignored.
@@ -71,19 +70,19 @@ def check(options: argparse.Namespace) -> None:
             if each is not None and not least <= each <= most:
                 raise UserError(f"{option_of(name)} is {each}; expected {least:g} to {most:g}")
     if options.lanes is not None and not options.lanes:
-        raise UserError("--lanes is empty; expected one number or more")
+        raise UserError("--lanes is empty; expected one or more numbers")
     if options.curve and options.overhead:
-        raise UserError("--curve and --overhead are given; expected one of them")
+        raise UserError("--curve and --overhead are both given; expected one of them")
     of_curve = {"images", "baseline_steps", "exact_steps", "swaps", "plot"}
     changed = sorted(name for name in of_curve if getattr(options, name) != _CURVE.get(name))
     if changed and not options.curve:
-        raise UserError(f"--{changed[0].replace('_', '-')} has no meaning without --curve")
+        raise UserError(f"--{changed[0].replace('_', '-')} has no effect without --curve")
     expect_writable(options.json, "--json")
     expect_writable(options.plot, "--plot")
 
 
 _CURVE = {"images": 256, "baseline_steps": 300, "exact_steps": 3000, "swaps": 24}
-"""what these are if they are not given"""
+"""defaults"""
 _RANGES: dict[str, tuple[float, float]] = {
     "tokens": (1, 1000),
     "steps": (1, 1e9),
@@ -95,7 +94,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "swaps": (0, 1e9),
     "exact_steps": (1, 1e9),
 }
-"""what each may be"""
+"""allowed range of each option"""
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -105,9 +104,11 @@ def parser(prog: str) -> argparse.ArgumentParser:
     options.add_argument("--pretrained", default="none", help="tag or checkpoint file; none = random weights")
     options.add_argument("--tokens", type=int, default=8)
     options.add_argument("--steps", type=int, default=500, help="of an image, for images an hour and for --curve")
-    options.add_argument("--device", help="cpu or cuda; default = cuda where there is one")
+    options.add_argument("--device", help="cpu or cuda; default = cuda if available")
     options.add_argument(
-        "--precision", choices=("fp32", "bf16"), help="of the engine; default = bf16 where it is fast, fp32 for --curve"
+        "--precision",
+        choices=("fp32", "bf16"),
+        help="of the engine; default = bf16 if the hardware supports it, fp32 for --curve",
     )
     options.add_argument(
         "--lanes", type=int, nargs="+", action="extend", help="one or more; default = 64 on a CPU, 1024 on a GPU"
@@ -116,25 +117,25 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "--compiled", action=argparse.BooleanOptionalAction, help="compile the text tower; default = on a GPU"
     )
     options.add_argument("--threads", type=int, help="CPU threads")
-    options.add_argument("--seconds", type=float, default=8.0, help="that each way of computing is measured for")
+    options.add_argument("--seconds", type=float, default=8.0, help="measuring time per variant")
     options.add_argument(
-        "--vocabulary", choices=("model", "words", "full"), default="model", help="tokens of the engine"
+        "--vocabulary", choices=("model", "words", "full"), default="model", help="allowed tokens of the engine"
     )
     options.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures; its `ratio` is ours over the baseline"
+        "--json", type=Path, metavar="FILE", help="write the figures; `ratio` is the engine over the baseline"
     )
     options.add_argument("--curve", action="store_true", help="score against steps and seconds, on drawn scenes")
-    options.add_argument("--overhead", action="store_true", help="the pipeline beside the bare method, demo CLIP")
-    options.add_argument("--images", type=int, default=_CURVE["images"], help="of --curve")
+    options.add_argument("--overhead", action="store_true", help="the pipeline against the bare method, demo CLIP")
+    options.add_argument("--images", type=int, default=_CURVE["images"], help="images of --curve")
     options.add_argument(
         "--baseline-steps",
         type=int,
         default=_CURVE["baseline_steps"],
-        help="of --curve's baseline, prompt after prompt",
+        help="steps of --curve's baseline, which learns one prompt after another",
     )
     options.add_argument("--swaps", type=int, default=_CURVE["swaps"], help="rounds of --curve's default method")
-    options.add_argument("--exact-steps", type=int, default=_CURVE["exact_steps"], help="of --curve's exact mode")
-    options.add_argument("--plot", type=Path, metavar="PNG", help="picture of --curve (needs matplotlib)")
+    options.add_argument("--exact-steps", type=int, default=_CURVE["exact_steps"], help="steps of --curve's exact mode")
+    options.add_argument("--plot", type=Path, metavar="PNG", help="figure of --curve (needs matplotlib)")
     return options
 
 
@@ -148,10 +149,10 @@ def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[s
     precision = options.precision or ("bf16" if fast_bfloat16(device) else "fp32")
     lanes = options.lanes or ([64] if device.type == "cpu" else [1024])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # random weights are meant here
+        warnings.simplefilter("ignore")  # random weights are intended here
         clip = _load(options, device, "fp32")
     settings = pez.PezSettings(tokens=options.tokens, vocabulary=options.vocabulary, method="pez")
-    clip.encoder(options.tokens)  # that they fit the model
+    clip.encoder(options.tokens)  # raises if they do not fit the model
     target = F.normalize(torch.randn(max(lanes), clip.text_features(["a"]).shape[1], device=device), dim=-1)
     print(f"{machine(device)}\n{clip.name}, {options.tokens} tokens\n")
     print(f"{'':38s}{'ms/image-step':>14s}{'ratio':>8s}{'GFLOP':>8s}{'of peak':>9s}{'peak MB':>9s}{'images/h':>10s}")
@@ -168,21 +169,21 @@ def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[s
 
     speeds: list[Speed] = []
     speeds.append(show(time_baseline(clip, target[0], settings, options.seconds)))
-    chosen = len(clip.vocabulary(settings).ids)  # found once for all lane counts, and after the baseline was timed
+    chosen = len(clip.vocabulary(settings).ids)  # cached for all lane counts, and after the baseline was timed
     engine = clip.with_engine(precision, _compiled(options, device))  # type: ignore[arg-type]
     for count in lanes:
         try:
             speeds.append(show(time_engine(clip, engine, target[:count], settings, options.seconds)))
-        except RuntimeError as error:  # out of memory, of the compiler, of the device: the other lane counts still tell
+        except RuntimeError as error:  # memory, compiler or device; other lane counts may work
             print(f"engine, {count} lanes: {type(error).__name__}: {' '.join(str(error).split())[:200]}", flush=True)
     if len(speeds) == 1:
-        raise UserError("the engine ran with none of these lane counts; choose others with --lanes")
+        raise UserError("the engine failed with all of these lane counts; choose others with --lanes")
     best = min(speeds[1:], key=lambda speed: speed.seconds_per_image_step)
     ratio = speeds[0].seconds_per_image_step / best.seconds_per_image_step
     print(
-        f"\nratio {ratio:.1f}: image-steps a second, {best.name} over the baseline;"
+        f"\nratio {ratio:.1f}: image-steps per second, {best.name} over the baseline;"
         f" images/h at {options.steps} gradient steps.\n"
-        f"The baseline projects on all {clip.tower.token_embedding.num_embeddings} tokens, the engine on {chosen}."
+        f"The baseline projects onto all {clip.tower.token_embedding.num_embeddings} tokens, the engine on {chosen}."
     )
     return {
         "ratio": ratio,
@@ -226,7 +227,7 @@ def benchmark_curve(options: argparse.Namespace, device: torch.device) -> dict[s
 
 
 def benchmark_overhead(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """The same pictures through the pipeline and through the bare method."""
+    """The same images through the pipeline and through the bare method."""
     from jobs.benchmark.overhead import measure_overhead
     from jobs.benchmark.speed import machine
 

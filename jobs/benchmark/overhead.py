@@ -1,8 +1,8 @@
-"""What the pipeline adds to the method, for `jobs.benchmark --overhead`: the same pictures as shards and as a list.
+"""Overhead of the pipeline, for `jobs.benchmark --overhead`: the same images as shards and as a list.
 
-The list goes through `pez.learn_prompts`; the shards, four as in the demo, through `caption_shard` side by side, as an actor
-takes them, from tar to published Parquet. Both take turns, and turns in going first, so that a busy machine slows both. What a
-job pays once (start of Ray, loading the model) is left out.
+The list goes through `pez.learn_prompts`. The shards, four as in the demo, go through `learn_unit` concurrently, as in an
+actor, from tar to published Parquet. Both alternate, and alternate in going first, so that a busy machine slows both equally.
+One-time costs of a job (starting Ray, loading the model) are excluded.
 """
 
 import dataclasses
@@ -21,34 +21,34 @@ from pez.demo import scenes
 from pipeline.settings import CaptionSettings
 from pipeline.sources.base import Unit
 from pipeline.sources.demo_shards import write_scenes
-from pipeline.stages.learn import Captioner, caption_shard, describe
+from pipeline.stages.learn import Learner, describe, learn_unit
 from pipeline.table import PromptTable
 
 
 @dataclasses.dataclass(frozen=True)
 class Overhead:
-    """Seconds for all pictures, medians of the rounds."""
+    """Seconds for all images, medians over the rounds."""
 
     images: int
     bare_seconds: float
     pipeline_seconds: float
     share: float
-    """median over the rounds of what the pipeline adds, as a share of the bare time"""
+    """median over the rounds of the overhead, relative to the bare time"""
 
 
 _SHARDS = 4
 
 
 def measure_overhead(method: pez.PezSettings, images: int = 64, rounds: int = 9) -> Overhead:
-    """Time both on the shipped demo CLIP and drawn scenes.
+    """Time both on the demo guide and drawn scenes.
 
     Args:
-        images: in all shards together; all are learned side by side.
+        images: total number of images; all are learned side by side.
     """
     settings = CaptionSettings(model="demo", lanes=-(-images // 16) * 16)
-    captioner = Captioner(settings, method)
+    learner = Learner(settings, method)
     drawn = scenes.held_out_scenes(images)
-    pictures = [Image.fromarray(scenes.render(scene)) for scene in drawn]
+    originals = [Image.fromarray(scenes.render(scene)) for scene in drawn]
     keys = [f"{i:05d}" for i in range(images)]
     bare: list[float] = []
     piped: list[float] = []
@@ -60,8 +60,8 @@ def measure_overhead(method: pez.PezSettings, images: int = 64, rounds: int = 9)
         for i in range(rounds + 1):
             table = PromptTable(f"{folder}/out-{i}", describe(settings, method, "cpu"))
             ways: list[tuple[list[float], Callable[[], None]]] = [
-                (bare, partial(_learn_all, captioner.clip, pictures, method, keys)),
-                (piped, partial(_caption_all, threads, shards, captioner, table)),
+                (bare, partial(_learn_all, learner.clip, originals, method, keys)),
+                (piped, partial(_learn_shards, threads, shards, learner, table)),
             ]
             for seconds, way in ways if i % 2 else reversed(ways):
                 seconds.append(_seconds(way))
@@ -70,12 +70,12 @@ def measure_overhead(method: pez.PezSettings, images: int = 64, rounds: int = 9)
     return Overhead(images, median(bare), median(piped), share)
 
 
-def _learn_all(clip: pez.Clip, pictures: list[Image.Image], method: pez.PezSettings, keys: list[str]) -> None:
-    pez.learn_prompts(clip, pictures, method, keys)
+def _learn_all(clip: pez.Clip, images: list[Image.Image], method: pez.PezSettings, keys: list[str]) -> None:
+    pez.learn_prompts(clip, images, method, keys)
 
 
-def _caption_all(threads: ThreadPoolExecutor, shards: list[Unit], captioner: Captioner, table: PromptTable) -> None:
-    for _ in threads.map(lambda shard: caption_shard(shard, captioner, table), shards):
+def _learn_shards(threads: ThreadPoolExecutor, shards: list[Unit], learner: Learner, table: PromptTable) -> None:
+    for _ in threads.map(lambda shard: learn_unit(shard, learner, table), shards):
         pass
 
 

@@ -1,4 +1,4 @@
-"""Steps of the baseline and of the engine, timed, for `jobs.benchmark`: what is fast is checked to be right as well."""
+"""Time steps of the baseline and the engine for `jobs.benchmark`, and check that fast variants are also correct."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ from pez.tasks import Task
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """One way of computing, measured."""
+    """The measured speed of one variant."""
 
     name: str
     seconds_per_image_step: float
@@ -39,7 +39,7 @@ class Speed:
 
 
 def time_baseline(clip: Clip, target: torch.Tensor, settings: pez.PezSettings, seconds: float) -> Speed:
-    """Time steps of the plain algorithm: the median of as many as fit, the first two left out."""
+    """Time steps of the published algorithm: the median of as many as fit, without the first two."""
     stamps: list[float] = []
     ids = torch.randint(clip.tower.token_embedding.num_embeddings - 2, (settings.tokens,))
 
@@ -54,18 +54,18 @@ def time_baseline(clip: Clip, target: torch.Tensor, settings: pez.PezSettings, s
         learn_as_published(clip, target, ids, dataclasses.replace(settings, steps=1_000_000), stamp)
     steps = [b - a for a, b in itertools.pairwise(stamps[2:])]
     flop = cost.baseline_step_flop(clip, settings.tokens)
-    memory = _peak(clip.device)  # before the products that follow need some
+    memory = _peak(clip.device)  # before the matrix products below allocate more
     return Speed("baseline (fp32)", median(steps), flop, matrix_peak(clip.device, torch.float32), memory)
 
 
 def time_engine(clip: Clip, engine: Clip, target: torch.Tensor, settings: pez.PezSettings, seconds: float) -> Speed:
-    """Time steps of the engine with all lanes busy: the median of as many as fit, the first two left out.
+    """Time steps of the engine with all lanes busy: the median of as many as fit, without the first two.
 
     Args:
-        clip: in float32 and not compiled, to check what is timed.
+        clip: in float32 and not compiled, the reference.
 
     Raises:
-        ValueError: the engine's gradients are not those of the clip, or its lanes end in numbers that are not finite.
+        ValueError: the engine's gradients differ from those of `clip`, or its lanes are not finite in the end.
     """
     vocabulary = engine.vocabulary(settings)
     _check_gradients(clip, engine, settings.tokens, target)
@@ -80,7 +80,7 @@ def time_engine(clip: Clip, engine: Clip, target: torch.Tensor, settings: pez.Pe
         stamps.append(time.perf_counter())
     memory = _peak(clip.device)
     if not (walk.soft.isfinite().all() and walk.best_score.isfinite().all()):
-        raise ValueError(f"the engine with {len(target)} lanes ended in numbers that are not finite; expected none")
+        raise ValueError(f"the engine with {len(target)} lanes ended in non-finite numbers")
     steps = [b - a for a, b in itertools.pairwise(stamps[2:])]
     flop = cost.engine_step_flop(clip, settings.tokens, vocabulary.allowed)
     name = f"engine ({engine.precision}{', compiled' if engine.compiled else ''}, {len(target)} lanes)"
@@ -88,9 +88,9 @@ def time_engine(clip: Clip, engine: Clip, target: torch.Tensor, settings: pez.Pe
 
 
 def _check_gradients(clip: Clip, engine: Clip, tokens: int, target: torch.Tensor) -> None:
-    """Compare the engine's gradients with the clip's on random prompts: what is fast must be right as well.
+    """Compare the engine's gradients with the reference on random prompts.
 
-    As many lanes as are timed, so that the kernels are the same; sixteen of them are compared.
+    Uses the timed number of lanes, so that the kernels are the same; sixteen lanes are compared.
     """
     embedding = clip.tower.token_embedding.weight
     generator = torch.Generator().manual_seed(0)
@@ -102,11 +102,11 @@ def _check_gradients(clip: Clip, engine: Clip, tokens: int, target: torch.Tensor
         gradients.append(torch.autograd.grad(score.sum(), soft)[0][:16].flatten(1))
     least = float(F.cosine_similarity(*gradients).min())
     if not least > 0.95:
-        raise ValueError(f"the engine's gradients are not the model's: cosine {least:.3f}; expected above 0.95")
+        raise ValueError(f"the engine's gradients differ from the model's: cosine {least:.3f}; expected above 0.95")
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large square matrix product, random operands: the best of several."""
+    """Operations per second of a large square matrix product with random operands: the best of several."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     times = []
@@ -119,9 +119,9 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """True where the hardware multiplies bfloat16."""
+    """True if the hardware multiplies bfloat16."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     checks: list[Callable[[], bool]] = [
         getattr(torch.cpu, name)
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -131,7 +131,7 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 
 def machine(device: torch.device) -> str:
-    """What the figures were measured on."""
+    """The machine that figures were measured on."""
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -159,7 +159,7 @@ def _forget_peak(device: torch.device) -> None:
 
 
 def _peak(device: torch.device) -> int:
-    """Most memory held: of the GPU, or of this process since its start."""
+    """Peak memory of the GPU, or of this process since its start."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

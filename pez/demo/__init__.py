@@ -1,4 +1,4 @@
-"""The shipped demo: drawn scenes, and small models trained on them, so that everything runs without a download."""
+"""The built-in demo: drawn scenes and small models trained on them, so that everything runs without a download."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 GUIDE = Path(__file__).parent / "guide"
 """the CLIP that prompts are learned with"""
 JUDGE = Path(__file__).parent / "judge"
-"""a CLIP trained from another seed, which only scores"""
+"""a CLIP trained with another seed, which only scores"""
 GENERATOR = Path(__file__).parent / "generator"
 """a text-to-image model, as a diffusers folder"""
 CLIPS = {"demo": GUIDE, "demo-judge": JUDGE}
-"""by the names that people choose them with"""
+"""by the names that select them"""
 
 
 def load_demo_clip(
     device: "str | torch.device" = "cpu", precision: Precision = "fp32", compiled: bool = False
 ) -> "Clip":
-    """Load the shipped guide, a CLIP for 64x64 scenes; its recommended vocabulary is the words of its captions."""
+    """Load the demo guide, a CLIP for 64x64 scenes. Its recommended vocabulary is the words of its captions."""
     from pez.models.load import load_clip
 
     return load_clip("demo", None, device, precision, compiled)

@@ -1,4 +1,4 @@
-"""How well a CLIP knows the demo scenes: retrieval, and swap tests that retrieval alone would hide the failure of."""
+"""Evaluate a CLIP on the demo scenes: retrieval, and swap tests that reveal failures hidden by retrieval."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,9 +20,9 @@ def evaluate_demo_clip(
     """Score an open_clip model on held-out scenes.
 
     Returns:
-        `top1`: share of images whose own caption is the nearest of `count`; and for each of the attributes (shape, color,
-        background_color, ...) the share of images for which the true caption is nearer than every caption with that
-        attribute's word replaced (ten-way for shapes and colours).
+        `top1`: share of images whose own caption is the nearest of `count`. For each attribute (shape, color,
+        background_color, ...): share of images whose true caption is nearer than every caption with another value of that
+        attribute (ten-way for shapes and colors).
     """
     model.eval()
     held_out = scenes.held_out_scenes(count)
@@ -31,17 +31,17 @@ def evaluate_demo_clip(
     captions = _text_features(model, tokenizer, [scenes.caption(s) for s in held_out])
     scores = {"top1": _share(images @ captions.T, torch.arange(count))}
     for attribute in attributes:
-        scores[attribute] = named(model, images, held_out, attribute)
+        scores[attribute] = attribute_accuracy(model, images, held_out, attribute)
     return scores
 
 
 @torch.inference_mode()
-def named(model: Any, images: Tensor, described: Sequence[Scene], attribute: str) -> float:
-    """The share of pictures in which a model sees an attribute's true value rather than any other of its values.
+def attribute_accuracy(model: Any, images: Tensor, described: Sequence[Scene], attribute: str) -> float:
+    """The share of images for which the model prefers an attribute's true value over all its other values.
 
     Args:
-        images: (n, dim) the model's unit features of the pictures.
-        described: what the pictures show, n scenes.
+        images: (n, dim) unit features of the images under the model.
+        described: the n scenes that the images show.
     """
     values = scenes.VALUES[attribute]
     tokenizer = SimpleTokenizer(context_length=model.context_length)
@@ -55,8 +55,8 @@ def _share(similarity: Tensor, truth: Tensor) -> float:
     return (similarity.argmax(-1) == truth).float().mean().item()
 
 
-def _image_features(model: Any, pictured: list[Scene]) -> Tensor:
-    pixels = normalise(np.stack([scenes.render(s) for s in pictured]))
+def _image_features(model: Any, shown: list[Scene]) -> Tensor:
+    pixels = normalise(np.stack([scenes.render(s) for s in shown]))
     return torch.cat([F.normalize(model.encode_image(p), dim=-1) for p in pixels.split(250)])
 
 
@@ -64,7 +64,7 @@ def _text_features(model: Any, tokenizer: SimpleTokenizer, texts: list[str]) -> 
     return torch.cat([model.encode_text(ids, normalize=True) for ids in tokenizer(texts).split(500)])
 
 
-def normalise(pictures: np.ndarray) -> Tensor:
+def normalise(images: np.ndarray) -> Tensor:
     """(n, 64, 64, 3) uint8 to (n, 3, 64, 64) float32, as the demo models were trained."""
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
-    return (images / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    return (pixels / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)

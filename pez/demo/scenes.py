@@ -1,8 +1,8 @@
-"""Procedurally drawn 64x64 scenes with captions: the offline stand-in for a photo collection.
+"""Procedurally drawn 64x64 scenes with captions, an offline substitute for a photo collection.
 
-A scene is one object on a background. Its seven attributes name everything a caption can say about it, so tests can ask
-whether a model or a prompt knows the shape, the colour or the background colour. One combination of attributes in eight is
-held out: training never draws it, so scores on held-out scenes are about new combinations and not about memory.
+A scene is one object on a background. Its seven attributes cover everything a caption can say, so tests can check whether a
+model or a prompt captures the shape, the color or the background color. One in eight combinations of attributes is held out
+of training, so scores on held-out scenes measure generalization to new combinations, not memory.
 """
 
 import dataclasses
@@ -43,10 +43,10 @@ _RGB = {
 }  # fmt: skip
 _RADIUS = {"small": 10.0, "medium": 14.0, "large": 19.0}  # pixels
 _SYNONYMS = {"small": ("small", "tiny", "little"), "large": ("large", "big", "huge"), "center": ("center", "middle")}
-# People do not say everything they see: how often a caption names what is not named always.
+# People do not mention everything: how often a caption names these attributes.
 _SAID = {"size": 0.5, "texture": 0.35, "background": 0.8}
 
-# {o} object phrase, {p} position, {b} background phrase. Commas are left out: every word is one token of CLIP's vocabulary.
+# {o} object phrase, {p} position, {b} background phrase. No commas: every word is one token of CLIP's vocabulary.
 _TEMPLATES = (
     "a {o} at the {p} on a {b} background",
     "a {o} in the {p} of a {b} background",
@@ -67,7 +67,7 @@ _TEMPLATES = (
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """The attributes of one picture; `seed` fixes what the attributes leave open (jitter, exact hue, stripes' angle)."""
+    """The attributes of one image; `seed` determines the rest (jitter, exact hue, angle of stripes)."""
 
     shape: str
     color: str
@@ -80,17 +80,17 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """True for the one combination of attributes in eight that training never draws."""
+        """True for the one in eight combinations of attributes that training never draws."""
         attributes = dataclasses.astuple(self)[:-1]
         return zlib.crc32("|".join(attributes).encode()) % 8 == 0
 
 
 def sample_scene(rng: np.random.Generator, held_out: bool | None = None) -> Scene:
-    """Draw a scene; object and background differ in colour.
+    """Sample a scene; object and background differ in color.
 
     Args:
         rng: source of every choice.
-        held_out: True or False restricts the draw to that part of the combinations, None draws from all.
+        held_out: True or False restricts the choice to that subset of combinations; None = all.
     """
     while True:
         color, background_color = (COLORS[i] for i in rng.choice(len(COLORS), 2, replace=False))
@@ -115,7 +115,7 @@ def held_out_scenes(count: int, seed: int = 0) -> list[Scene]:
 
 
 def variants(scene: Scene, attribute: str, count: int, rng: np.random.Generator) -> Iterator[Scene]:
-    """Up to `count` training scenes that differ from `scene` in one attribute only (and in jitter)."""
+    """Up to `count` training scenes that differ from `scene` in one attribute (and in jitter)."""
     for i in rng.permutation(len(VALUES[attribute])):
         if count == 0:
             return
@@ -127,17 +127,17 @@ def variants(scene: Scene, attribute: str, count: int, rng: np.random.Generator)
 
 
 def changed(scene: Scene, attribute: str, value: str, seed: int | None = None) -> Scene:
-    """The scene with another value of one attribute, and with another seed if given."""
+    """The scene with another value of one attribute, and another seed if given."""
     changes: dict[str, Any] = {attribute: value, "seed": scene.seed if seed is None else seed}
     return dataclasses.replace(scene, **changes)
 
 
 def caption(scene: Scene, rng: np.random.Generator | None = None, say: str | None = None) -> str:
-    """Describe a scene as a person would, not naming everything, in words that are single CLIP tokens.
+    """Describe a scene as a person would, without naming everything, in words that are single CLIP tokens.
 
     Args:
-        rng: picks wording and details; None takes the scene's own, so the same scene always has the same caption.
-        say: an attribute that is named in any case.
+        rng: chooses wording and details; None = seeded by the scene, so that a scene always has the same caption.
+        say: an attribute that is always named.
     """
     rng = rng or np.random.default_rng([scene.seed, 1])
     words = {}
@@ -155,7 +155,7 @@ def caption(scene: Scene, rng: np.random.Generator | None = None, say: str | Non
 
 
 def caption_words() -> tuple[str, ...]:
-    """Every word a caption can hold, sorted."""
+    """Every word that captions can contain, sorted."""
     words = " ".join([*_TEMPLATES, *(v for values in VALUES.values() for v in values)])
     synonyms = " ".join(v for values in _SYNONYMS.values() for v in values)
     return tuple(sorted({w for w in f"{words} {synonyms}".split() if "{" not in w}))
@@ -165,16 +165,16 @@ def render(scene: Scene) -> NDArray[np.uint8]:
     """Draw a scene.
 
     Returns:
-        (64, 64, 3) uint8 RGB; a function of the scene alone.
+        (64, 64, 3) uint8 RGB; depends on the scene only.
     """
     rng = np.random.default_rng([scene.seed, 2])
-    picture = _background(scene, rng)
+    image = _background(scene, rng)
     radius = _RADIUS[scene.size] * rng.uniform(0.92, 1.08)
-    x, y = _object_frame(scene, radius, rng)  # (64, 64) each, in radii, y upwards
+    x, y = _object_frame(scene, radius, rng)  # (64, 64) each, in units of the radius, y upward
     inside = np.clip(0.5 - _distance(scene.shape, x, y) * radius, 0.0, 1.0)[..., None]
-    picture += inside * (_object_color(scene, x, y, radius, rng) - picture)
-    picture += rng.normal(0.0, 2.5, picture.shape).astype(np.float32)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    image += inside * (_object_color(scene, x, y, radius, rng) - image)
+    image += rng.normal(0.0, 2.5, image.shape).astype(np.float32)
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def render_all(batch: Sequence[Scene]) -> NDArray[np.uint8]:
@@ -185,21 +185,22 @@ def render_all(batch: Sequence[Scene]) -> NDArray[np.uint8]:
 _COLUMN, _ROW = np.meshgrid(np.arange(SIZE, dtype=np.float32) + 0.5, np.arange(SIZE, dtype=np.float32) + 0.5)
 
 
-def _shade(color: str, rng: np.random.Generator) -> NDArray[np.floating]:
+def _shade(color: str, rng: np.random.Generator) -> NDArray[np.float32]:
     return (np.array(_RGB[color]) + rng.uniform(-12, 12, 3)).clip(0, 255).astype(np.float32)
 
 
-def _contrast(shade: NDArray[np.floating], amount: float) -> NDArray[np.floating]:
-    """The same hue, darker where it is bright and lighter where it is dark."""
+def _contrast(shade: NDArray[np.float32], amount: float) -> NDArray[np.float32]:
+    """The same hue, darker if it is bright and lighter if it is dark."""
     goal = np.float32(0.0 if shade.mean() > 90 else 255.0)
     return shade + np.float32(amount) * (goal - shade)
 
 
-def _background(scene: Scene, rng: np.random.Generator) -> NDArray[np.floating]:
+def _background(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
     shade = _shade(scene.background_color, rng)
     other = _contrast(shade, 0.38)
     angle, phase, period = rng.uniform(0, 2 * np.pi), rng.uniform(0, 2 * np.pi), rng.uniform(9, 13)
     along = (np.cos(angle) * (_COLUMN - SIZE / 2) + np.sin(angle) * (_ROW - SIZE / 2)) / SIZE
+    mix: NDArray[np.floating]  # (64, 64), 0 = the background color, 1 = its contrast
     match scene.background:
         case "plain":
             mix = np.zeros_like(_COLUMN)
@@ -224,8 +225,8 @@ def _background(scene: Scene, rng: np.random.Generator) -> NDArray[np.floating]:
 
 def _object_frame(
     scene: Scene, radius: float, rng: np.random.Generator
-) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Pixel coordinates in the object's own frame, in radii, y upwards."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Pixel coordinates in the object's frame, in units of the radius, y upward."""
     words = scene.position.split()
     middle, away = SIZE / 2, 0.28 * SIZE
     column = middle + away * (("right" in words) - ("left" in words)) + rng.uniform(-2, 2)
@@ -236,10 +237,10 @@ def _object_frame(
 
 
 def _object_color(
-    scene: Scene, x: NDArray[np.floating], y: NDArray[np.floating], radius: float, rng: np.random.Generator
+    scene: Scene, x: NDArray[np.float64], y: NDArray[np.float64], radius: float, rng: np.random.Generator
 ) -> NDArray[np.floating]:
     shade = _shade(scene.color, rng)
-    pitch = 5.5 / radius  # stripes and dots are equally wide in pixels whatever the object's size
+    pitch = 5.5 / radius  # stripes and dots are equally wide in pixels at any object size
     match scene.texture:
         case "solid":
             mix = np.zeros_like(x)
@@ -253,8 +254,8 @@ def _object_color(
     return shade + mix[..., None] * (_contrast(shade, 0.5) - shade)
 
 
-def _distance(shape: str, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Signed distance to the outline in radii, negative inside (exact or a close bound, enough for smooth edges)."""
+def _distance(shape: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Signed distance to the outline in radii, negative inside; exact or a close bound, enough for smooth edges."""
     rho = np.hypot(x, y)
     match shape:
         case "circle":

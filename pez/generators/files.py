@@ -1,8 +1,8 @@
-"""What can be known of a text-to-image model without its weights: that it is one, that it is whole, and how it is loaded.
+"""Check a text-to-image model without loading its weights: what it is, whether it is complete, and how to load it.
 
-A model is a folder in diffusers' format, the same on the hub, or a single file of safetensors as A1111 and ComfyUI keep theirs.
-Its index, configurations, tokenizers and schedulers are loaded; of the weights, the files' heads are read. Nothing that comes
-with a model is run as code.
+A model is a folder in diffusers format, a hub repository in that format, or a single safetensors file as used by A1111 and
+ComfyUI. Its index, configurations, tokenizers and schedulers are loaded; of the weights, only the file headers are read. No
+code that comes with a model is ever run.
 """
 
 import dataclasses
@@ -30,15 +30,15 @@ _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 
 def find_generator(name: str, variant: str | None = None) -> GeneratorFiles:
-    """Look a model through.
+    """Find and check the files of a model.
 
     Args:
-        name: "demo", a hub id, a folder or a file of safetensors.
-        variant: of the weights, as in `diffusion_pytorch_model.fp16.safetensors`; None = the plain ones, or the variant that
-            is there where they are not.
+        name: "demo", a hub id, a folder or a safetensors file.
+        variant: of the weights, as in `diffusion_pytorch_model.fp16.safetensors`; None = the plain weights, or the available
+            variant if there are none.
 
     Raises:
-        UserError: no such model, no text-to-image model, or one that is not whole; one line.
+        UserError: no such model, not a text-to-image model, or an incomplete one.
     """
     try:
         import diffusers  # noqa: F401
@@ -50,7 +50,7 @@ def find_generator(name: str, variant: str | None = None) -> GeneratorFiles:
     path = GENERATOR if name == "demo" else Path(name).expanduser()
     if path.is_file():
         if variant is not None:
-            raise UserError(f"{name} is one file and has no variants; expected no variant")
+            raise UserError(f"{name} is a single file, which has no variants; expected no variant")
         files = _of_checkpoint(name, path)
     elif path.is_dir():
         files = _of_folder(name, path)
@@ -63,20 +63,20 @@ def find_generator(name: str, variant: str | None = None) -> GeneratorFiles:
 def check_generator(
     name: str, scheduler: Scheduler = "dpm++", variant: str | None = None, guidance: float = 9.0
 ) -> None:
-    """Find what is wrong with a choice of generator before any work, without loading its weights.
+    """Check a choice of generator before any work, without loading its weights.
 
     Raises:
-        UserError: as `find_generator` does; a scheduler that cannot be exchanged; guidance of a model that knows none.
+        UserError: as `find_generator`; a scheduler that cannot be replaced; guidance for a model that takes none.
     """
     files = find_generator(name, variant)
     with quiet():
         _expect_scheduler(files, scheduler)
         if guidance > 0 and "guidance_scale" not in inspect.signature(pipeline_class(files.kind).__call__).parameters:
-            raise UserError(f"{name!r} is a {files.kind}, which knows no guidance; expected guidance 0")
+            raise UserError(f"{name!r} is a {files.kind}, which takes no guidance; expected guidance 0")
 
 
 def exchanged(scheduler: Any, wanted: Scheduler) -> Any:
-    """Another scheduler with the model's own configuration: what it predicts, and for which noise, stays as it was trained."""
+    """Another scheduler with the model's configuration, so that prediction type and noise schedule remain as trained."""
     import diffusers
 
     if wanted == "model":
@@ -95,23 +95,23 @@ def _of_folder(name: str, folder: Path) -> GeneratorFiles:
 
 
 def _instead(names: frozenset[str]) -> str:
-    """What a folder without a pipeline seems to be."""
+    """What a folder without a pipeline seems to contain."""
     if "adapter_config.json" in names or any("lora" in n.lower() and n.endswith(".safetensors") for n in names):
-        return ", but a LoRA, which only changes another model"
+        return ", but a LoRA, which only modifies another model"
     if "open_clip_config.json" in names:
         return ", but a CLIP of open_clip"
     if "config.json" in names:
         return ", but a single model with a config.json"
     files = sorted(n for n in names if n.endswith(".safetensors"))
-    return f", but {files[0]}, which can be named itself" if files else ""
+    return f", but {files[0]}, which you can pass directly" if files else ""
 
 
 def _of_hub(name: str) -> GeneratorFiles:
     if name == "demo":
-        raise UserError(f"no demo generator in {GENERATOR}; train it with python -m jobs.train_demo, or install again")
+        raise UserError(f"no demo generator in {GENERATOR}; train it with python -m jobs.train_demo, or reinstall")
     if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") != 1:
         raise UserError(
-            f"no folder or file {name!r}; expected demo, a hub id like ORG/MODEL, a folder in diffusers' format,"
+            f"no folder or file {name!r}; expected demo, a hub id like ORG/MODEL, a folder in diffusers format,"
             " or a .safetensors file"
         )
     index = _from_hub(name, "model_index.json")
@@ -123,8 +123,7 @@ def _of_hub(name: str) -> GeneratorFiles:
 
 
 def _configurations(name: str) -> tuple[Path, frozenset[str] | None]:
-    """A folder with a hub model's configurations, and the names of its files; None where the hub does not tell: it is what
-    the cache has."""
+    """A folder with a hub model's configurations, and the names of its files; None = offline, use what is in the cache."""
     import huggingface_hub as hub
 
     try:
@@ -134,7 +133,7 @@ def _configurations(name: str) -> tuple[Path, frozenset[str] | None]:
         raise UserError(f"cannot get the configurations of {name!r}: {one_line(error)}") from error
     try:
         return folder, frozenset(hub.list_repo_files(name))
-    except Exception:  # offline: what is in the cache is what there is
+    except Exception:  # offline: use what is in the cache
         return folder, None
 
 
@@ -145,7 +144,7 @@ def _from_hub(name: str, file: str) -> Path:
         with quiet():
             return Path(hf_hub_download(name, file))
     except errors.GatedRepoError as error:
-        raise UserError(f"{name!r} is gated; accept its licence on the hub and log in with `hf auth login`") from error
+        raise UserError(f"{name!r} is gated; accept its license on the hub and log in with `hf auth login`") from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise UserError(
             f"no model {name!r} on the hub, and no such folder; expected demo, ORG/MODEL or a path"
@@ -155,33 +154,33 @@ def _from_hub(name: str, file: str) -> Path:
             f"no folder {name!r}, no such model in the cache, and the hub does not answer; expected demo, ORG/MODEL or a path"
         ) from error
     except errors.EntryNotFoundError as error:
-        raise UserError(f"no {file} in {name!r}; expected a model in diffusers' format") from error
-    except Exception as error:  # each version of the hub's client has its own errors of the network
-        raise UserError(f"cannot ask the hub for {name!r}: {one_line(error)}") from error
+        raise UserError(f"no {file} in {name!r}; expected a model in diffusers format") from error
+    except Exception as error:  # network errors differ between versions of the hub's client
+        raise UserError(f"cannot query the hub for {name!r}: {one_line(error)}") from error
 
 
 def _of_checkpoint(name: str, file: Path) -> GeneratorFiles:
-    """A file of all weights, with the configurations that lie beside it, or those of the model's family on the hub."""
+    """A single file with all weights; its configurations are next to it, or those of the model's family on the hub."""
     if file.suffix.lower() in _PICKLES:
         raise UserError(
-            f"{name} is a pickle, which may run code, and is not opened; expected .safetensors: convert it once, where that "
-            "may happen, as with the checkpoint merger of A1111"
+            f"{name} is a pickle, which may run code, so it is not opened; expected .safetensors: convert it in a place "
+            "where that is safe, for example with the checkpoint merger of A1111"
         )
     if problem := damage(file):
-        raise UserError(f"{name} {problem}; expected a hub id, a folder in diffusers' format, or a .safetensors file")
+        raise UserError(f"{name} {problem}; expected a hub id, a folder in diffusers format, or a .safetensors file")
     shapes = shapes_of(file)
     _expect_whole(name, shapes)
     folder = _beside(file) or _of_family(name, shapes)
     files = _of_folder(name, folder)
     if not hasattr(pipeline_class(files.kind), "from_single_file"):
-        raise UserError(f"{name}: diffusers loads a {files.kind} from a folder only; expected a folder or a hub id")
+        raise UserError(f"{name}: diffusers can load a {files.kind} only from a folder; expected a folder or a hub id")
     return dataclasses.replace(files, checkpoint=file)
 
 
 def _expect_whole(name: str, shapes: Shapes) -> None:
-    """See whether a checkpoint holds a text encoder, a denoiser and a decoder."""
+    """Require a text encoder, a denoiser and a decoder in a checkpoint."""
     if any("lora" in key.lower() for key in shapes):
-        raise UserError(f"{name} is a LoRA, which only changes another model; expected a model that it is merged into")
+        raise UserError(f"{name} is a LoRA, which only modifies another model; merge it into one first")
     parts = {
         "denoiser": ("model.diffusion_model.",),
         "text encoder": ("cond_stage_model.", "conditioner.", "text_encoders."),
@@ -191,13 +190,13 @@ def _expect_whole(name: str, shapes: Shapes) -> None:
     if missing:
         found = ", ".join(sorted(shapes)[:2]) or "nothing"
         raise UserError(
-            f"{name} holds no {' and no '.join(missing)} (it holds {found}); expected the checkpoint of a whole "
-            "text-to-image model, as A1111 and ComfyUI load it"
+            f"{name} has no {' and no '.join(missing)} (it has {found}); expected the checkpoint of a complete "
+            "text-to-image model, as used by A1111 and ComfyUI"
         )
 
 
 def _beside(file: Path) -> Path | None:
-    """A folder of configurations in diffusers' format: of the file's name, or the one that it lies in."""
+    """A folder with configurations in diffusers format: one named after the file, or the file's own folder."""
     return next((f for f in (file.with_suffix(""), file.parent) if (f / "model_index.json").is_file()), None)
 
 
@@ -211,27 +210,27 @@ def _of_family(name: str, shapes: Shapes) -> Path:
         return _configurations(origin)[0]
     except ValueError as error:
         raise UserError(
-            f"{name} needs the configurations of {origin}, which are neither in the cache nor to be had from the hub "
-            f"({one_line(error)}); expected network, or a folder {Path(name).stem}/ beside it with that model's "
-            "model_index.json and configurations"
+            f"{name} needs the configurations of {origin}, which are neither in the cache nor available from the hub "
+            f"({one_line(error)}); connect to the network, or put that model's model_index.json and configurations into a "
+            f"folder {Path(name).stem}/ next to it"
         ) from error
 
 
 def _kind(index: dict[str, Any], name: str) -> str:
-    """The pipeline's name, if it is of the text-to-image kind."""
+    """The name of the pipeline; it must be a text-to-image one."""
     from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 
     kind = index.get("_class_name")
     if isinstance(kind, list):
         raise UserError(
-            f"the model_index.json of {name!r} names a pipeline of its own code, {kind}; code that comes with a model is"
-            " never run, expected a pipeline of diffusers"
+            f"the model_index.json of {name!r} names a pipeline with custom code, {kind}; code that comes with a model is"
+            " never run, expected a diffusers pipeline"
         )
     known = {found.__name__ for found in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values() if "Control" not in found.__name__}
     known -= {k for k in known if "num_frames" in inspect.signature(pipeline_class(k).__call__).parameters}
     if not isinstance(kind, str) or kind not in known:
         what = f"{name!r} is a {kind}" if kind else f"the model_index.json of {name!r} names no pipeline"
-        raise UserError(f"{what}; expected a text-to-image model, like a StableDiffusionPipeline")
+        raise UserError(f"{what}; expected a text-to-image model, such as a StableDiffusionPipeline")
     return kind
 
 
@@ -244,7 +243,7 @@ def _expect_scheduler(files: GeneratorFiles, scheduler: Scheduler) -> None:
     kind = getattr(diffusers, origin[1] or "", None)
     if kind is None:
         raise UserError(
-            f"{files.name!r} has the scheduler {origin[1]}, which cannot be exchanged; expected scheduler model"
+            f"{files.name!r} has the scheduler {origin[1]}, which cannot be replaced; expected scheduler model"
         )
     own = kind.from_pretrained(files.folder, subfolder="scheduler", local_files_only=True)
     if SCHEDULERS[scheduler][0] not in {found.__name__ for found in own.compatibles}:

@@ -1,4 +1,4 @@
-"""The parts of a text-to-image model in diffusers' format: each is there, of a known class, and fits its configuration."""
+"""Check the parts of a model in diffusers format: each exists, has a known class and matches its configuration."""
 
 import dataclasses
 import inspect
@@ -14,43 +14,43 @@ from pez.errors import UserError
 from pez.models.safetensors_head import damage, shapes_of
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""of tensors, by name"""
+"""tensor shapes, by name"""
 
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>[\w-]+))?\.(?:safetensors|bin)"
     r"(?P<index>\.index(?:\.(?P<of_index>[\w-]+))?\.json)?"
 )
 _SHARD = re.compile(r"-\d+-of-\d+$")
-_DISPENSABLE = {"text_encoder_3", "tokenizer_3"}  # the T5 of SD 3, which many leave out for its size
+_DISPENSABLE = {"text_encoder_3", "tokenizer_3"}  # the T5 of SD 3, often omitted because of its size
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorFiles:
-    """A text-to-image model that was looked through."""
+    """The files of a text-to-image model."""
 
     name: str
-    """as it was given"""
+    """as the user gave it"""
     kind: str
-    """name of its pipeline in diffusers"""
+    """its pipeline class in diffusers"""
     folder: Path
-    """with the configurations, and the weights unless they are elsewhere"""
+    """holds the configurations, and usually the weights"""
     names: frozenset[str]
-    """of all files, from the folder on"""
+    """of all files, relative to the folder"""
     variant: str | None = None
-    """of the weights, like fp16"""
+    """of the weights, such as fp16"""
     checkpoint: Path | None = None
-    """a single file of all weights"""
+    """a single file with all weights"""
     on_hub: bool = False
-    """the weights are there, and not in the folder yet"""
+    """the weights are on the hub, not in the folder"""
     without: tuple[str, ...] = ()
-    """parts that the pipeline does without and diffusers asks for"""
+    """optional parts that are missing although diffusers requires them as arguments"""
 
 
 def looked_through(files: GeneratorFiles, variant: str | None) -> GeneratorFiles:
-    """Load all of a model but its weights.
+    """Load and check everything except the weights.
 
     Returns:
-        the files with the variant that is to be loaded.
+        the files, with the variant to load.
     """
     from diffusers import ModelMixin
     from transformers import PreTrainedModel
@@ -64,13 +64,13 @@ def looked_through(files: GeneratorFiles, variant: str | None) -> GeneratorFiles
         if kind is None or (files.checkpoint and part == "safety_checker"):  # single files have none
             continue
         if not any(n.startswith(f"{part}/") for n in files.names):
-            raise UserError(f"no {part} in {files.folder}; its model_index.json names one: copy the whole folder")
+            raise UserError(f"no {part} in {files.folder}, but its model_index.json lists one: copy the whole folder")
         try:
             if issubclass(kind, (ModelMixin, PreTrainedModel)):
                 models[part] = _shapes_expected(kind, files.folder / part)
             else:
                 kind.from_pretrained(files.folder, subfolder=part, local_files_only=True)
-        except Exception as error:  # each library has its own errors
+        except Exception as error:  # each library raises its own kinds
             raise UserError(
                 f"cannot load the {part} of {files.name!r}, a {kind.__name__}: {one_line(error)}"
             ) from error
@@ -84,7 +84,7 @@ def looked_through(files: GeneratorFiles, variant: str | None) -> GeneratorFiles
 
 
 def _class_of(part: str, origin: list[Any], name: str) -> Any:
-    """The class of a part, None where the model has no such part."""
+    """The class of a part; None if the model has no such part."""
     import diffusers
     import transformers
     from diffusers.pipelines import pipeline_loading_utils
@@ -98,21 +98,19 @@ def _class_of(part: str, origin: list[Any], name: str) -> Any:
     own = getattr(diffusers.pipelines, library, None) if library.isidentifier() else None
     module = {"diffusers": diffusers, "transformers": transformers}.get(library, own)
     if module is None:
-        raise UserError(f"{message}; expected diffusers or transformers, code of others is never run")
+        raise UserError(f"{message}; expected diffusers or transformers: code from elsewhere is never run")
     renamed = getattr(pipeline_loading_utils, "_maybe_remap_transformers_class", lambda _: None)(kind)
     found = getattr(module, renamed or kind, None) if library == "transformers" else getattr(module, kind, None)
     if not isinstance(found, type):
-        raise UserError(
-            f"{message}, and this {library} knows no such class; expected another version of it, or library"
-        )
+        raise UserError(f"{message}, and this version of {library} has no such class; try another version of it")
     return found
 
 
 def _shapes_expected(kind: Any, folder: Path) -> Shapes:
-    """Read a model's configuration and build the model from it, without memory, where its class can do that.
+    """Build a model from its configuration on the meta device, if its class supports that.
 
     Returns:
-        the shapes of its weights by name; empty where only loading tells.
+        the shapes of its weights by name; empty if they are unknown before loading.
     """
     import diffusers
 
@@ -126,15 +124,15 @@ def _shapes_expected(kind: Any, folder: Path) -> Shapes:
         with torch.device("meta"):
             model = kind.from_config(config)
     except (NotImplementedError, RuntimeError):
-        return {}  # it looks at numbers, which are not there
+        return {}  # it needs actual values
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
 def _expect_parts(files: GeneratorFiles, index: dict[str, Any]) -> tuple[str, ...]:
-    """See whether the index names all that its pipeline is made of.
+    """Require that the index lists all parts of its pipeline.
 
     Returns:
-        the parts that are left out and may be.
+        the missing parts that are optional.
     """
     kind = pipeline_class(files.kind)
     needed = {
@@ -144,7 +142,7 @@ def _expect_parts(files: GeneratorFiles, index: dict[str, Any]) -> tuple[str, ..
     }
     left_out = {part for part in needed - set(kind._optional_components) if index.get(part) in (None, [None, None])}
     for part in sorted(left_out - _DISPENSABLE):
-        raise UserError(f"{files.name!r} is a {files.kind} without a {part}; expected a whole pipeline")
+        raise UserError(f"{files.name!r} is a {files.kind} without a {part}; expected a complete pipeline")
     for part in sorted(needed - left_out):
         if not isinstance(index.get(part, []), list):
             raise UserError(
@@ -154,7 +152,7 @@ def _expect_parts(files: GeneratorFiles, index: dict[str, Any]) -> tuple[str, ..
 
 
 def _variant(files: GeneratorFiles, models: Iterable[str], wanted: str | None) -> str | None:
-    """The variant to load: the plain weights where nothing else is said, and any that is there where they are not."""
+    """The variant to load: by default the plain weights, or the available variant if there are none."""
     there = {part: _variants(files, part) for part in models}
     for part, variants in there.items():
         if not variants:
@@ -171,16 +169,14 @@ def _variant(files: GeneratorFiles, models: Iterable[str], wanted: str | None) -
             )
         for part, variants in there.items():
             if not variants & {wanted, None}:
-                raise UserError(
-                    f"{part}/ of {files.name!r} has no variant {wanted!r} of its weights, and no plain ones"
-                )
+                raise UserError(f"{part}/ of {files.name!r} has neither the variant {wanted!r} nor plain weights")
         return wanted
     if not lacking:
         return None
     common = set.intersection(*lacking)
     if len(common) == 1 or "fp16" in common:
         return "fp16" if "fp16" in common else str(common.pop())
-    raise UserError(f"{files.name!r} has variants of its weights only; expected one to be named: {' or '.join(every)}")
+    raise UserError(f"{files.name!r} has only variants of its weights; choose one: {' or '.join(every)}")
 
 
 def _variants(files: GeneratorFiles, part: str) -> set[str | None]:
@@ -195,7 +191,7 @@ def _variants(files: GeneratorFiles, part: str) -> set[str | None]:
 
 
 def _expect_weights(files: GeneratorFiles, part: str, expected: Shapes) -> None:
-    """See whether a part's files of weights are there and whole, and of the shapes that its configuration makes."""
+    """Require that a part's weights exist, are complete and have the shapes of its configuration."""
     variants = _variants(files, part)
     variant = files.variant if files.variant in variants else None
     for name in sorted(files.names):
@@ -211,7 +207,7 @@ def _expect_weights(files: GeneratorFiles, part: str, expected: Shapes) -> None:
             shards = sorted(set(read_object(path, files.name).get("weight_map", {}).values()))
         for shard in shards:
             if f"{part}/{shard}" not in files.names:
-                raise UserError(f"no {part}/{shard} in {files.name!r}; its index names it: copy the whole model")
+                raise UserError(f"no {part}/{shard} in {files.name!r}, but its index lists it: copy the whole model")
             path = files.folder / part / shard
             if problem := damage(path):
                 raise UserError(f"{part}/{shard} of {files.name!r} {problem}; copy or download it again")
@@ -219,17 +215,15 @@ def _expect_weights(files: GeneratorFiles, part: str, expected: Shapes) -> None:
 
 
 def _expect_shapes(file: Path, message: str, expected: Shapes) -> None:
-    """Compare what a file of weights holds with what its model needs; names may differ with the versions that wrote them."""
+    """Compare the tensors of a weights file with the model's; names may differ between versions."""
     if not expected or file.suffix != ".safetensors" or not file.is_file():
         return
     found = shapes_of(file)
     if not found.keys() & expected.keys():
-        raise UserError(f"{message} holds {min(found, default='nothing')}; expected weights like {min(expected)}")
+        raise UserError(f"{message} has {min(found, default='nothing')}; expected weights such as {min(expected)}")
     for name in sorted(found.keys() & expected.keys()):
         if found[name] != expected[name]:
-            raise UserError(
-                f"{message} has {name} of {found[name]}; expected {expected[name]} by the config.json beside it"
-            )
+            raise UserError(f"{message} has {name} of shape {found[name]}; its config.json expects {expected[name]}")
 
 
 def pipeline_class(kind: str) -> Any:

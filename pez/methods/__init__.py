@@ -1,1 +1,1 @@
-"""Ways of searching for a prompt."""
+"""Search methods."""

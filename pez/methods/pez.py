@@ -7,9 +7,8 @@ One lane is one prompt being learned. In each step, for each lane with a soft pr
 3. g = gradient of the loss (minus the score) at P'.
 4. Update P, not P', with g by AdamW.
 
-A finished lane returns its best ids and takes the next task, without a change of shape. Every lane has its own step count,
-moments and start, losses are summed and not averaged, and idle lanes are computed along: so a result depends on the lane's
-task alone.
+A finished lane returns its best ids and takes the next task; shapes never change. Every lane has its own step count, moments
+and start. Losses are summed, not averaged, and idle lanes are computed as padding. So a result depends on its task alone.
 
 Source: Wen et al. 2023, arXiv:2302.03668. The authors' code averages the loss over prompts learned together, which shrinks
 gradients towards Adam's epsilon; with one prompt the steps are the same.
@@ -30,7 +29,7 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # AdamW's defaults, as in the authors'
 
 
 class Walk:
-    """A fixed number of lanes that walk over soft prompts; the module's text says how.
+    """A fixed number of lanes; the module docstring describes the algorithm.
 
     Args:
         objective: scores soft prompts.
@@ -51,9 +50,9 @@ class Walk:
         self.target: Tensor | None = None  # (lanes, ...), shaped by the first task
         self.lanes = lanes
         self.tasks: dict[int, Task] = {}
-        """the tasks of the busy lanes, by lane"""
+        """tasks of the busy lanes, by lane"""
         self.taken = [0] * lanes
-        """steps of each busy lane's task, over all restarts; 0 of an idle lane"""
+        """steps taken for each lane's task, over all restarts; 0 if the lane is idle"""
 
     @property
     def free(self) -> int:
@@ -76,7 +75,7 @@ class Walk:
         self.taken = [0] * self.lanes
 
     def step(self, on_step: Callable[[Step], None] | None = None) -> None:
-        """One step of Algorithm 1 in every lane; one lane at least is busy."""
+        """Do one step of Algorithm 1 in every lane; at least one lane must be busy."""
         assert self.target is not None, "a lane is busy"
         settings = self.settings
         rows = slice(self._rows())
@@ -107,7 +106,7 @@ class Walk:
                 self._start(lane, task, restart)
 
     def take_finished(self) -> list[Learned]:
-        """Take out the tasks that have had all their steps, in the order of their lanes."""
+        """Remove and return the tasks that have taken all their steps, in lane order."""
         total = self.settings.walk_steps
         done = sorted(lane for lane in self.tasks if self.taken[lane] == total)
         if not done:
@@ -123,10 +122,10 @@ class Walk:
     def _rows(self) -> int:
         """How many of the lanes to compute.
 
-        All of them on an accelerator, where shapes must not change. On a CPU those up to the last busy one, in whole
-        sixteens: the bits are the same for any number of sixteens (EXPERIMENTS.md, "Lanes and bits").
+        On an accelerator, all of them: shapes must not change. On a CPU, those up to the last busy one, rounded up to a
+        multiple of 16; results are bitwise the same for any multiple of 16 (EXPERIMENTS.md, "Lanes and bits").
         """
-        return self.lanes if self.soft.device.type != "cpu" else min(self.lanes, sixteens(max(self.tasks) + 1))
+        return self.lanes if self.soft.device.type != "cpu" else min(self.lanes, round_up_to_16(max(self.tasks) + 1))
 
     def _start(self, lane: int, task: Task, restart: int) -> None:
         if restart == 0 and task.initial_ids is not None:
@@ -142,13 +141,13 @@ class Walk:
 def adamw(
     parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, count: Tensor, rate: float, decay: float
 ) -> None:
-    """One AdamW update in place, with a step count for each lane.
+    """Do one AdamW update in place, with a separate step count per lane.
 
     Args:
         parameter, gradient, mean, square: (lanes, tokens, width) float.
-        count: (lanes, 1, 1) float, steps taken, this one included.
+        count: (lanes, 1, 1) float, steps taken, including this one.
 
-    The operations and their order are those of torch.optim.AdamW, so that one lane moves bit for bit as there.
+    The operations and their order are those of torch.optim.AdamW, so a lane matches it bit for bit.
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101, Algorithm 2.
     """
     parameter.mul_(1 - rate * decay)
@@ -159,6 +158,6 @@ def adamw(
     parameter.sub_(mean / denominator * (rate / correction1))
 
 
-def sixteens(count: int) -> int:
-    """The next multiple of 16."""
+def round_up_to_16(count: int) -> int:
+    """The smallest multiple of 16 that is not below `count`."""
     return -(-count // 16) * 16

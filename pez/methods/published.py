@@ -1,8 +1,8 @@
-"""The plain algorithm, computed as the authors' published code computes it: what the engine is measured against.
+"""The baseline of the benchmark: PEZ computed the way the authors' published code computes it.
 
-One prompt, the whole context, two forward passes a step, the vocabulary made unit rows again every step, indices through
-Python lists. Written from the description of that code, and checked against its trajectories
-(`tests/test_authors_trajectories.py`). It is here to be slow in the same way; use `pez.learn_prompts`.
+One prompt at a time, the whole context, two forward passes per step, the vocabulary normalized again in every step, indices
+via Python lists. Written from the description of that code and checked against its trajectories
+(`tests/pez/methods/test_authors_trajectories.py`). It is slow on purpose; use `pez.learn_prompts` instead.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ def learn_as_published(
         target: (dim,) unit feature.
         initial_ids: (tokens,) int64.
         on_step: called with each step's (tokens,) ids and similarity.
-        vocabulary: the tokens that may be chosen; None = all, as published.
+        vocabulary: the allowed tokens; None = all, as published.
 
     Returns:
         (tokens,) int64 best ids visited, and their similarity.

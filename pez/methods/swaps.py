@@ -17,7 +17,9 @@ Source: the ranking is HotFlip's (arXiv:1712.06751) and AutoPrompt's (arXiv:2010
 import dataclasses
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +31,7 @@ from pez.vocabulary import Vocabulary
 
 _ROWS_AT_ONCE = 1024  # candidates scored in one batch
 _MOST_ORDERS = 256  # orders tried in one turn
+_ORDER_GROUPS = 8  # batches of them, by the first position that changes
 
 
 def improve(
@@ -88,28 +91,37 @@ def swap_rounds(
     tokens = ids.shape[1]
     embeddings = vocabulary.embed(vocabulary.ids)  # (allowed, width)
     count = min(candidates, len(vocabulary.ids))
-    changed_orders = torch.tensor(orders(tokens), device=ids.device)  # (orders, tokens)
+    reordered = [(start, torch.tensor(part, device=ids.device)) for start, part in orders_by_start(tokens)]
     best = torch.full(ids.shape[:1], -torch.inf, dtype=embeddings.dtype, device=ids.device)
     for turn in range(rounds):
         position = turn % tokens
         soft = vocabulary.embed(ids).requires_grad_()
-        score = objective.score(soft, target)
+        score, kept = objective.score_and_keep(soft, target)
         (gradient,) = torch.autograd.grad(score.sum(), soft)
         with torch.no_grad():
             gain = gradient[:, position] @ embeddings.T  # (lanes, allowed); the old token's part is the same for all
             tried = ids.unsqueeze(1).repeat(1, count, 1)  # (lanes, count, tokens)
             tried[:, :, position] = vocabulary.ids[gain.topk(count, dim=-1).indices]
-            ids, best = _best_of(objective, vocabulary, ids, score.detach().to(best.dtype), tried, target)
+            scores = _scores(objective, vocabulary, kept, position, tried, target)
+            ids, best = _best_of(ids, score.detach().to(best.dtype), tried, scores)
             if position == tokens - 1 and tokens > 1:
-                ids, best = _best_of(objective, vocabulary, ids, best, ids[:, changed_orders], target)
+                # What is kept is of the prompts before this round's swap, which was at the last position.
+                groups = [(start, ids[:, part]) for start, part in reordered]
+                parts = [_scores(objective, vocabulary, kept, start, tried, target) for start, tried in groups]
+                ids, best = _best_of(ids, best, torch.cat([tried for _, tried in groups], 1), torch.cat(parts, 1))
             if on_round is not None:
                 on_round(ids, best)
     return ids, best
 
 
-def swap_forwards(tokens: int, rounds: int, candidates: int) -> int:
-    """Passes through the text tower that the rounds cost a prompt, a pass back counted as one."""
-    return rounds * (2 + candidates) + rounds // tokens * len(orders(tokens))
+def prompts_scored(tokens: int, rounds: int, candidates: int) -> Counter[int]:
+    """How many prompts the rounds score for each lane, by the position that they are computed from."""
+    scored: Counter[int] = Counter()
+    for turn in range(rounds):
+        scored[turn % tokens] += candidates
+    for start, part in orders_by_start(tokens):
+        scored[start] += rounds // tokens * len(part)
+    return scored
 
 
 @functools.cache
@@ -127,17 +139,39 @@ def orders(tokens: int) -> list[tuple[int, ...]]:
     return list(found)[:_MOST_ORDERS]
 
 
-def _best_of(
-    objective: Objective, vocabulary: Vocabulary, ids: Tensor, score: Tensor, tried: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Each lane's best prompt: the one it has, with its score, or one of those tried, (lanes, candidates, tokens)."""
-    count = tried.shape[1]
-    prompts_per_batch = max(1, _ROWS_AT_ONCE // count)
-    parts = [
-        objective.score(vocabulary.embed(rows.flatten(0, 1)), goal.repeat_interleave(count, 0)).view(-1, count)
-        for rows, goal in zip(tried.split(prompts_per_batch), target.split(prompts_per_batch), strict=True)
-    ]
-    top, where = torch.cat(parts).max(-1)  # (lanes,)
+def orders_by_start(tokens: int) -> list[tuple[int, list[tuple[int, ...]]]]:
+    """The same orders in at most eight groups, each with a position before which it changes nothing."""
+    found = sorted(orders(tokens), key=_first_changed)
+    size = max(1, -(-len(found) // _ORDER_GROUPS))
+    groups = [found[i : i + size] for i in range(0, len(found), size)]
+    return [(_first_changed(group[0]), group) for group in groups]
+
+
+def _first_changed(order: tuple[int, ...]) -> int:
+    return next(i for i, place in enumerate(order) if place != i)
+
+
+def _scores(
+    objective: Objective, vocabulary: Vocabulary, kept: Any, start: int, tried: Tensor, target: Tensor
+) -> Tensor:
+    """Scores of (lanes, count, tokens) prompts that differ from the kept ones only from `start` on, (lanes, count)."""
+    lanes_per_batch = max(1, _ROWS_AT_ONCE // tried.shape[1])
+    return torch.cat(
+        [
+            objective.score_changed(
+                kept.rows(slice(first, first + lanes_per_batch)),
+                start,
+                vocabulary.embed(tried[first : first + lanes_per_batch, :, start:]),
+                target[first : first + lanes_per_batch],
+            )
+            for first in range(0, len(tried), lanes_per_batch)
+        ]
+    )
+
+
+def _best_of(ids: Tensor, score: Tensor, tried: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Each lane's best prompt: the one it has, with its score, or one of those tried, (lanes, count, tokens)."""
+    top, where = scores.max(-1)  # (lanes,)
     better = top > score
     chosen = tried[torch.arange(len(ids), device=ids.device), where]  # (lanes, tokens)
     return torch.where(better.unsqueeze(-1), chosen, ids), torch.where(better, top.to(score.dtype), score)

@@ -1,1 +1,1 @@
-"""Frozen CLIPs: loading by every kind of name, the image and text towers."""
+"""Frozen CLIPs: loading by name, image and text towers."""

@@ -1,4 +1,4 @@
-"""An open_clip model as PEZ needs it: images and texts to features, and soft prompts to scores."""
+"""An open_clip model as PEZ uses it: images, texts and soft prompts to features."""
 
 import copy
 import functools
@@ -14,9 +14,9 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from pez import lists
 from pez.errors import UserError
+from pez.image_inputs import ImageInputs, rgb_images
 from pez.models.text_encoder import Frame, TextEncoder, frame_of, framed, text_encoder, text_tower
 from pez.modes import own_modes
-from pez.pictures import Pictures, rgb_images
 from pez.settings import PezSettings, Precision
 from pez.template import EMPTY, Template
 from pez.tokens import Tokens
@@ -25,7 +25,7 @@ from pez.words import letter_tokens, word_tokens
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
-_FEATURES_AT_ONCE = 16  # rows of every image or text batch, short ones are padded: results do not depend on neighbours
+_FEATURES_AT_ONCE = 16  # rows per batch; short batches are padded, so that results do not depend on neighbors
 
 
 class Clip:
@@ -35,8 +35,8 @@ class Clip:
         model: open_clip's CLIP or CustomTextCLIP.
         preprocess: PIL image to (3, height, width) float.
         tokenizer: open_clip's, for this model.
-        name: what tables call it.
-        recommended: (vocab,) bool tokens for `vocabulary="model"`; None = whole words.
+        name: its name in tables.
+        recommended: (vocab,) bool, the tokens for `vocabulary="model"`; None = whole words.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class Clip:
         self.tokens = Tokens(tokenizer, self.tower.token_embedding.num_embeddings)
         self._encoders: dict[tuple[int, Template], TextEncoder] = {}
 
-    def image_features(self, images: Pictures) -> Tensor:
-        """Images as `pez.pictures` takes them to (n, dim) unit features in full precision."""
+    def image_features(self, images: ImageInputs) -> Tensor:
+        """Images, in any form that `pez.image_inputs` accepts, to (n, dim) unit features in full precision."""
         return self.pixel_features(torch.stack([self.preprocess(image) for image in rgb_images(images)]))
 
     def pixel_features(self, pixels: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class Clip:
         return self._in_batches(self.model.encode_image, pixels.to(self.full))
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Texts, tokenised as open_clip does, to (n, dim) unit features in full precision."""
+        """Texts, tokenized as open_clip does, to (n, dim) unit features in full precision."""
         return self._in_batches(self.model.encode_text, self.tokenizer(list(texts), context_length=self.context_length))
 
     def token_features(self, ids: Tensor, template: Template = EMPTY) -> Tensor:
@@ -91,14 +91,14 @@ class Clip:
             return torch.cat(features)
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """Token ids to the text a user pastes."""
+        """Decode token ids to the text a user pastes."""
         return self.tokens.text_of(ids)
 
     def encoder(self, tokens: int, template: Template = EMPTY) -> TextEncoder:
-        """Soft prompts of so many tokens, with the template's words around them, to features; in the optimisation's precision.
+        """An encoder of soft prompts of `tokens` tokens inside a template, in the precision of the optimization.
 
         Raises:
-            UserError: more tokens than the context has room for, or words that make no template.
+            UserError: too many tokens for the context, or an invalid template.
         """
         if (tokens, template) not in self._encoders:
             with own_modes():
@@ -108,13 +108,13 @@ class Clip:
         return self._encoders[tokens, template]
 
     def with_engine(self, precision: Literal["fp32", "bf16"], compiled: bool = False) -> "Clip":
-        """The same model, weights shared, optimised in another precision, compiled or not."""
+        """The same model, sharing weights, with another precision of the optimization, compiled or not."""
         other = copy.copy(self)
         other.precision, other.dtype, other.compiled, other._encoders = precision, DTYPES[precision], compiled, {}
         return other
 
     def vocabulary(self, settings: PezSettings) -> Vocabulary:
-        """The tokens that the settings allow; with the default method those of them that survive decoding and re-encoding."""
+        """The tokens that the settings allow; with the default method, only those that survive decoding and re-encoding."""
         if settings.allowlist:
             mask = lists.allowed(self.tokens, settings.allowlist, anywhere=settings.any_token)
         elif settings.vocabulary == "model" and self.recommended is not None:
@@ -122,7 +122,7 @@ class Clip:
         elif settings.vocabulary != "full" and self.words is not None:
             mask = self.words
         elif settings.vocabulary == "words":
-            raise UserError(f"{self.name} has no word tokens that are known; use vocabulary=full")
+            raise UserError(f"{self.name} has no known word tokens; use vocabulary=full")
         else:
             mask = self.ordinary_tokens()
             mask &= torch.tensor(settings.any_token) | ~lists.commands(self.tokens)
@@ -135,37 +135,38 @@ class Clip:
 
     @functools.cached_property
     def words(self) -> Tensor | None:
-        """(vocab,) bool: tokens that are words and survive decoding and re-encoding; None where no token does."""
+        """(vocab,) bool: tokens that are words and survive decoding and re-encoding; None if there are none."""
         found = word_tokens(self.tokens)
-        if not found.any():  # in a language that the list does not know
+        if not found.any():  # a language that the word list does not cover
             found = letter_tokens(self.tokens)
         return found if found.any() else None
 
     def ordinary_tokens(self) -> Tensor:
-        """(vocab,) bool: every token but the special ones (start, end, padding of real use)."""
+        """(vocab,) bool: all tokens except special ones (start, end, padding)."""
         return self.tokens.ordinary.clone()
 
 
 def _fit(mask: Tensor, like: Tensor) -> Tensor:
-    """A mask over a vocabulary of another size, which is the same as far as both go."""
+    """Truncate or pad a mask to the size of another vocabulary."""
     fitted = torch.zeros_like(like)
     fitted[: min(len(mask), len(like))] = mask[: len(like)]
     return fitted
 
 
 def _in_float32(preprocess: Any) -> Any:
-    """A preprocessing whose pixels are float32 whatever a program has as torch's default dtype, which torchvision takes."""
+    """A preprocessing that gives float32 pixels; torchvision's ToTensor follows torch's default dtype."""
     if not isinstance(preprocess, Compose):
         return preprocess
     return Compose([_to_float32 if isinstance(each, ToTensor) else each for each in preprocess.transforms])
 
 
 def _to_float32(image: Image.Image) -> Tensor:
-    return pil_to_tensor(image).to(torch.float32).div(255)
+    pixels: Tensor = pil_to_tensor(image)  # (3, height, width) uint8
+    return pixels.to(torch.float32).div(255)
 
 
 def _without_inference_tensors(model: Any) -> Any:
-    """A model that was loaded in inference mode: no gradient passes through its weights unless they are copied."""
+    """Copy the weights of a model that was loaded in inference mode; gradients cannot pass through them otherwise."""
     for module in model.modules():
         for held in (module._parameters, module._buffers):
             for name, value in held.items():

@@ -1,6 +1,6 @@
-"""Load a CLIP by any name: the demo's, open_clip's, a folder or a repository of the hub.
+"""Load a CLIP by any name: a demo model, an open_clip name, a folder or a hub repository.
 
-This is the one place that knows the names. Models get the activation and the preprocessing that they were trained with.
+All model names are resolved here. Models get the activation and the preprocessing that they were trained with.
 """
 
 import dataclasses
@@ -40,19 +40,20 @@ def load_clip(
     Args:
         name: an open_clip name ("ViT-H-14"), "hf-hub:ORG/REPO", "local-dir:FOLDER" with open_clip_config.json, "demo" or
             "demo-judge".
-        pretrained: a tag of that name; a file with a tag's weights, as TAG=FILE; any checkpoint file; "none" = random
-            weights, with a warning. All names but open_clip's carry their weights and ignore it.
-        device: where the model lives.
-        precision: of the optimisation; images and texts are always encoded in float32 (float64 with "fp64").
-        compiled: compile the text tower's block; for long runs on a GPU.
+        pretrained: a tag of that name; TAG=FILE for a file with a tag's weights; any checkpoint file; "none" = random
+            weights, with a warning. Ignored for names that include their weights, that is, all but open_clip names.
+        device: where to put the model.
+        precision: of the optimization; images and texts are always encoded in float32 (float64 with "fp64").
+        compiled: compile the text tower's block; worthwhile for long runs on a GPU.
 
-    A file has the activation and the preprocessing of the tag that is named; or of the tag that its hash or its folder in the
-    hub's cache shows; or of an open_clip_config.json beside it. Else one warning says what was assumed.
+    A checkpoint file gets the activation and the preprocessing of the named tag, or else of the tag found by its hash or by its
+    folder in the hub's cache, or else of an open_clip_config.json in the same folder. Otherwise one warning says what was
+    assumed.
 
-    Nothing that comes with a model is run as code: checkpoints are safetensors or are read as plain tensors.
+    No code that comes with a model is ever run: checkpoints are safetensors or are read as plain tensors.
 
     Raises:
-        UserError: no such model, no such checkpoint, weights that do not fit the model or are not finite; one line.
+        UserError: no such model or checkpoint, or the weights do not fit the model or are not finite.
     """
     if precision not in DTYPES:
         raise UserError(f"precision is {precision!r}; expected one of {', '.join(DTYPES)}")
@@ -71,10 +72,10 @@ def load_model(settings: ModelSettings, device: str | torch.device) -> Clip:
 
 
 def check_model(name: str, pretrained: str | None, tokens: int = 1) -> None:
-    """Find what is wrong with a choice of model without loading its weights.
+    """Check a choice of model without loading its weights.
 
     Raises:
-        UserError: no such model or checkpoint, or prompts too long for its context; one line.
+        UserError: no such model or checkpoint, or prompts too long for its context.
     """
     schema, _, rest = _without_alias(name).partition(":")
     _expect_rest(name)
@@ -95,22 +96,22 @@ class Source:
     """Where a model's parts come from."""
 
     name: str
-    """for open_clip; it names the activation too"""
+    """the open_clip name, which includes the activation"""
     weights: str | None = None
-    """a tag or a file; None = random, or the model's own"""
+    """a tag or a file; None = random, or included in the model"""
     label: str = ""
-    """what tables call it: name and tag load the same model with open_clip alone"""
+    """its name in tables: with open_clip alone, name and tag load the same model"""
     preprocessing: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """of the weights, where open_clip does not know it by itself"""
+    """preprocessing of the weights, if open_clip does not know it"""
     assumed: str | None = None
-    """one line that says what was assumed"""
+    """a warning that says what was assumed"""
 
 
 def load_open_clip(name: str, pretrained: str | None) -> tuple[Any, Any, Any, str]:
     """Load a model; see pez.load_clip.
 
     Returns:
-        model, preprocessing, tokenizer, and what tables call it.
+        model, preprocessing, tokenizer and its name in tables.
     """
     source = find(name, pretrained)
     name, has_own = source.name, ":" in source.name
@@ -128,7 +129,7 @@ def load_open_clip(name: str, pretrained: str | None) -> tuple[Any, Any, Any, st
                 require_pretrained=bool(source.weights or has_own),
                 **{f"image_{key}": value for key, value in source.preprocessing.items()},
             )
-    except Exception as error:  # each of torch, safetensors, huggingface_hub and open_clip has its own errors
+    except Exception as error:  # torch, safetensors, huggingface_hub and open_clip raise many kinds
         weights = source.weights or "of its own"
         raise UserError(f"cannot load {name!r} with weights {weights}: {_reason(error)}") from error
     _expect_finite(name, model)
@@ -136,10 +137,10 @@ def load_open_clip(name: str, pretrained: str | None) -> tuple[Any, Any, Any, st
 
 
 def find(name: str, pretrained: str | None) -> Source:
-    """What a name and a choice of weights mean.
+    """Resolve a name and a choice of weights.
 
     Raises:
-        UserError: no such model or checkpoint; one line.
+        UserError: no such model or checkpoint.
     """
     schema, _, rest = name.partition(":")
     _expect_rest(name)
@@ -167,7 +168,7 @@ def find(name: str, pretrained: str | None) -> Source:
 
 
 def _assumed(name: str, file: Path) -> Source:
-    """Weights that nothing is known of: as all known ones of the model, or as open_clip takes them."""
+    """Weights of unknown origin: use the settings of the model's known weights if they agree, else open_clip's defaults."""
     tags = open_clip.list_pretrained_tags_by_model(name)
     known = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
     agreed = bool(known) and all(_trained_as(one) == _trained_as(known[0]) for one in known)
@@ -175,8 +176,8 @@ def _assumed(name: str, file: Path) -> Source:
     named = _name_with_activation(name, agreed and known[0].get("quick_gelu"))
     activation = "QuickGELU" if (open_clip.get_model_config(named) or {}).get("quick_gelu") else "GELU"
     values = ", ".join(f"{key} {_short(value)}" for key, value in preprocessing.items())
-    advice = f"; if they are a known tag's, say TAG={file}, with one of {', '.join(tags)}" if tags else ""
-    line = f"nothing is known of the weights in {file}: assumed {activation}, {values}{advice}"
+    advice = f"; if they belong to a known tag, use TAG={file} with one of {', '.join(tags)}" if tags else ""
+    line = f"the weights in {file} are unknown: assuming {activation}, {values}{advice}"
     return Source(named, str(file), f"{named}/{file}", preprocessing, line)
 
 
@@ -193,26 +194,26 @@ def _preprocessing(known: dict[str, Any]) -> dict[str, Any]:
 
 
 def _name_with_activation(name: str, quick_gelu: Any) -> str:
-    """The name under which open_clip builds the model with the activation that its weights were trained with."""
+    """The open_clip name of the model with the activation that its weights were trained with."""
     config = open_clip.get_model_config(name) or {}
     named = f"{name}-quickgelu"
     return named if quick_gelu and not config.get("quick_gelu") and named in open_clip.list_models() else name
 
 
 def _without_alias(name: str) -> str:
-    """The demo's models are folders."""
+    """Resolve the demo names, which stand for folders."""
     return f"local-dir:{CLIPS[name]}" if name in CLIPS else name
 
 
 def _words_of_scenes(tokenizer: Any, model: Any) -> Tensor:
-    """(vocab,) bool: the words of the demo's captions, each of which is one token."""
+    """(vocab,) bool: the words of the demo's captions; each is one token."""
     words = torch.zeros(model.token_embedding.num_embeddings, dtype=torch.bool)
     words[[tokenizer.encode(word)[0] for word in caption_words()]] = True
     return words
 
 
 def _tag_and_file(name: str, pretrained: str) -> tuple[str | None, Path | None]:
-    """A tag alone, a file alone, or TAG=FILE."""
+    """Parse a tag, a file or TAG=FILE."""
     if open_clip.get_pretrained_cfg(name, pretrained):
         return pretrained, None
     if os.path.isfile(pretrained):
@@ -222,8 +223,10 @@ def _tag_and_file(name: str, pretrained: str) -> tuple[str | None, Path | None]:
 
 
 def _tag_of(name: str, file: Path) -> str | None:
-    """The tag whose weights a file holds, known by the folder of the hub's cache that it lies in or by its hash."""
-    known = {tag: open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)}
+    """The tag whose weights a file holds, found by its folder in the hub's cache or by its hash."""
+    known: dict[str, dict[str, str]] = {
+        tag: open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)
+    }
     for tag, config in known.items():
         repository = config.get("hf_hub", "").rsplit("/", 1)[0]
         if repository and f"models--{repository.replace('/', '--')}" in file.absolute().parts:
@@ -237,7 +240,7 @@ def _tag_of(name: str, file: Path) -> str | None:
 
 
 def _hash_in(url: str) -> str:
-    """The beginning of a file's SHA-256, which two of open_clip's sources have in their URLs."""
+    """The start of a file's SHA-256, which two of open_clip's sources put in their URLs."""
     if "openaipublic" in url:
         return url.split("/")[-2]
     return Path(url).stem.split("-")[-1] if "mlfoundations" in url else ""
@@ -257,7 +260,7 @@ def _load_tokenizer(name: str) -> Any:
     except Exception as error:
         own = name.startswith("local-dir:")
         which = f"tokenizer {wanted!r} of {name!r}" if wanted and not own else f"tokenizer of {name!r}"
-        advice = "expected its files in that folder" if own else "expected it in the hub's cache, or the hub to answer"
+        advice = "expected its files in that folder" if own else "expected it in the hub's cache or a reachable hub"
         if isinstance(error, ImportError):
             advice = "install it with pip install transformers sentencepiece"
         raise UserError(f"cannot load the {which}: {_one_line(error)}; {advice}") from error
@@ -267,7 +270,8 @@ def _config_of(name: str) -> dict[str, Any]:
     schema, _, rest = name.partition(":")
     if schema == "local-dir":
         config = _read_config(Path(rest) / "open_clip_config.json")
-        return config.get("model_cfg", config)
+        model_config: dict[str, Any] = config.get("model_cfg", config)
+        return model_config
     return open_clip.get_model_config(name) or {}
 
 
@@ -282,7 +286,7 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _expect_no_code(config: Any) -> None:
-    """A model's configuration may make transformers run the code that lies beside it."""
+    """Refuse a configuration that lets transformers run code from the model's folder."""
     if isinstance(config, dict):
         if config.get("trust_remote_code"):
             raise UserError("its configuration sets trust_remote_code; code that comes with a model is never run")
@@ -296,7 +300,7 @@ def _expect_finite(name: str, model: Any) -> None:
             count = int((~value.isfinite()).sum())
             raise UserError(
                 f"the weights of {name} are damaged: {count} of {value.numel()} numbers in {key} are not finite;"
-                " expected none, download or convert them again"
+                " download or convert them again"
             )
 
 
@@ -335,9 +339,9 @@ def _expect_known(name: str, pretrained: str | None) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    expected = "expected safetensors, or a file of tensors by name"
-    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):  # torch advises to run the code
-        return f"the checkpoint is damaged, or holds code or other objects than tensors; {expected}"
+    expected = "expected safetensors, or a file that maps names to tensors"
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):  # torch suggests running the code
+        return f"the checkpoint is damaged, or holds code or objects other than tensors; {expected}"
     if isinstance(error, (EOFError, KeyError, StopIteration, AttributeError)):
         return f"the checkpoint is damaged or holds something else ({type(error).__name__}); {expected}"
     return _one_line(error)

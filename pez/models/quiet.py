@@ -1,7 +1,7 @@
-"""Loading models without the words and bars of the libraries that load them.
+"""Load models without the log messages and progress bars of the libraries involved.
 
-Nothing is switched off for the process: records are dropped by a filter that looks at the thread, so that loads in several
-threads, and the user's own use of these libraries beside them, do not disturb each other.
+Logging is not disabled for the process. A filter drops the records of the loading thread only, so that concurrent loads and
+the user's own use of these libraries do not interfere.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ _here = threading.local()
 _lock = threading.Lock()
 _loading = 0
 _switched: list[tuple[Any, bool]] = []
-"""of the libraries, those whose bars are off now and were on before, and whether the hub's were off then"""
+"""libraries whose bars are off now but were on before, and whether the hub's bars were off then"""
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what these libraries log in this thread, and let them draw no bars.
+    """Drop what these libraries log in this thread, and disable their progress bars.
 
-    They know bars for the whole process only: these are off until the last load that runs is done, and then as before.
+    Bars can only be disabled for the whole process: they are off until the last concurrent load is done, then restored.
     """
     _here.depth = getattr(_here, "depth", 0) + 1
     _begin()
@@ -38,10 +38,10 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_logging() -> Iterator[None]:
-    """Pass over what this thread logs by the root logger, as open_clip does; its errors are raised as well.
+    """Drop what this thread logs through the root logger, as open_clip does; its errors are also raised as exceptions.
 
-    Each use adds its own filter and takes it away, so several threads may come and go in any order, and what others log is as
-    it was. The first call of `logging.info` gives a root logger without handlers one for good: a stand-in keeps it from that.
+    Each use adds and removes its own filter, so threads may overlap in any order and other threads' records are unaffected.
+    The first `logging.info` installs a handler on a root logger that has none; the stand-in handler prevents that.
     """
     thread = threading.get_ident()
 
@@ -72,7 +72,7 @@ def _begin() -> None:
         for library in libraries:
             if library.is_progress_bar_enabled():
                 _switched.append((library, are_progress_bars_disabled()))
-                library.disable_progress_bar()  # transformers' switches the hub's too
+                library.disable_progress_bar()  # transformers also switches the hub's bars
 
 
 def _end() -> None:
@@ -89,12 +89,12 @@ def _end() -> None:
 
 
 def _of_others(record: logging.LogRecord) -> bool:
-    """A filter that keeps what is logged by threads that load nothing, and what is worse than an error."""
+    """Keep records of threads that are not loading, and anything more severe than an error."""
     return not getattr(_here, "depth", 0) or record.levelno > logging.ERROR
 
 
 class _StandIn(logging.Handler):
-    """Does what Python does with a record that no handler is there for."""
+    """Does what Python does with a record that has no handler."""
 
     def emit(self, record: logging.LogRecord) -> None:
         handlers, logger = [], logging.getLogger(record.name)

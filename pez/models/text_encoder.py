@@ -1,13 +1,14 @@
-"""Soft prompts to text features, with no work that cannot matter.
+"""Soft prompts to text features, computing only what matters.
 
-A CLIP text tower reads a frame around the prompt: a start token before it, an end token after it, padding to the context
-length; a template adds fixed words to both sides. The tower is causal and its feature is taken at the end token, so
+A CLIP text tower sees the prompt in a frame: a start token before it, an end token after it, padding up to the context
+length. A template adds fixed words on both sides. The tower is causal and its feature is taken at the end token, so
 
-- positions after the end token change nothing: they are left out;
-- positions before the prompt do not see it: their keys and values are computed once;
-- in the last layer only the end token's output is read: the other queries and MLPs are left out.
+- positions after the end token have no effect and are skipped;
+- positions before the prompt do not see it, so their keys and values are computed once;
+- in the last layer only the end token's output is used, so the other queries and MLPs are skipped;
+- prompts that begin alike have the same keys and values there, so these are computed once.
 
-All of this is exact. Towers it does not hold for (bidirectional, pooled elsewhere) run in full by `FullContextEncoder`;
+All of this is exact. Towers for which it does not hold (bidirectional, pooled elsewhere) run in full in `FullContextEncoder`.
 `text_encoder` chooses, and checks the choice against the model's own `encode_text`.
 """
 
@@ -20,14 +21,41 @@ from open_clip.transformer import ResidualAttentionBlock, TextTransformer, text_
 from torch import Tensor, nn
 
 from pez.errors import UserError
+from pez.models.text_blocks import compiled_block, continued_block, heads_of, residual_block, weights_of
 
 
 class TextEncoder(Protocol):
     """Soft prompts to features."""
 
     def __call__(self, soft: Tensor) -> Tensor:
-        """(n, tokens, width) float embeddings to (n, dim) features, not normalised, differentiable."""
+        """(n, tokens, width) float embeddings to (n, dim) features, not normalized, differentiable."""
         ...
+
+    def with_past(self, soft: Tensor) -> "tuple[Tensor, Past]":
+        """The same features, and what prompts with the same first tokens share."""
+        ...
+
+    def continued(self, past: "Past", start: int, soft: Tensor) -> Tensor:
+        """Features of prompts that differ from those of the past only from position `start` on.
+
+        Args:
+            past: of n prompts.
+            soft: (n, count, tokens - start, width) float, the embeddings from there on of `count` prompts for each.
+
+        Returns:
+            (n, count, dim) features, not normalized. No gradient flows to the past.
+        """
+        ...
+
+
+class Past(NamedTuple):
+    """What the positions of n prompts hand to later ones: in each layer, two tensors with n rows."""
+
+    layers: list[tuple[Tensor, Tensor]]
+
+    def rows(self, part: slice) -> "Past":
+        """The past of some of the prompts."""
+        return Past([(key[part], value[part]) for key, value in self.layers])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,21 +65,21 @@ class Frame:
     before: list[int]
     after: list[int]
     words_after: int = 0
-    """ids of `after` that are fixed words; the rest is the end token and padding"""
+    """how many ids of `after` are fixed words; the rest is the end token and padding"""
 
 
 def text_encoder(model: Any, frame: Frame, tokens: int, dtype: torch.dtype, compiled: bool = False) -> TextEncoder:
-    """The fastest encoder that gives what the model's own `encode_text` gives.
+    """The fastest encoder that reproduces the model's own `encode_text`.
 
     Args:
         model: an open_clip model, frozen, in float32 or float64.
-        frame: what is around a prompt.
-        tokens: learned tokens of a prompt.
-        dtype: of the computation; float32, float64 or bfloat16.
-        compiled: compile what can be; see CausalEncoder.
+        frame: the ids around a prompt.
+        tokens: learned tokens per prompt.
+        dtype: precision of the computation; float32, float64 or bfloat16.
+        compiled: compile where possible; see CausalEncoder.
 
     Raises:
-        UserError: no room for so many tokens, or a text tower that neither encoder reproduces.
+        UserError: no room for that many tokens, or neither encoder reproduces the text tower.
     """
     tower = text_tower(model)
     length = tower.context_length
@@ -74,10 +102,10 @@ def text_encoder(model: Any, frame: Frame, tokens: int, dtype: torch.dtype, comp
 
 
 class CausalEncoder:
-    """A causal tower over the positions that matter; the module's text says which.
+    """A causal tower, computed at the positions that matter; see the module docstring.
 
     Args:
-        compiled: compile the residual block, once for all layers (it pays on a GPU, for long runs).
+        compiled: compile the residual block, once for all layers; worthwhile for long runs on a GPU.
     """
 
     def __init__(self, tower: Any, frame: Frame, dtype: torch.dtype, compiled: bool = False) -> None:
@@ -85,8 +113,8 @@ class CausalEncoder:
         self.dtype = dtype
         self.heads = blocks[0].attn.num_heads
         self.activation = blocks[0].mlp.gelu
-        self.layers = [_weights_of(block, dtype) for block in blocks]
-        self.block = _compiled_block() if compiled else _block
+        self.layers = [weights_of(block, dtype) for block in blocks]
+        self.block = compiled_block() if compiled else residual_block
         self.final = tower.ln_final
         projection = tower.text_projection
         self.projection = projection.weight.T if isinstance(projection, nn.Linear) else projection
@@ -102,25 +130,46 @@ class CausalEncoder:
             self.prefix = self._prefix()
 
     def _prefix(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of the positions before the prompt, (1, heads, before, head width) of each layer."""
+        """Keys and values of the positions before the prompt, (1, heads, before, head width) per layer."""
         x = (self.embedding_before + self.positions[: self.before]).to(self.dtype).unsqueeze(0)
         none = x.new_empty(1, self.heads, 0, x.shape[-1] // self.heads)
         kept = []
         for weights in self.layers:
-            _, key, value = _heads_of(F.layer_norm(x, x.shape[-1:], *weights.norm1), weights, self.heads, False)
+            _, key, value = heads_of(F.layer_norm(x, x.shape[-1:], *weights.norm1), weights, self.heads, False)
             kept.append((key, value))
-            x = _block(x, none, none, weights, self.activation, self.heads, False)
+            x, _, _ = residual_block(x, none, none, weights, self.activation, self.heads, False)
         return kept
 
     def __call__(self, soft: Tensor) -> Tensor:
+        return self.with_past(soft)[0]
+
+    def with_past(self, soft: Tensor) -> tuple[Tensor, Past]:
         n, tokens, _ = soft.shape
         after = self.embedding_after
         positions = self.positions[self.before : self.before + tokens + len(after)]
         x = torch.cat([soft, after.expand(n, -1, -1).to(soft.dtype)], 1) + positions.to(soft.dtype)
         x = x.to(self.dtype)  # (n, tokens + after, width)
+        past = []
         for i, (weights, (key0, value0)) in enumerate(zip(self.layers, self.prefix, strict=True)):
-            x = self.block(x, key0, value0, weights, self.activation, self.heads, i == len(self.layers) - 1)
-        pooled = self.final(x[:, 0].to(self.final.weight.dtype))  # (n, width), full precision from here
+            x, key, value = self.block(x, key0, value0, weights, self.activation, self.heads, i == len(self.layers) - 1)
+            past.append((key.detach(), value.detach()))
+        return self._feature(x[:, 0]), Past(past)
+
+    def continued(self, past: Past, start: int, soft: Tensor) -> Tensor:
+        n, count, tail, _ = soft.shape
+        after = self.embedding_after
+        known = self.before + start
+        positions = self.positions[known : known + tail + len(after)]
+        x = torch.cat([soft, after.expand(n, count, -1, -1).to(soft.dtype)], 2) + positions.to(soft.dtype)
+        x = x.to(self.dtype)  # (n, count, tail + after, width)
+        for i, (weights, (key, value)) in enumerate(zip(self.layers, past.layers, strict=True)):
+            last = i == len(self.layers) - 1
+            x = continued_block(x, key[:, :, :known], value[:, :, :known], weights, self.activation, self.heads, last)
+        return self._feature(x[:, :, 0])
+
+    def _feature(self, pooled: Tensor) -> Tensor:
+        """The tower's last steps: (..., width) of the end token to (..., dim), in full precision."""
+        pooled = self.final(pooled.to(self.final.weight.dtype))
         if self.projection is None:
             return pooled
         features = pooled @ self.projection
@@ -128,7 +177,7 @@ class CausalEncoder:
 
 
 class FullContextEncoder:
-    """Any open_clip text tower, over its whole context, by the tower's own modules."""
+    """Any open_clip text tower, computed over its whole context by its own modules."""
 
     def __init__(self, tower: Any, frame: Frame, tokens: int, dtype: torch.dtype) -> None:
         self.tower, self.dtype = tower, dtype
@@ -143,22 +192,35 @@ class FullContextEncoder:
         before, after = self.embedding[: self.before], self.embedding[self.before + tokens :]
         x = torch.cat([before.expand(n, -1, -1).to(soft), soft, after.expand(n, -1, -1).to(soft)], 1)
         x = x + self.tower.positional_embedding[: x.shape[1]].to(soft)
-        # The tower's weights keep their precision; a lower one is left to autocast.
+        # The tower's weights keep their precision; autocast handles a lower one.
         with torch.autocast(soft.device.type, self.dtype, enabled=self.dtype != self.own_dtype):
             x = self.tower.transformer(x.to(self.own_dtype), attn_mask=self.tower.attn_mask)
             x = self.tower.ln_final(x)
-            pooled = text_global_pool(x, self.ids.expand(n, -1).to(x.device), _pool_type(self.tower), _eos(self.tower))
-            projection = self.tower.text_projection
+            pooled: Tensor = text_global_pool(
+                x, self.ids.expand(n, -1).to(x.device), _pool_type(self.tower), _eos(self.tower)
+            )
+            projection: nn.Linear | Tensor | None = self.tower.text_projection
             if projection is None:
                 return pooled
-            return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+            features: Tensor = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+            return features
+
+    def with_past(self, soft: Tensor) -> tuple[Tensor, Past]:
+        kept = soft.detach()
+        return self(soft), Past([(kept, kept)])  # the tokens themselves: nothing is saved
+
+    def continued(self, past: Past, start: int, soft: Tensor) -> Tensor:
+        n, count = soft.shape[:2]
+        ((begun, _),) = past.layers
+        whole = torch.cat([begun[:, None, :start].expand(-1, count, -1, -1), soft], 2)
+        return self(whole.flatten(0, 1)).view(n, count, -1)
 
 
 def text_tower(model: Any) -> Any:
     """The module of an open_clip model that holds the text tower's parts.
 
     Raises:
-        UserError: a tower of another library (Hugging Face encoders in open_clip models).
+        UserError: a text tower of another library (Hugging Face encoders in open_clip models).
     """
     tower = getattr(model, "text", model)
     if tower is not model and not isinstance(tower, TextTransformer):
@@ -173,97 +235,15 @@ def text_tower(model: Any) -> Any:
 
 
 def frame_of(tokenizer: Any, context_length: int) -> Frame:
-    """What the tokenizer puts before and after a text, read from what it makes of no text and of one letter."""
+    """What the tokenizer puts around a text, found by encoding an empty text and a single letter."""
     empty, letter = (tokenizer([text], context_length=context_length)[0].tolist() for text in ("", "a"))
     before = next(i for i, (a, b) in enumerate(zip(empty, letter, strict=True)) if a != b)
     return Frame(empty[:before], empty[before:])
 
 
-class _Weights(NamedTuple):
-    """One residual attention block's weights and biases in the dtype of the computation."""
-
-    norm1: tuple[Tensor, Tensor, float]
-    norm2: tuple[Tensor, Tensor, float]
-    into: tuple[Tensor, Tensor]  # queries, keys and values: (3 width, width), (3 width,)
-    out: tuple[Tensor, Tensor]
-    up: tuple[Tensor, Tensor]
-    down: tuple[Tensor, Tensor]
-
-
-def _weights_of(block: ResidualAttentionBlock, dtype: torch.dtype) -> _Weights:
-    def cast(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        return weight.detach().to(dtype), bias.detach().to(dtype)
-
-    norm1, norm2 = ((*cast(norm.weight, norm.bias), norm.eps) for norm in (block.ln_1, block.ln_2))
-    return _Weights(
-        norm1,
-        norm2,
-        cast(block.attn.in_proj_weight, block.attn.in_proj_bias),
-        cast(block.attn.out_proj.weight, block.attn.out_proj.bias),
-        cast(block.mlp.c_fc.weight, block.mlp.c_fc.bias),
-        cast(block.mlp.c_proj.weight, block.mlp.c_proj.bias),
-    )
-
-
-def _block(
-    x: Tensor, key0: Tensor, value0: Tensor, weights: _Weights, activation: nn.Module, heads: int, last: bool
-) -> Tensor:
-    """One residual attention block.
-
-    Args:
-        x: (n, positions, width).
-        key0, value0: (1, heads, before, head width) of the positions before, which x may see.
-        last: return the last position alone, (n, 1, width).
-    """
-    n, width = len(x), x.shape[-1:]
-    query, key, value = _heads_of(F.layer_norm(x, width, *weights.norm1), weights, heads, last)
-    key = torch.cat([key0.expand(n, -1, -1, -1), key], 2)
-    value = torch.cat([value0.expand(n, -1, -1, -1), value], 2)
-    mixed = _attend(query, key, value, None if last else key0.shape[2])
-    x = (x[:, -1:] if last else x) + F.linear(mixed.transpose(1, 2).flatten(2), *weights.out)
-    hidden = activation(F.linear(F.layer_norm(x, width, *weights.norm2), *weights.up))
-    return x + F.linear(hidden, *weights.down)
-
-
-def _compiled_block() -> Any:
-    from torch import _dynamo as dynamo  # slow to import
-
-    # One compilation for each number of rows and precision in use. Past the limit, 8 unless raised, torch goes on uncompiled.
-    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 64)
-    return torch.compile(_block, dynamic=False)
-
-
-def _heads_of(x: Tensor, weights: _Weights, heads: int, last: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(n, positions, width) to query, key and value, (n, heads, positions, head width) each; last: one query alone."""
-    n, positions, width = x.shape
-    weight, bias = weights.into
-    if not last:
-        query, key, value = (
-            F.linear(x, weight, bias).view(n, positions, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-        )
-        return query, key, value
-    query = F.linear(x[:, -1:], weight[:width], bias[:width]).view(n, 1, heads, width // heads).transpose(1, 2)
-    rest = F.linear(x, weight[width:], bias[width:]).view(n, positions, 2, heads, width // heads)
-    key, value = rest.permute(2, 0, 3, 1, 4)
-    return query, key, value
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, causal_from: int | None) -> Tensor:
-    """Softmax attention; query i sees keys up to causal_from + i, or all keys where that is None."""
-    mask = None
-    if causal_from is not None:
-        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril(causal_from)
-    if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    # On a CPU the fused kernel's backward is 12 times slower than these products in bfloat16, 2 times in float32.
-    weight = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if mask is not None:
-        weight = weight.masked_fill(~mask, -torch.inf)
-    return weight.softmax(-1) @ value
-
-
 def _pool_type(tower: Any) -> str:
-    return getattr(tower, "text_pool_type", None) or tower.pool_type
+    pool_type: str = getattr(tower, "text_pool_type", None) or tower.pool_type
+    return pool_type
 
 
 def _eos(tower: Any) -> int | None:
@@ -271,7 +251,7 @@ def _eos(tower: Any) -> int | None:
 
 
 def _pooled_position(tower: Any, ids: Tensor) -> int:
-    """Where in a row of ids, (1, length), the tower takes its feature."""
+    """The position in a row of ids, (1, length), where the tower takes its feature."""
     where = torch.arange(ids.shape[1]).view(1, -1, 1)
     return int(text_global_pool(where, ids, _pool_type(tower), _eos(tower)))
 
@@ -289,7 +269,7 @@ def _is_causal_with_end_pooling(model: Any, tower: Any) -> bool:
 
 @torch.no_grad()
 def _check(encoder: TextEncoder, model: Any, tower: Any, frame: Frame, tokens: int) -> None:
-    """Compare an encoder with the model's own on two arbitrary prompts.
+    """Compare an encoder with the model's `encode_text` on two arbitrary prompts.
 
     Raises:
         UserError: they differ.
@@ -302,11 +282,11 @@ def _check(encoder: TextEncoder, model: Any, tower: Any, frame: Frame, tokens: i
     ours = encoder(tower.token_embedding(ids.to(own.device)))
     gap = float((F.normalize(own, dim=-1) - F.normalize(ours.to(own), dim=-1)).norm(dim=-1).max())
     if not gap < 1e-3:
-        raise UserError(f"this text tower is not understood: features differ from encode_text's by {gap:.1e}")
+        raise UserError(f"this text tower is not supported: features differ from those of encode_text by {gap:.1e}")
 
 
 def framed(ids: Tensor, frame: Frame, length: int) -> Tensor:
-    """(n, tokens) int64 prompts to (n, length) rows as the tokenizer would make them."""
+    """(n, tokens) int64 prompts to (n, length) rows as the tokenizer makes them."""
     n = len(ids)
     before, after = (
         torch.tensor(part, dtype=ids.dtype, device=ids.device).expand(n, -1) for part in (frame.before, frame.after)

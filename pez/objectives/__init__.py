@@ -1,1 +1,1 @@
-"""What a prompt is scored by."""
+"""Objectives: what prompts are scored by."""

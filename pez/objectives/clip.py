@@ -1,43 +1,56 @@
-"""Nearness of a prompt's text feature to features of images or texts, in a CLIP."""
+"""Cosine of a prompt's text feature with features of images or texts under a CLIP."""
 
 import dataclasses
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from pez.models.text_encoder import TextEncoder
+from pez.models.text_encoder import Past, TextEncoder
+from pez.objectives.objective import Objective
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Features that a prompt shall be near to, or away from.
+    """Features that attract or repel a prompt.
 
     Args:
-        features: (n, dim) float, of images or texts; any length.
-        weights: (n,) float; 1 = near, negative = away from. None = all 1.
+        features: (n, dim) float, of images or texts; need not be unit vectors.
+        weights: (n,) float; 1 = attract, negative = repel. None = all 1.
 
-    The score of a prompt is the mean over n of weight x cosine. As cosine is linear in a unit feature, all of them together
-    are one direction.
+    The score of a prompt is the mean over n of weight x cosine. Since the cosine is linear in a unit feature, the features
+    combine to one direction.
     """
 
     features: Tensor
     weights: Tensor | None = None
 
     def direction(self) -> Tensor:
-        """(dim,) float: its product with a prompt's unit feature is the score."""
+        """(dim,) float; its dot product with a prompt's unit feature is the score."""
         units = F.normalize(self.features, dim=-1)
         if self.weights is not None:
             units = units * self.weights.to(units).unsqueeze(-1)
         return units.mean(0)
 
 
-class ClipObjective:
-    """Cosine of a soft prompt's text feature with the lane's target, a direction of features."""
+class ClipObjective(Objective):
+    """Cosine of a soft prompt's text feature with the lane's target, a direction in feature space."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         self.encoder = encoder
 
     def score(self, soft: Tensor, batch: Tensor) -> Tensor:
         """(lanes, tokens, width) soft prompts and (lanes, dim) directions to (lanes,) scores."""
-        features = F.normalize(self.encoder(soft).to(batch.dtype), dim=-1)
-        return (features * batch).sum(-1)
+        return _cosine(self.encoder(soft), batch)
+
+    def score_and_keep(self, soft: Tensor, batch: Tensor) -> tuple[Tensor, Past]:
+        """The same scores, and the past of these prompts."""
+        features, past = self.encoder.with_past(soft)
+        return _cosine(features, batch), past
+
+    def score_changed(self, kept: Past, start: int, soft: Tensor, batch: Tensor) -> Tensor:
+        """Score prompts by their tokens from position `start` on, (lanes, count, tokens - start, width)."""
+        return _cosine(self.encoder.continued(kept, start, soft), batch.unsqueeze(1))
+
+
+def _cosine(features: Tensor, directions: Tensor) -> Tensor:
+    return (F.normalize(features.to(directions.dtype), dim=-1) * directions).sum(-1)

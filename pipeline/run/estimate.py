@@ -86,12 +86,12 @@ def parts_that_balance(images: int, gpus: int, shard_size: int, limit: float = m
     """
     # With n equal tasks a GPU the last round is at most 1/n of the job.
     enough = min(math.ceil(gpus / idle / max(images // shard_size, 1)), shard_size)
-    powers = (2**power for power in itertools.count() if shard_size / 2**power <= max(limit, 1))
+    powers = (1 << power for power in itertools.count() if shard_size / (1 << power) <= max(limit, 1))
     return next(n for n in powers if n >= enough or _idle(images, gpus, shard_size, n) <= idle)
 
 
 def shard_size_that_balances(images: int, gpus: int, limit: float = math.inf, idle: float = 0.02) -> int:
-    """The largest of the sizes 1, 2, 5, 10, 20 and so on, up to `most`, with which GPUs are idle for at most that share."""
+    """The largest of the sizes 1, 2, 5, 10, 20 and so on, up to `limit`, with which GPUs are idle for at most that share."""
     sizes = [digit * 10**power for power in range(len(str(images))) for digit in (1, 2, 5)]
     return max((size for size in sizes if size <= limit and _idle(images, gpus, size, 1) <= idle), default=1)
 

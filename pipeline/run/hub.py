@@ -1,6 +1,6 @@
-"""Whether the weights of a model can be had at all: here already, or from a hub that answers.
+"""Whether the weights of a model are available: on this machine, or from a hub that answers.
 
-The hub's client tries again for a minute before it gives up, file after file, in every actor. One question tells it sooner.
+The hub's client retries for a minute, file after file, in every actor. One request shows it sooner.
 """
 
 import glob

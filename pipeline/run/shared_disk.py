@@ -44,7 +44,7 @@ class SharedDisk:
         Raises:
             UserError: it is not.
         """
-        problem = "is not the one that the job was started with; share that disk among all nodes, or take an object store (s3://...)"
+        problem = "is not the one that the job was started with; share that disk among all nodes, or use an object store (s3://...)"
         if self.output is not None and not _appears(self.output[1]):
             raise UserError(f"on node {node} the output {self.output[0]} {problem}")
         if self.output is not None and not os.access(self.output[0], os.W_OK):
@@ -72,16 +72,16 @@ def check_outside_package(addresses: Sequence[str], option: str) -> None:
 
 
 @contextlib.contextmanager
-def shared_disk(folder: OutputFolder, shards: Sequence[Unit]) -> Iterator[SharedDisk]:
+def shared_disk(folder: OutputFolder, units: Sequence[Unit]) -> Iterator[SharedDisk]:
     """Leave a file in the output, while actors start, by which they know it.
 
     Args:
-        shards: of the job; a file of each folder is looked at.
+        units: of the job; a file of each folder is looked at.
     """
     by_folder: dict[str, str] = {}
-    for shard in shards:
-        if is_local(shard.source):
-            path = local_path(shard.source)
+    for unit in units:
+        if is_local(unit.source):
+            path = local_path(unit.source)
             by_folder.setdefault(os.path.dirname(path), path)
     files = [path for path in list(by_folder.values())[:_FOLDERS] if os.path.exists(path)]
     inputs = tuple((path, os.stat(path).st_size) for path in files)

@@ -23,21 +23,12 @@ class Unit:
     """the public URL or path: rows, reports and messages show it, and it identifies the unit"""
     stem: str
     """names the output files; unique in a job"""
-    part: int | None = None
-    """index of this part: items with index % parts == part"""
-    parts: int = 1
-    """parts that the unit is cut into; they change no row"""
     source: str = dataclasses.field(default="", repr=False, compare=False)
     """what is opened: the url, or one with a signature or password in it, which is never shown"""
 
     def __post_init__(self) -> None:
         if not self.source:
             object.__setattr__(self, "source", self.url)
-
-    @property
-    def which(self) -> str:
-        """What to say behind the name of a part."""
-        return "" if self.part is None else f", part {self.part}-of-{self.parts}"
 
 
 @dataclasses.dataclass(frozen=True)

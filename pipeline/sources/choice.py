@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pez.errors import UserError
-from pipeline.settings import ImageSettings, ModelSettings, TarSettings, TextSettings
+from pez.settings import ModelSettings
+from pipeline.settings import ImageSettings, TarSettings, TextSettings
 from pipeline.sources.base import Source
 from pipeline.sources.folders import FolderSource
 from pipeline.sources.image_tables import ImageTableSource

@@ -106,7 +106,7 @@ def record(lists: Sequence[ImageList], output: OutputFolder) -> None:
     """
     for one in lists:
         try:
-            output.put(one.name, one.written(), first=True)
+            output.put(one.name, one.written(), if_absent=True)
         except FileExistsError:
             if output.fs.cat_file(output.at(one.name)) != one.written():
                 raise OutputError(f"another run lists {one.root} for {output.url} and found other files") from None

@@ -191,7 +191,7 @@ def table_kind(unit: Unit) -> str:
                 import gzip
 
                 with contextlib.closing(ByteStream(unit.source)) as again:
-                    head = gzip.GzipFile(fileobj=again).read(64)  # type: ignore[arg-type]
+                    head = gzip.GzipFile(fileobj=again).read(64)
     except Exception as error:  # each filesystem has its own errors
         raise unreadable(unit.source, unit.url, error) from error
     if head[:4] == b"PAR1":

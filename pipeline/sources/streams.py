@@ -45,7 +45,7 @@ class ByteStream(io.RawIOBase):
             try:
                 if self.file is None:
                     self._go_on()
-                data = self.file.read(size)
+                data: bytes = self.file.read(size)
                 expected = self.version[0]
                 if not data and size and expected is not None and self.position < expected:
                     raise OSError(f"it ended after {self.position} of {expected} bytes")

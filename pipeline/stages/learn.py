@@ -1,4 +1,4 @@
-"""The journey of one shard: tar, images, features, prompts, table."""
+"""The journey of one unit: items, images, features, prompts, table."""
 
 import contextlib
 import dataclasses
@@ -15,19 +15,16 @@ from pez.models.load import load_model
 from pipeline.description import describe as describe
 from pipeline.rows import Row, ShardReport
 from pipeline.run import warning_log
-from pipeline.run.parts_left import PartsLeft
-from pipeline.run.serial import in_turn
-from pipeline.run.stage import OnFailure
+from pipeline.run.tasks import Part
 from pipeline.settings import LearnSettings
 from pipeline.sources.ahead import ahead, batches
 from pipeline.sources.base import Item, LateCaption, Source, Unit, UnitError
 from pipeline.sources.choice import source_of
 from pipeline.stages.lanes import BATCH, Request, SharedLanes
 from pipeline.stages.parts import (
+    PartItems,
     PartReport,
-    PartSamples,
     finished_part,
-    merge_parts,
     part_of_whole,
     publish_part,
 )
@@ -55,8 +52,8 @@ class Progress:
 
 
 @dataclasses.dataclass
-class _ShardInWork:
-    """Counts of one shard, and how many images it may have: as many as were read, or more by the bytes that are left."""
+class _UnitInWork:
+    """Counts of one unit, and how many images it may have: as many as were read, or more by the bytes that are left."""
 
     size: int | None
     """bytes of the tar; None = not known"""
@@ -77,79 +74,73 @@ class _ShardInWork:
         return self.read * max(self.size / (self.bytes_read * self.parts), 1.0)
 
 
-def caption_shard(
-    shard: Unit, captioner: "Captioner", table: PromptTable, retry_failed: bool = False
-) -> ShardReport | PartReport:
-    """Turn one tar of images into one Parquet of prompts; a part of one into a part of it.
+def learn_unit(unit: Unit, learner: "Learner", table: PromptTable, retry_failed: bool = False) -> ShardReport:
+    """Turn one unit, like a tar of images, into one Parquet of prompts.
 
     Args:
-        retry_failed: of a finished shard, caption those again that are not ok.
+        retry_failed: of a finished unit, learn the rows again that are not ok.
 
     Raises:
-        UnitError: the tar cannot be read to its end, or holds no sample; nothing is published.
+        UnitError: the unit cannot be read to its end, or holds no item; nothing is published.
     """
-    if shard.part is not None:
-        return _caption_part(shard, captioner, table)
-    if report := table.finished(shard):  # an earlier run, or an actor that was lost after its last act
-        return _caption_failed(shard, report, captioner, table) if retry_failed and report.failed else report
-    if shard.parts > 1:
-        return merge_parts(shard, table)
+    if report := table.finished(unit):  # an earlier run, or an actor that was lost after its last act
+        return _learn_failed(unit, report, learner, table) if retry_failed and report.failed else report
     left_out: Counter[str] = Counter()
-    with captioner.clock.work() as seconds, captioner.recording() as warnings:
-        rows = dict(captioner.caption(shard, captioner.items(shard, left_out)))
+    with learner.clock.work() as seconds, learner.recording() as warnings:
+        rows = dict(learner.learn(unit, learner.items(unit, left_out)))
         if not rows:
-            raise captioner.nothing_in(shard)
-        if report := table.finished(shard):  # by another run on the same output, meanwhile
+            raise learner.nothing_in(unit)
+        if report := table.finished(unit):  # by another run on the same output, meanwhile
             return report
-        return table.publish(shard, [rows[i] for i in sorted(rows)], seconds(), left_out, warnings())
+        return table.publish(unit, [rows[i] for i in sorted(rows)], seconds(), left_out, warnings())
 
 
-def _caption_part(part: Unit, captioner: "Captioner", table: PromptTable) -> PartReport:
-    """The rows of every n-th sample; the others are read past and not decoded."""
-    if table.finished(part):  # another run, or an earlier one that wants failed rows tried again
+def learn_part(part: Part, learner: "Learner", table: PromptTable) -> PartReport:
+    """The rows of every n-th item; the others are read past and not decoded."""
+    if table.finished(part.unit):  # another run, or an earlier one whose failed rows are to be learned again
         return part_of_whole(part, table)
     if report := finished_part(part, table):
         return report
     left_out: Counter[str] = Counter()
-    samples = PartSamples(part, captioner.items(part, left_out))
-    with captioner.clock.work() as seconds, captioner.recording() as warnings:
-        rows = dict(captioner.caption(part, samples))
-        if not samples.count:
-            raise captioner.nothing_in(part)
-        if table.finished(part):  # another run on the same output has just merged and removed the parts
+    items = PartItems(part, learner.items(part.unit, left_out))
+    with learner.clock.work() as seconds, learner.recording() as warnings:
+        rows = dict(learner.learn(part.unit, items, part.parts))
+        if not items.count:
+            raise learner.nothing_in(part.unit)
+        if table.finished(part.unit):  # another run on the same output has just merged and removed the parts
             return part_of_whole(part, table)
-        return publish_part(part, [rows[i] for i in sorted(rows)], samples, left_out, seconds(), table, warnings())
+        return publish_part(part, [rows[i] for i in sorted(rows)], items, left_out, seconds(), table, warnings())
 
 
-def _caption_failed(shard: Unit, earlier: ShardReport, captioner: "Captioner", table: PromptTable) -> ShardReport:
-    """A finished shard again, of which only the rows that are not ok are new."""
-    rows = table.read_rows(f"{shard.stem}.parquet")
+def _learn_failed(unit: Unit, earlier: ShardReport, learner: "Learner", table: PromptTable) -> ShardReport:
+    """A finished unit again, of which only the rows that are not ok are new."""
+    rows = table.read_rows(f"{unit.stem}.parquet")
     failed = {row.key for row in rows if row.status != "ok"}
     keys: list[tuple[int, str]] = []
     left_out: Counter[str] = Counter()
 
     def again() -> Iterator[Item]:
-        for sample in captioner.items(shard, left_out):
-            if not isinstance(sample, LateCaption):
-                keys.append((sample.index, sample.key))
-            if sample.key in failed:
-                yield sample
+        for item in learner.items(unit, left_out):
+            if not isinstance(item, LateCaption):
+                keys.append((item.index, item.key))
+            if item.key in failed:
+                yield item
 
-    with captioner.clock.work() as seconds, captioner.recording() as warnings:
-        new = {row.key: row for _, row in captioner.caption(shard, again())}
+    with learner.clock.work() as seconds, learner.recording() as warnings:
+        new = {row.key: row for _, row in learner.learn(unit, again())}
         spent = earlier.seconds + seconds()
     if [key for _, key in sorted(keys)] != [row.key for row in rows]:
         raise UnitError(
-            f"{shard.url} has other keys than when it was captioned; "
-            f"remove {table.url}/{shard.stem}.parquet to caption all of it again"
+            f"{unit.url} has other keys than when its prompts were learned; "
+            f"remove {table.url}/{unit.stem}.parquet to learn all of them again"
         )
-    table.remove(f"_verified/{shard.stem}.json")  # it was of the earlier rows
+    table.remove(f"_verified/{unit.stem}.json")  # it was of the earlier rows
     return table.publish(
-        shard, [new.get(row.key, row) for row in rows], spent, left_out, [*earlier.warnings, *warnings()]
+        unit, [new.get(row.key, row) for row in rows], spent, left_out, [*earlier.warnings, *warnings()]
     )
 
 
-class Captioner:
+class Learner:
     """A CLIP and what is done with it; one in each actor.
 
     Args:
@@ -172,7 +163,7 @@ class Captioner:
         # Made here: a word that the model does not have ends the start, and not each unit.
         self.lanes = SharedLanes(self.clip, method, self.settings.side_by_side)
         self.clock = WorkClock()
-        self._in_work: dict[int, _ShardInWork] = {}
+        self._in_work: dict[int, _UnitInWork] = {}
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[Callable[[], list[str]]]:
@@ -182,34 +173,37 @@ class Captioner:
 
     @property
     def progress(self) -> Progress:
-        """Of all shards in work."""
-        shards = list(self._in_work.values())
+        """Of all units in work."""
+        units = list(self._in_work.values())
         of = self.method.total_steps
-        images, similarity = sum(s.images for s in shards), sum(s.similarity for s in shards)
+        images, similarity = sum(s.images for s in units), sum(s.similarity for s in units)
         found = Progress(images, similarity, self.lanes.learning, self.lanes.steps, of)
-        expected = [s.expected for s in shards]
-        if shards and None not in expected:
+        expected = [s.expected for s in units]
+        if units and None not in expected:
             size = sum(count or 0.0 for count in expected)
-            found.shards_done = min((found.images + found.steps / of) / max(size, 1.0), 1.0) * len(shards)
+            found.shards_done = min((found.images + found.steps / of) / max(size, 1.0), 1.0) * len(units)
         return found
 
-    def items(self, shard: Unit, left_out: Counter[str]) -> Iterator[Item]:
+    def items(self, unit: Unit, left_out: Counter[str]) -> Iterator[Item]:
         """The items of a unit; see Source.read."""
-        return self.source.read(shard, left_out)
+        return self.source.read(unit, left_out)
 
-    def nothing_in(self, shard: Unit) -> UnitError:
+    def nothing_in(self, unit: Unit) -> UnitError:
         """The error of a unit without any item."""
         noun, expected = self.source.nouns
-        return UnitError(f"{shard.url} holds no {noun}; expected {expected}")
+        return UnitError(f"{unit.url} holds no {noun}; expected {expected}")
 
-    def caption(self, shard: Unit, samples: Iterable[Item]) -> Iterator[tuple[int, Row]]:
-        """Learn a prompt for every sample that has an image.
+    def learn(self, unit: Unit, items: Iterable[Item], parts: int = 1) -> Iterator[tuple[int, Row]]:
+        """Learn a prompt for every item that has an image or a text.
+
+        Args:
+            parts: that the unit is cut into, if the items are those of one.
 
         Yields:
-            (index, row) for every sample, in the order in which they are done; in the end once more for each whose caption
+            (index, row) for every item, in the order in which they are done; in the end once more for each whose caption
             came late.
         """
-        progress = _ShardInWork(self.source.size(shard), shard.parts if shard.part is not None else 1)
+        progress = _UnitInWork(self.source.size(unit), parts)
         rejected: list[tuple[int, Row]] = []
         late = _LateCaptions()
 
@@ -218,23 +212,23 @@ class Captioner:
                 if isinstance(decoded.item, LateCaption):
                     late.texts[decoded.item.index] = decoded.item.caption or ""
                 elif decoded.item.status != "ok":
-                    rejected.append((decoded.item.index, _rejection(shard, decoded.item)))
+                    rejected.append((decoded.item.index, _rejection(unit, decoded.item)))
                 else:
                     progress.read += 1
                     yield self._request(decoded)
             progress.whole = True
 
         def counted() -> Iterator[Item]:
-            for sample in samples:
-                progress.bytes_read += sample.size
-                yield sample
+            for item in items:
+                progress.bytes_read += item.size
+                yield item
 
         self._in_work[id(progress)] = progress
         try:
             for done in self.lanes.results(batches(requests(), BATCH)):
                 for result in done:
                     decoded: Decoded = result.handle
-                    row = self._row(shard, decoded, result.prompt, result.caption_similarity)
+                    row = self._row(unit, decoded, result.prompt, result.caption_similarity)
                     if row.status == "ok":
                         progress.images += 1
                         progress.similarity += result.prompt.similarity
@@ -244,11 +238,11 @@ class Captioner:
                 yield from late.without_image(rejected)
                 rejected.clear()
             yield from late.without_image(rejected)
-            yield from self._captioned_late(shard, late)
+            yield from self._with_late_captions(unit, late)
         finally:
             del self._in_work[id(progress)]
 
-    def _captioned_late(self, shard: Unit, late: "_LateCaptions") -> Iterator[tuple[int, Row]]:
+    def _with_late_captions(self, unit: Unit, late: "_LateCaptions") -> Iterator[tuple[int, Row]]:
         """The rows again whose captions came when they were in work, or done."""
         for index, row in late.rejected.items():
             if index in late.texts:
@@ -259,7 +253,7 @@ class Captioner:
             for index, caption, of_caption in zip(batch, captions, of_captions, strict=True):
                 decoded, prompt, _ = late.rows[index]
                 item = dataclasses.replace(decoded.item, caption=caption)
-                yield index, self._row(shard, dataclasses.replace(decoded, item=item), prompt, of_caption)
+                yield index, self._row(unit, dataclasses.replace(decoded, item=item), prompt, of_caption)
 
     def _request(self, decoded: "Decoded") -> Request:
         target = decoded.pixels if decoded.pixels is not None else decoded.item.text
@@ -276,13 +270,13 @@ class Captioner:
             return Decoded(dataclasses.replace(bare, status="bad_image", reason=str(error)))
         return Decoded(bare, self.clip.preprocess(image), image.width, image.height)
 
-    def _row(self, shard: Unit, decoded: "Decoded", prompt: pez.Prompt, of_caption: float | None) -> Row:
+    def _row(self, unit: Unit, decoded: "Decoded", prompt: pez.Prompt, of_caption: float | None) -> Row:
         if not math.isfinite(prompt.similarity + prompt.token_similarity + (of_caption or 0.0)):
             item = dataclasses.replace(decoded.item, status="not_finite", reason=_NOT_FINITE)
-            return dataclasses.replace(_rejection(shard, item), width=decoded.width, height=decoded.height)
+            return dataclasses.replace(_rejection(unit, item), width=decoded.width, height=decoded.height)
         return Row(
             key=decoded.item.key,
-            shard=shard.url,
+            shard=unit.url,
             status="ok",
             width=decoded.width,
             height=decoded.height,
@@ -330,36 +324,5 @@ class Decoded:
         return self.item.caption if self.item.text is None else None
 
 
-def run_serially(
-    shards: Iterable[Unit],
-    captioner: Captioner,
-    table: PromptTable,
-    on_report: Callable[[ShardReport | PartReport], None],
-    attempts: int = 1,
-    on_note: Callable[[str], None] = lambda _: None,
-    retry_failed: bool = False,
-    on_failure: OnFailure = lambda *_: None,
-) -> dict[str, str]:
-    """Caption shard after shard in this process; those that failed come again after the others.
-
-    Args:
-        shards: or parts of them, which are merged when all of a shard's are done.
-        attempts: tries that a shard has before it is given up.
-        on_note: called with one line for each failure that is tried again.
-        retry_failed: see caption_shard.
-        on_failure: see in_turn.
-
-    Returns:
-        reason by address, of the shards that failed.
-    """
-    parts = PartsLeft()
-
-    def work(shard: Unit) -> Unit | None:
-        on_report(caption_shard(shard, captioner, table, retry_failed))
-        return parts.whole_after(shard) if shard.part is not None else None
-
-    return in_turn(shards, work, attempts, on_note, on_failure)
-
-
-def _rejection(shard: Unit, item: Item) -> Row:
-    return Row(item.key, shard.url, item.status, item.reason, caption=item.caption, columns=item.columns)
+def _rejection(unit: Unit, item: Item) -> Row:
+    return Row(item.key, unit.url, item.status, item.reason, caption=item.caption, columns=item.columns)

@@ -5,10 +5,11 @@ from typing import Any
 
 import pez
 from pipeline.rows import ShardReport
+from pipeline.run.tasks import Merge, Part, Task
 from pipeline.settings import LearnSettings
-from pipeline.sources.base import Source, Unit
-from pipeline.stages.learn import Captioner, Progress, caption_shard
-from pipeline.stages.parts import PartReport
+from pipeline.sources.base import Source
+from pipeline.stages.learn import Learner, Progress, learn_part, learn_unit
+from pipeline.stages.parts import PartReport, merge_parts
 from pipeline.table import PromptTable
 
 
@@ -29,23 +30,28 @@ class LearnStage:
     described: dict[str, Any]
     retry_failed: bool = False
     source: Source | None = None
-    name: str = "captions"
+    name: str = "learning"
 
     def open(self, device: str, threads: int) -> "LearnWorker":
         """Load the CLIP."""
-        return LearnWorker(self, Captioner(self.settings, self.method, device, threads, source=self.source))
+        learner = Learner(self.settings, self.method, device, threads, self.source)
+        table = PromptTable(self.output, self.described, columns=learner.source.columns)
+        return LearnWorker(learner, table, self.retry_failed)
 
 
 class LearnWorker:
     """A CLIP, and the folder that its prompts go to."""
 
-    def __init__(self, stage: LearnStage, captioner: Captioner) -> None:
-        self.captioner, self.retry_failed = captioner, stage.retry_failed
-        self.table = PromptTable(stage.output, stage.described, columns=captioner.source.columns)
+    def __init__(self, learner: Learner, table: PromptTable, retry_failed: bool = False) -> None:
+        self.learner, self.table, self.retry_failed = learner, table, retry_failed
 
     @property
     def progress(self) -> Progress:
-        return self.captioner.progress
+        return self.learner.progress
 
-    def run(self, unit: Unit) -> ShardReport | PartReport:
-        return caption_shard(unit, self.captioner, self.table, self.retry_failed)
+    def run(self, task: Task) -> ShardReport | PartReport:
+        if isinstance(task, Part):
+            return learn_part(task, self.learner, self.table)
+        if isinstance(task, Merge) and not self.table.finished(task.unit):
+            return merge_parts(task, self.table)
+        return learn_unit(task.unit, self.learner, self.table, self.retry_failed)

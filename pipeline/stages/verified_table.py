@@ -127,7 +127,7 @@ class VerifiedTable:
             raise UserError(str(error)) from error
 
     def pending(self, shards: Sequence[Unit]) -> list[Unit]:
-        """Of captioned shards, those that are not verified."""
+        """Of shards with prompts, those that are not verified."""
         marked = self.prompts.names("_verified", ".json")
         with ThreadPoolExecutor(16) as pool:
             done = pool.map(lambda shard: shard.stem in marked and self.finished(shard) is not None, shards)
@@ -136,7 +136,7 @@ class VerifiedTable:
     def finished(self, shard: Unit) -> VerifyReport | None:
         """The report of a shard that is verified, or None.
 
-        The marker alone does not count: the shard may have been captioned again since.
+        The marker alone does not count: its prompts may have been learned again since.
         """
         values = self._marker(shard.stem)
         if values is None or (values.get("shard"), values.get("fingerprint")) != (shard.url, self.fingerprint):

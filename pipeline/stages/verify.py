@@ -7,7 +7,7 @@ import dataclasses
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,9 +24,8 @@ from pez.models.names import carries_weights
 from pez.regeneration import Generator, load_generator, picture_similarities, seed_for
 from pez.settings import GeneratorPrecision
 from pipeline.description import chosen, model_of
+from pipeline.errors import one_line
 from pipeline.run import warning_log
-from pipeline.run.serial import in_turn
-from pipeline.run.stage import OnFailure
 from pipeline.settings import PaintSettings, VerifySettings
 from pipeline.sources.ahead import ahead, batches
 from pipeline.sources.base import Item, LateCaption, Source, Unit, UnitError
@@ -53,7 +52,7 @@ class VerifyProgress:
     """rows of the shard"""
 
 
-def verify_shard(shard: Unit, verifier: "Verifier", table: VerifiedTable) -> VerifyReport:
+def verify_unit(shard: Unit, verifier: "Verifier", table: VerifiedTable) -> VerifyReport:
     """Paint a shard's prompts, compare the pictures with the originals, and add the columns that tell.
 
     Raises:
@@ -79,7 +78,7 @@ def verify_shard(shard: Unit, verifier: "Verifier", table: VerifiedTable) -> Ver
             f"{error}; if it needs a signature, run jobs.verify with --input and the signed address"
         ) from None
     except torch.OutOfMemoryError as error:
-        raise UnitError(f"out of memory with one picture at a time ({_one_line(error)}); take a larger GPU") from error
+        raise UnitError(f"out of memory with one picture at a time ({one_line(error)}); take a larger GPU") from error
     return table.publish(shard, rows, found, verifier.about, time.monotonic() - start, [*verifier.opening, *warnings])
 
 
@@ -116,7 +115,7 @@ class Verifier:
 
         Args:
             prompts: by key.
-            source: how the shard was read when it was captioned.
+            source: how the shard was read when its prompts were learned.
             keep: is given each key's pictures.
 
         Yields:
@@ -183,7 +182,7 @@ class Verifier:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
-                painted.append(_one_line(error))
+                painted.append(one_line(error))
         reason = next((picture for picture in painted if isinstance(picture, str)), None)
         if reason is not None:
             try:
@@ -344,40 +343,8 @@ def verified_table(table: PromptTable, settings: VerifySettings, device: str) ->
     return verified
 
 
-def verify_serially(
-    shards: Sequence[Unit],
-    table: VerifiedTable,
-    settings: VerifySettings,
-    device: str,
-    on_report: Callable[[VerifyReport], None],
-    on_start: Callable[["Verifier"], None] = lambda _: None,
-    attempts: int = 1,
-    on_note: Callable[[str], None] = lambda _: None,
-    on_failure: OnFailure = lambda *_: None,
-) -> dict[str, str]:
-    """Verify shard after shard in this process; a model that does not load has claimed nothing.
-
-    Args:
-        on_start: called with the one that does it, whose progress may be looked at.
-        attempts, on_note, on_failure: see in_turn.
-
-    Returns:
-        reason by address, of the shards that failed.
-    """
-    if not shards:
-        return {}
-    verifier = Verifier(settings, model_of(table.prompts.settings).model, device)
-    table.claim()
-    on_start(verifier)
-    return in_turn(shards, lambda shard: on_report(verify_shard(shard, verifier, table)), attempts, on_note, on_failure)
-
-
 def _precision(settings: PaintSettings, device: str | torch.device) -> GeneratorPrecision:
     cpu = torch.device(device).type == "cpu"
     if cpu and settings.verify_precision == "fp16":
         raise UserError("verify_precision is fp16, which a CPU cannot compute; expected fp32 or bf16")
     return settings.verify_precision or ("fp32" if cpu else "fp16")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__

@@ -4,10 +4,10 @@ import dataclasses
 from typing import Any
 
 from pipeline.description import model_of
+from pipeline.run.tasks import Task
 from pipeline.settings import VerifySettings
-from pipeline.sources.base import Unit
 from pipeline.stages.verified_table import VerifiedTable, VerifyReport
-from pipeline.stages.verify import Verifier, VerifyProgress, verify_shard
+from pipeline.stages.verify import Verifier, VerifyProgress, verify_unit
 from pipeline.table import PromptTable
 
 
@@ -17,12 +17,12 @@ class VerifyStage:
 
     Args:
         output: what is opened as the folder; it may hold a password.
-        captioned, verified: descriptions of the prompts and of their verification.
+        prompts, verified: descriptions of the prompts and of their verification.
     """
 
     settings: VerifySettings
     output: str
-    captioned: dict[str, Any]
+    prompts: dict[str, Any]
     verified: dict[str, Any]
     name: str = "verification"
 
@@ -33,20 +33,20 @@ class VerifyStage:
 
     def open(self, device: str, threads: int) -> "VerifyWorker":
         """Load the generator and the judge."""
-        return VerifyWorker(self, Verifier(self.settings, model_of(self.captioned).model, device, threads))
+        verifier = Verifier(self.settings, model_of(self.prompts).model, device, threads)
+        prompts = PromptTable(self.output, self.prompts)
+        return VerifyWorker(verifier, VerifiedTable(prompts, self.verified, self.settings.keep_images))
 
 
 class VerifyWorker:
     """A generator and a judge, and the folder with the prompts."""
 
-    def __init__(self, stage: VerifyStage, verifier: Verifier) -> None:
-        self.verifier = verifier
-        prompts = PromptTable(stage.output, stage.captioned)
-        self.table = VerifiedTable(prompts, stage.verified, stage.settings.keep_images)
+    def __init__(self, verifier: Verifier, table: VerifiedTable) -> None:
+        self.verifier, self.table = verifier, table
 
     @property
     def progress(self) -> VerifyProgress:
         return self.verifier.progress
 
-    def run(self, unit: Unit) -> VerifyReport:
-        return verify_shard(unit, self.verifier, self.table)
+    def run(self, task: Task) -> VerifyReport:
+        return verify_unit(task.unit, self.verifier, self.table)

@@ -80,7 +80,7 @@ def test_a_list_option_that_is_given_again_adds_up(job: type, flag: arguments.Fl
         [f"{flag.name}=a", flag.name, "b", f"{flag.name}=c"],
     ]
     for spelling in spellings:
-        chosen = arguments.read(job, "", "pez x", [*words, *more, *spelling])
+        chosen: object = arguments.read(job, "", "pez x", [*words, *more, *spelling])
         assert value_of(chosen, flag) == ("a", "b", "c"), spelling
 
 
@@ -108,9 +108,9 @@ def test_a_number_that_makes_no_sense_is_one_line_before_any_work(job: type, fla
 @pytest.mark.parametrize(
     ("job", "words", "message"),
     [
-        (CaptionJob, ["--demo", "--outptu", "x"], "unknown option: --outptu; do you mean --output?"),
-        (CaptionJob, ["--hlep"], "unknown option: --hlep; do you mean --help?"),
-        (VerifyJob, ["--verfy=demo"], "unknown option: --verfy=demo; do you mean --verify?"),
+        (CaptionJob, ["--demo", "--outptu", "x"], "unknown option: --outptu; did you mean --output?"),
+        (CaptionJob, ["--hlep"], "unknown option: --hlep; did you mean --help?"),
+        (VerifyJob, ["--verfy=demo"], "unknown option: --verfy=demo; did you mean --verify?"),
         (VerifyJob, ["", "--verify", "demo"], "OUTPUT is empty"),
     ],
 )
@@ -147,7 +147,7 @@ def test_help_is_shown_beside_a_misspelled_option(capsys: pytest.CaptureFixture[
 def test_a_gpu_that_this_machine_lacks_is_told_before_ray_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UserError, match="--device is cuda, and PyTorch finds no GPU on this machine; expected cpu"):
+    with pytest.raises(UserError, match="--device is cuda, but PyTorch finds no GPU on this machine; expected cpu"):
         expect_device_here("cuda", ClusterSettings())
     expect_device_here("cuda", ClusterSettings(address="head:6379"))  # its nodes may have one
     for device in (None, "cpu"):
@@ -155,7 +155,7 @@ def test_a_gpu_that_this_machine_lacks_is_told_before_ray_is_started(monkeypatch
 
 
 def needed(flag: arguments.Flag) -> list[str]:
-    """What an option has no meaning without."""
+    """What an option has no effect without."""
     if flag.path[-1] == "actors_per_gpu":
         return ["--report", "r"]
     return ["--verify", "demo"] if flag.path[0] == "verification" and flag.path[-1] != "verify" else []
@@ -172,8 +172,8 @@ def test_an_empty_text_is_one_line_before_any_work(job: type, flag: arguments.Fl
 @pytest.mark.parametrize(
     ("job", "words", "message"),
     [
-        (CaptionJob, ["--stepz", "3"], "unknown option: --stepz; do you mean --steps?"),
-        (CaptionJob, ["--retry_failed"], "unknown option: --retry_failed; do you mean --retry-failed?"),
+        (CaptionJob, ["--stepz", "3"], "unknown option: --stepz; did you mean --steps?"),
+        (CaptionJob, ["--retry_failed"], "unknown option: --retry_failed; did you mean --retry-failed?"),
         (CaptionJob, ["a.tar"], "unknown argument: a.tar; pez x --help lists the options"),
         (CaptionJob, ["--demo=False"], "--demo: ignored explicit argument 'False'"),
         (CaptionJob, ["--steps", "many"], "--steps: 'many' is not a whole number"),
@@ -182,43 +182,63 @@ def test_an_empty_text_is_one_line_before_any_work(job: type, flag: arguments.Fl
         (CaptionJob, ["--steps"], "--steps: expected one argument"),
         (CaptionJob, ["--precision", "fp8"], "--precision: invalid choice: 'fp8'"),
         (CaptionJob, ["--verify-precision", "fp8"], "--verify-precision: invalid choice: 'fp8'"),
-        (CaptionJob, ["--demo", "--input", "x.tar"], "--demo and --input are given; expected one source of pictures"),
-        (CaptionJob, ["--demo", "--model", "nonsense"], "--demo takes a shipped model, and --model is nonsense"),
-        (CaptionJob, ["--demo", "--model", "ViT-H-14"], "--demo takes a shipped model, and --model is ViT-H-14"),
-        (EvaluateJob, ["--demo", "--input", "x.tar"], "--demo and --input are given"),
-        (EvaluateJob, ["--demo", "--model", "ViT-B-32"], "--demo takes a shipped model"),
+        (
+            CaptionJob,
+            ["--demo", "--input", "x.tar"],
+            "--demo and --input are both given; expected one source of images",
+        ),
+        (CaptionJob, ["--demo", "--model", "nonsense"], "--demo uses a demo model, but --model is nonsense"),
+        (CaptionJob, ["--demo", "--model", "ViT-H-14"], "--demo uses a demo model, but --model is ViT-H-14"),
+        (EvaluateJob, ["--demo", "--input", "x.tar"], "--demo and --input are both given"),
+        (EvaluateJob, ["--demo", "--model", "ViT-B-32"], "--demo uses a demo model"),
         (EvaluateJob, ["--images", "0"], "--images is 0; expected 1 to"),
-        (InvertJob, ["--demo", "--model", "ViT-B-32"], "--demo takes a shipped model"),
-        (CaptionJob, ["--verify-images", "4"], "--verify-images has no meaning without --verify"),
+        (InvertJob, ["--demo", "--model", "ViT-B-32"], "--demo uses a demo model"),
+        (CaptionJob, ["--verify-images", "4"], "--verify-images has no effect without --verify"),
         (
             CaptionJob,
             ["--keep-images", "--score-model", "demo"],
-            "--keep-images, --score-model have no meaning without",
+            "--keep-images, --score-model have no effect without",
         ),
-        (CaptionJob, ["--verify", "demo", "--score-pretrained", "openai"], "no meaning without --score-model"),
-        (CaptionJob, ["--exact", "--swaps", "4"], "--swaps has no meaning with --exact"),
-        (CaptionJob, ["--demo", "--pretrained", "x"], "--pretrained has no meaning with --demo, which has its own"),
-        (CaptionJob, ["--model", "hf-hub:a/b", "--pretrained", "x"], "--pretrained has no meaning with --model hf"),
-        (EvaluateJob, ["--demo", "--image-key", "jpg"], "--image-key has no meaning with --demo, which reads no tar"),
-        (CaptionJob, ["--method", "pez", "--swaps", "4"], "--swaps has no meaning with --method pez"),
-        (CaptionJob, ["--method", "default", "--exact"], "--exact and --method are given; expected one of them"),
-        (CaptionJob, ["--local", "--actors", "4"], "--actors has no meaning with --local"),
+        (CaptionJob, ["--verify", "demo", "--score-pretrained", "openai"], "no effect without --score-model"),
+        (CaptionJob, ["--exact", "--swaps", "4"], "--swaps has no effect with --exact"),
+        (
+            CaptionJob,
+            ["--demo", "--pretrained", "x"],
+            "--pretrained has no effect with --demo, which includes its weights",
+        ),
+        (CaptionJob, ["--model", "hf-hub:a/b", "--pretrained", "x"], "--pretrained has no effect with --model hf"),
+        (EvaluateJob, ["--demo", "--image-key", "jpg"], "--image-key has no effect with --demo, which reads no tar"),
+        (CaptionJob, ["--method", "pez", "--swaps", "4"], "--swaps has no effect with --method pez"),
+        (CaptionJob, ["--method", "default", "--exact"], "--exact and --method are both given; expected one of them"),
+        (CaptionJob, ["--local", "--actors", "4"], "--actors has no effect with --local"),
         (CaptionJob, ["--device", "tpu"], "--device is 'tpu'; expected cpu or cuda"),
-        (CaptionJob, ["--local", "--device", "tpu"], "--device is 'tpu'; expected cpu, cuda, or cuda:1"),
-        (CaptionJob, ["--local", "--device", "cuda:-1"], "--device is 'cuda:-1'; expected cpu, cuda, or cuda:1"),
+        (
+            CaptionJob,
+            ["--local", "--device", "tpu"],
+            "--device is 'tpu'; expected cpu, cuda, or a specific GPU such as cuda:1",
+        ),
+        (
+            CaptionJob,
+            ["--local", "--device", "cuda:-1"],
+            "--device is 'cuda:-1'; expected cpu, cuda, or a specific GPU such as cuda:1",
+        ),
         (CaptionJob, ["--device", "cuda:1"], "--device is 'cuda:1'; expected cpu or cuda: Ray gives each actor a GPU"),
         (CaptionJob, ["--gpus-per-actor", "-0.5"], "--gpus-per-actor is -0.5; expected 0 to 1000"),
-        (DistillJob, ["--text", "a", "--input", "b.parquet"], "--text and --input are given; expected one of them"),
+        (
+            DistillJob,
+            ["--text", "a", "--input", "b.parquet"],
+            "--text and --input are both given; expected one of them",
+        ),
         (DistillJob, ["--input", "b.parquet"], "no output given; expected --output with a folder for the tables"),
-        (DistillJob, ["--text", "a", "--output", "out"], "--output has no meaning without --input TABLE"),
-        (DistillJob, ["--column", "text", "--local"], "--column, --local have no meaning without --input TABLE"),
-        (DistillJob, ["--model", "ViT-B-32"], "--demo takes a shipped model"),
+        (DistillJob, ["--text", "a", "--output", "out"], "--output has no effect without --input TABLE"),
+        (DistillJob, ["--column", "text", "--local"], "--column, --local have no effect without --input TABLE"),
+        (DistillJob, ["--model", "ViT-B-32"], "--demo uses a demo model"),
         (PlanJob, ["--gpus", "0"], "--gpus is 0; expected more than 0"),
         (PlanJob, ["--images", "0"], "--images is 0; expected more than 0"),
         (PlanJob, ["--parts", "20000", "--shard-size", "5"], "parts is 20000; expected 1 to 10,000"),
         (PlanJob, ["--parts", "6", "--shard-size", "5"], "parts is 6; expected no more than the 5 images of a shard"),
-        (PlanJob, ["--actors-per-gpu", "2"], "--actors-per-gpu has no meaning without --report"),
-        (TrainDemoJob, ["--evaluate", "--steps", "4"], "--steps has no meaning with --evaluate"),
+        (PlanJob, ["--actors-per-gpu", "2"], "--actors-per-gpu has no effect without --report"),
+        (TrainDemoJob, ["--evaluate", "--steps", "4"], "--steps has no effect with --evaluate"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(job: type, words: list[str], message: str) -> None:
@@ -239,8 +259,8 @@ def test_the_demo_takes_its_own_models(words: list[str]) -> None:
         ("//", "the root of the file system"),
         ("/tmp/..", "the root of the file system"),
         ("file:///", "the root of the file system"),
-        ("{tmp}/file", "--output is {tmp}/file, and {tmp}/file is a file; expected a folder"),
-        ("{tmp}/file/out", "--output is {tmp}/file/out, and {tmp}/file is a file; expected a folder"),
+        ("{tmp}/file", "--output is {tmp}/file, but {tmp}/file is a file; expected a folder"),
+        ("{tmp}/file/out", "--output is {tmp}/file/out, but {tmp}/file is a file; expected a folder"),
         ("s3://", "--output is s3://; expected a bucket and a folder in it"),
     ],
 )
@@ -252,7 +272,7 @@ def test_an_output_that_is_no_folder_is_refused(output: str, message: str, tmp_p
 
 @pytest.mark.parametrize("option", ["--json", "--picture"])
 def test_a_file_that_could_not_be_written_in_the_end_is_found_out_first(option: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"there is no folder {tmp_path}/gone; make it first"):
+    with pytest.raises(UserError, match=f"there is no folder {tmp_path}/gone; create it first"):
         read(EvaluateJob, option, f"{tmp_path}/gone/x")
     with pytest.raises(UserError, match=f"{option} is {tmp_path}, a folder; expected the name of a file"):
         read(EvaluateJob, option, str(tmp_path))
@@ -263,8 +283,8 @@ def test_a_file_that_could_not_be_written_in_the_end_is_found_out_first(option: 
     [
         (["--json", "{tmp}/gone/b.json"], "there is no folder {tmp}/gone"),
         (["--curve", "--plot", "{tmp}/gone/c.png"], "there is no folder {tmp}/gone"),
-        (["--plot", "c.png"], "--plot has no meaning without --curve"),
-        (["--images", "9"], "--images has no meaning without --curve"),
+        (["--plot", "c.png"], "--plot has no effect without --curve"),
+        (["--images", "9"], "--images has no effect without --curve"),
         (["--lanes", "16", "--lanes", "0"], "--lanes is 0; expected 1 to"),
         (["--tokens", "-1"], "tokens is -1; expected 1 to"),
         (["--steps", "0"], "--steps is 0; expected 1 to"),
@@ -272,7 +292,7 @@ def test_a_file_that_could_not_be_written_in_the_end_is_found_out_first(option: 
         (["--seconds", "nan"], "--seconds is nan; expected a finite number"),
         (["--model", ""], "--model is empty"),
         (["--device", "tpu"], "--device is 'tpu'"),
-        (["--curve", "--overhead"], "--curve and --overhead are given; expected one of them"),
+        (["--curve", "--overhead"], "--curve and --overhead are both given; expected one of them"),
         (["--curve", "--images", "1"], "--images is 1; expected 2 to"),
     ],
 )
@@ -327,7 +347,7 @@ def test_an_unknown_command_is_one_line_with_those_there_are(
     status, out, err = pez_says(["capton", "--demo"], monkeypatch, capsys)
     assert (status, out) == (2, "")
     assert err.startswith(
-        "error: there is no command 'capton'; do you mean caption? pez has caption, invert, distill, verify"
+        "error: unknown command 'capton'; did you mean caption? expected one of caption, invert, distill, verify"
     )
     assert pez_says(["--demo"], monkeypatch, capsys)[0] == 2
     assert pez_says([], monkeypatch, capsys)[0] == 2

@@ -27,8 +27,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """run(words) -> status, output, errors."""
 
     def run_words(*words: object, job: Any = distill) -> tuple[int, str, str]:
-        options, work = (DistillJob, distill.distill) if job is distill else (caption.CaptionJob, caption.caption)
         monkeypatch.setattr("sys.argv", ["pez", *map(str, words)])
+        table: dict[Any, tuple[type[Any], Callable[[Any], int]]] = {
+            distill: (DistillJob, distill.distill),
+            caption: (caption.CaptionJob, caption.caption),
+        }
+        options, work = table[job]
         with pytest.raises(SystemExit) as ended:
             command.run(options, job.__doc__, work, "pez")
         assert isinstance(ended.value.code, int)
@@ -70,7 +74,7 @@ def test_no_text_is_one_line() -> None:
 
 def test_a_text_that_is_empty_is_one_line(run: Run) -> None:
     status, _, errors = run("--text", " ", *FAST)
-    assert (status, errors) == (2, "error: --text is empty; expected something, or leave the option out\n")
+    assert (status, errors) == (2, "error: --text is empty; expected a value, or omit the option\n")
 
 
 @pytest.fixture

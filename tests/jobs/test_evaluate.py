@@ -84,7 +84,7 @@ def test_pictures_that_are_all_blanked_are_told(run: Run, tmp_path: Path, monkey
     monkeypatch.setattr(Generator, "images", lambda self, prompts, seeds: [None] * len(prompts))
     status, told, _ = run("--demo", *QUICK, "--json", tmp_path / "a.json")
     assert status == 0
-    assert "6 pictures blanked by the safety checker" in told
+    assert "6 images blanked by the safety checker" in told
     assert figures(tmp_path / "a.json")["learned"]["regenerated"] == {"mean": None, "interval": None}
 
 
@@ -92,7 +92,7 @@ def test_an_input_with_fewer_pictures_says_so(run: Run, make_tar: MakeTar, image
     tar = make_tar("in/a.tar", [("0.png", encoded(images[0])), ("bad.png", b"junk")])
     status, told, _ = run("--input", tar, "--model", "demo", "--verify", "demo", *QUICK)
     assert status == 0
-    assert "note: the input has 1 picture, fewer than --images 2" in told
+    assert "note: the input has 1 image, fewer than --images 2" in told
 
 
 def test_figures_that_cannot_be_written_in_the_end_are_shown_all_the_same(
@@ -112,8 +112,8 @@ def test_figures_that_cannot_be_written_in_the_end_are_shown_all_the_same(
     ("words", "message"),
     [
         ([], "no input given; expected --input with the URL of a tar, or --demo"),
-        (["--demo", "--input", "x.tar"], "--demo and --input are given"),
-        (["--demo", "--model", "ViT-H-14"], "--demo takes a shipped model"),
+        (["--demo", "--input", "x.tar"], "--demo and --input are both given"),
+        (["--demo", "--model", "ViT-H-14"], "--demo uses a demo model"),
         (["--demo", "--images", 0], "images is 0"),
         (["--demo", "--images", -3], "images is -3"),
         (["--demo", "--json", "{tmp}/gone/a.json"], "there is no folder {tmp}/gone"),

@@ -57,15 +57,18 @@ def test_a_signed_url_is_read_and_its_secret_is_not_shown(images: list) -> None:
     [
         (
             "{tmp}",
-            "{tmp} is a folder; expected image files, like {tmp}/*.jpg, or for many of them a tar: tar cf images.tar",
+            "{tmp} is a folder; expected image files, such as {tmp}/*.jpg, or, for many images, a tar: tar cf images.tar",
         ),
         ("{tmp}/gone.png", "cannot read {tmp}/gone.png: No such file or directory"),
         ("{tmp}/gone-*.png", "no file matches {tmp}/gone-*.png; expected image files"),
         ("{tmp}/text.png", "{tmp}/text.png: cannot decode the image"),
         ("{tmp}/empty.png", "{tmp}/empty.png: "),
-        ("/dev/zero", "/dev/zero is no file; expected an image file"),
+        ("/dev/zero", "/dev/zero is not a file; expected an image file"),
         ("nonsense://x/y.png", "nonsense://x/y.png"),
-        ("http://127.0.0.1:9/a.png", "cannot read http://127.0.0.1:9/a.png: nothing is there, or nobody answers"),
+        (
+            "http://127.0.0.1:9/a.png",
+            "cannot read http://127.0.0.1:9/a.png: nothing is there, or the server does not answer",
+        ),
     ],
 )
 def test_what_is_no_image_is_one_line(given: str, message: str, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -28,7 +29,7 @@ def job(*words: object, env: dict[str, str] | None = None) -> subprocess.Complet
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """The same in this process, which has imported all."""
-    jobs = {
+    jobs: dict[str, tuple[type[Any], str | None, Callable[[Any], int]]] = {
         "jobs.caption": (caption.CaptionJob, caption.__doc__, caption.caption),
         "jobs.invert": (invert.InvertJob, invert.__doc__, invert.invert),
     }

@@ -25,7 +25,7 @@ from pipeline.progress import JobProgress
 from pipeline.rows import ShardReport
 from pipeline.settings import CaptionSettings
 from pipeline.sources.demo_shards import demo_shards
-from pipeline.stages.learn import Captioner, Progress
+from pipeline.stages.learn import Learner, Progress
 from pipeline.stages.verify import VerifyProgress
 from pipeline.terminal import Output, count, prompt_table
 
@@ -207,11 +207,11 @@ def test_the_demo_model_on_other_pictures_says_what_it_knows(
     ):
         monkeypatch.setattr(sys, "argv", ["x", *line])
         with pytest.raises(SystemExit) as ended:
-            command.run(*job)  # type: ignore[misc]
+            command.run(*job)
         assert ended.value.code == 0
         notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
         assert len(notes) == told
-        assert all("knows drawn 64x64 scenes only" in n and "ViT-L-14 --pretrained openai" in n for n in notes)
+        assert all("knows only drawn 64x64 scenes" in n and "ViT-L-14 --pretrained openai" in n for n in notes)
 
 
 def test_all_done_is_nothing_to_do(
@@ -269,22 +269,22 @@ def test_the_line_tells_the_time_that_verification_takes() -> None:
     assert progress.line().endswith("25 of 100 in work  5 min 50 s left")
 
 
-def test_a_captioner_counts_the_steps_of_what_it_has_in_work(scene_tars: list[str]) -> None:
+def test_a_learner_counts_the_steps_of_what_it_has_in_work(scene_tars: list[str]) -> None:
     """Looked at from the side, as the line of a job does; and nothing is left when all is done."""
     from pipeline.sources.base import Unit
-    from pipeline.stages.learn import caption_shard, describe
+    from pipeline.stages.learn import describe, learn_unit
     from pipeline.table import PromptTable
 
     settings, method = CaptionSettings(model="demo", lanes=16), pez.PezSettings(tokens=3, steps=6, swaps=2)
-    captioner = Captioner(settings, method)
+    learner = Learner(settings, method)
     seen: list[Progress] = []
-    captioner.lanes._engine._on_step = lambda _: seen.append(captioner.progress)
+    learner.lanes._engine._on_step = lambda _: seen.append(learner.progress)
     table = PromptTable(f"{Path(scene_tars[0]).parent}/../out", describe(settings, method, "cpu"))
-    caption_shard(Unit(scene_tars[0], "a"), captioner, table)
+    learn_unit(Unit(scene_tars[0], "a"), learner, table)
     had = [0, 1, 2, 3, 4, 5, 7, 8]  # seen within each gradient step, before it counts, and after each round of swaps
     assert [(p.learning, p.steps // 4, p.of) for p in seen] == [(4, n, 8) for n in had]
     assert [round(p.shards_done * 8) for p in seen] == had
-    assert captioner.progress == Progress(of=8)
+    assert learner.progress == Progress(of=8)
 
 
 def test_what_is_done_in_this_process_is_looked_at_while_it_works() -> None:

@@ -7,10 +7,13 @@ import pytest
 
 import pez
 from jobs import caption, command
-from pipeline.run.cluster import ActorPlan, ActorStartError, StagePlan, actor_starter, run_on_ray
+from pipeline.run.ray import plan_stage, run_on_ray
+from pipeline.run.resources import ActorPlan
+from pipeline.run.stage import ActorStartError
+from pipeline.run.tasks import tasks_of
 from pipeline.settings import CaptionSettings, ClusterSettings
 from pipeline.sources.units import name_units
-from pipeline.stages.learn import Captioner, describe
+from pipeline.stages.learn import Learner, describe
 from pipeline.stages.learn_stage import LearnStage
 
 SETTINGS = CaptionSettings(model="demo", lanes=16)
@@ -21,7 +24,7 @@ EVERYTHING = pez.PezSettings(tokens=4, blocklist=("*",))
 @pytest.mark.parametrize(("method", "message"), [(UNKNOWN, "qqqqxzqq.*allowlist"), (EVERYTHING, "no token is allowed")])
 def test_lists_that_leave_no_word_are_an_error_of_the_start(method: pez.PezSettings, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        Captioner(SETTINGS, method)
+        Learner(SETTINGS, method)
     assert "\n" not in str(error.value)
 
 
@@ -43,16 +46,10 @@ def test_an_unknown_word_in_the_allowlist_is_one_line_and_status_2(
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.slow
 def test_an_unknown_word_in_the_allowlist_ends_a_job_on_ray(scene_tars: list[str], tmp_path: Path) -> None:
-    plan = ActorPlan(1, 0.0, 1.0, 1, "cpu")
-    starter = actor_starter(
-        LearnStage(SETTINGS, UNKNOWN, str(tmp_path / "out"), describe(SETTINGS, UNKNOWN, "cpu")), plan
-    )
+    described = describe(SETTINGS, UNKNOWN, "cpu")
+    learn = LearnStage(SETTINGS, UNKNOWN, str(tmp_path / "out"), described)
+    stage = plan_stage(learn, ActorPlan(1, 0.0, 1.0, 1, "cpu"), lambda _: None)
     notes: list[str] = []
     with pytest.raises(ActorStartError, match="'qqqqxzqq' in the allowlist"):
-        run_on_ray(
-            name_units(scene_tars),
-            [StagePlan("captions", starter, 1, lambda _: None)],
-            ClusterSettings(),
-            on_note=notes.append,
-        )
-    assert not any("tried again" in note for note in notes)
+        run_on_ray(tasks_of(name_units(scene_tars)), [stage], ClusterSettings(), on_note=notes.append)
+    assert not any("Retrying" in note for note in notes)

@@ -56,13 +56,13 @@ def assert_upright(data: bytes, off: int = 60) -> None:
     image = decode_image(data)
     assert (image.mode, image.size) == ("RGB", CORNERS.size)
     for at in ((6, 4), (34, 4), (6, 20), (34, 20)):
-        assert np.abs(np.subtract(image.getpixel(at), CORNERS.getpixel(at))).max() <= off, at
+        assert np.abs(np.asarray(image, int)[at[::-1]] - np.asarray(CORNERS, int)[at[::-1]]).max() <= off, at
 
 
 def assert_stored(data: bytes) -> None:
     image = decode_image(data)
     assert (image.mode, image.size) == ("RGB", TURNED.size)
-    assert np.abs(np.subtract(image.getpixel((4, 6)), TURNED.getpixel((4, 6)))).max() <= 60
+    assert np.abs(np.asarray(image, int)[6, 4] - np.asarray(TURNED, int)[6, 4]).max() <= 60
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_a_picture_that_was_opened_becomes_what_its_bytes_become() -> None:
 
 def test_a_picture_that_cannot_be_loaded_says_so_in_one_line() -> None:
     for image in (Image.new("RGB", (0, 5)), Image.open(io.BytesIO(encoded(CORNERS)[:60]))):
-        with pytest.raises(ImageError, match=r"0x5 pixels; expected a picture|cannot read the image: ") as error:
+        with pytest.raises(ImageError, match=r"0x5 pixels; expected an image|cannot read the image: ") as error:
             to_rgb(image)
         assert "\n" not in str(error.value)
 
@@ -247,7 +247,9 @@ def test_a_picture_that_cannot_be_loaded_says_so_in_one_line() -> None:
     ],
 )
 def test_a_kind_that_is_not_read_is_named(data: bytes, kind: str) -> None:
-    with pytest.raises(ImageError, match=f"none of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, HEIC, JPEG XL, but {kind}"):
+    with pytest.raises(
+        ImageError, match=f"not one of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, HEIC, JPEG XL, but {kind}"
+    ):
         decode_image(data)
 
 

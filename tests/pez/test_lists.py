@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pez
+from pez.settings import Vocabularies
+from pez.vocabulary import Vocabulary
 
 # A judge of its own: whole words of a text, without case and accents.
 BLOCKED = [
@@ -42,8 +45,8 @@ def holds(text: str, word: str) -> bool:
     return re.search(rf"(?:^|(?<=\s)){pattern}(?=\s|$)", text) is not None
 
 
-def ids_of(clip: pez.Clip, words: list[str], exact: bool, vocabulary: str) -> torch.Tensor:
-    return clip.vocabulary(pez.PezSettings(vocabulary=vocabulary, exact=exact, blocklist=tuple(words)))  # type: ignore
+def ids_of(clip: pez.Clip, words: list[str], exact: bool, vocabulary: Vocabularies) -> Vocabulary:
+    return clip.vocabulary(pez.PezSettings(vocabulary=vocabulary, exact=exact, blocklist=tuple(words)))
 
 
 @given(
@@ -102,8 +105,8 @@ def test_a_phrase_costs_one_word(demo_clip: pez.Clip) -> None:
 
 @pytest.mark.parametrize("name", ["blocklist", "allowlist"])
 def test_words_joined_by_commas_are_refused_and_not_taken_for_a_phrase(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} has 'red, blue'; expected one word or phrase each"):
-        pez.PezSettings(**{name: ("green", "red, blue")})
+    with pytest.raises(ValueError, match=f"{name} contains 'red, blue'; expected one word or phrase each"):
+        pez.PezSettings(**dict[str, Any]({name: ("green", "red, blue")}))
 
 
 def test_a_plain_string_is_one_word() -> None:
@@ -119,17 +122,15 @@ def test_a_list_of_something_else_is_refused(wrong: object) -> None:
 
 @pytest.mark.parametrize("word", ["red", " red", "Red", "RED ", "café", "CAFÉ", "7", "😂", "beyoncé"])
 def test_a_word_of_one_token_can_be_allowed_however_it_is_written(demo_clip: pez.Clip, word: str) -> None:
-    for vocabulary in ("model", "words", "full"):
-        allowed = demo_clip.vocabulary(pez.PezSettings(vocabulary=vocabulary, allowlist=(word,)))  # type: ignore
+    for vocabulary in get_args(Vocabularies):
+        allowed = demo_clip.vocabulary(pez.PezSettings(vocabulary=vocabulary, allowlist=(word,)))
         assert [demo_clip.text_of([i]) for i in allowed.ids.tolist()] == [word.strip().lower()]
 
 
 def test_several_words_in_one_are_refused_with_what_to_do(demo_clip: pez.Clip) -> None:
-    with pytest.raises(
-        ValueError, match="'new york' in the allowlist is not one token of this model; give its words one"
-    ):
+    with pytest.raises(ValueError, match="'new york' in the allowlist is not one token of this model; list its words"):
         demo_clip.vocabulary(pez.PezSettings(allowlist=("new york",)))
-    with pytest.raises(ValueError, match="'happ' in the allowlist is only a part of words in this model"):
+    with pytest.raises(ValueError, match="'happ' in the allowlist occurs only as part of words in this model"):
         demo_clip.vocabulary(pez.PezSettings(allowlist=("red", "happ")))
 
 

@@ -13,6 +13,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 import pez
 from pez.regeneration import Generator, load_generator, picture_similarities, seed_for
+from pez.settings import Scheduler
 
 PROMPTS = ["a red square", "huge green star at the top", "small pink heart", "yellow circle " * 20, "?", "blue moon"]
 
@@ -74,8 +75,8 @@ def test_out_of_memory_halves_the_batch_and_goes_on(generator: Generator) -> Non
     with pytest.warns(UserWarning, match="out of memory") as told:
         made = small.images(PROMPTS, range(6))
     assert [str(w.message) for w in told if w.category is UserWarning] == [
-        "out of memory with 8 pictures at once; continuing with 4",
-        "out of memory with 4 pictures at once; continuing with 2",
+        "out of memory with 8 images per batch; continuing with 4",
+        "out of memory with 4 images per batch; continuing with 2",
     ]
     assert small.pipeline.sizes == [2, 2, 2]
     assert pixels(made) == pixels(generator.images(PROMPTS, range(6)))
@@ -94,7 +95,7 @@ def test_a_picture_that_is_not_a_number_is_an_error(generator: Generator) -> Non
             made.images[1] = np.nan
             return made
 
-    with pytest.raises(ValueError, match="the picture of 'huge green .*' is not a number; expected another precision"):
+    with pytest.raises(ValueError, match="the image of 'huge green .*' is NaN; try precision fp32 or bf16"):
         faulty(generator, Broken).images(PROMPTS, range(6))
 
 
@@ -113,7 +114,8 @@ def test_a_safety_checker_that_a_model_ships_blanks_pictures(generator: Generato
 
 
 def test_the_scheduler_changes_and_what_the_model_predicts_stays(generator: Generator) -> None:
-    for name, kind in (("dpm++", "DPMSolverMultistepScheduler"), ("euler", "EulerDiscreteScheduler")):
+    kinds: dict[Scheduler, str] = {"dpm++": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler"}
+    for name, kind in kinds.items():
         scheduler = load_generator("demo", scheduler=name).pipeline.scheduler
         assert type(scheduler).__name__ == kind
         assert scheduler.config.prediction_type == "v_prediction"

@@ -18,9 +18,12 @@ from running import RunningJob
 from samples_on_disk import encoded
 
 import pez
+from pipeline.run.serial import run_serially
+from pipeline.run.tasks import tasks_of
 from pipeline.settings import CaptionSettings
 from pipeline.sources.inputs import expand_inputs
-from pipeline.stages.learn import Captioner, describe, run_serially
+from pipeline.stages.learn import Learner, describe
+from pipeline.stages.learn_stage import LearnWorker
 from pipeline.table import PromptTable
 
 SHARDS = 200
@@ -88,6 +91,7 @@ def test_a_job_among_kills_and_failing_requests_ends_with_every_key_once(
         settings = CaptionSettings(model="demo")
         whole = PromptTable(str(tmp_path / "whole"), describe(settings, METHOD, "cpu"))
         some = expand_inputs(["s3://chaos/in/{000..199..20}.tar"])
-        assert run_serially(some, Captioner(settings, METHOD), whole, lambda _: None) == {}
+        worker = LearnWorker(Learner(settings, METHOD), whole)
+        assert run_serially(tasks_of(some), worker, lambda _: None) == {}
         for shard in some:  # a sample of them, to the byte
             assert (tmp_path / "whole" / f"{shard.stem}.parquet").read_bytes() == tables[f"{shard.stem}.parquet"]

@@ -188,7 +188,7 @@ def test_success_is_said_only_of_tables_that_are_there(tmp_path: Path) -> None:
     ours = table(tmp_path)
     ours.claim()
     shard = publish(ours)
-    with pytest.raises(OutputError, match=r"1 of 2 tables are not in .*, b.parquet among them"):
+    with pytest.raises(OutputError, match=r"1 of 2 tables are not in .*, including b.parquet"):
         ours.succeed([shard, Unit("/in/b.tar", "b")])
     assert not (tmp_path / "_SUCCESS").exists()
     ours.succeed([shard])

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from samples_on_disk import MakeTar, encoded
 
 from jobs import caption, verify
@@ -24,7 +25,7 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tars(make_tar: MakeTar, images: list) -> list[str]:  # type: ignore[type-arg]
+def tars(make_tar: MakeTar, images: list[Image.Image]) -> list[str]:
     return [make_tar(f"in/scenes-0000{i}.tar", [("a.png", encoded(images[i]))]) for i in range(2)]
 
 

@@ -14,7 +14,9 @@ from jobs import caption, command
 from pipeline.failures import FailureLog
 from pipeline.folder import OutputFolder
 from pipeline.run import warning_log
-from pipeline.run.cluster import StagePlan, run_on_ray
+from pipeline.run.ray import run_on_ray
+from pipeline.run.stage import StagePlan
+from pipeline.run.tasks import Whole, tasks_of
 from pipeline.settings import ClusterSettings
 from pipeline.sources.base import Unit
 
@@ -36,7 +38,7 @@ def test_a_unit_that_fails_leaves_its_traceback_until_it_is_done(
     Path(scene_tars[1]).write_bytes(whole[:3000])
     out = tmp_path / "out"
     words = ["--input", *scene_tars, "--output", str(out), "--local", "--attempts", "2", *FEW_STEPS]
-    monkeypatch.setattr("pipeline.run.serial.retry_delay", lambda _: 0.0)
+    monkeypatch.setattr("pipeline.run.work.retry_delay", lambda _: 0.0)
     status, printed, err = run(words, monkeypatch, capsys)
     [line] = [line for line in (printed + err).splitlines() if line.startswith("failed: ")]
     log = (out / "_failures" / "scenes-1.txt").read_text()
@@ -54,26 +56,26 @@ def test_a_unit_that_fails_leaves_its_traceback_until_it_is_done(
 def test_a_bug_in_an_actor_leaves_its_traceback_too(tmp_path: Path) -> None:
     log = FailureLog(OutputFolder(str(tmp_path / "out")))
     stage = StagePlan(
-        "captions",
+        "learning",
         lambda: FaultyActor.options(num_cpus=0.5).remote(str(tmp_path)),
         1,
-        lambda _: None,  # type: ignore[attr-defined]
+        lambda _: None,
     )
     units = [Unit("mem://bad", "bad"), Unit("mem://kills-always", "kills-always"), Unit("mem://fine", "fine")]
-    failed = run_on_ray(units, [stage], ClusterSettings(attempts=2), on_failure=log.record)
+    failed = run_on_ray(tasks_of(units), [stage], ClusterSettings(attempts=2), on_failure=log.record)
     log.conclude(failed, units)
     assert sorted(failed) == ["mem://bad", "mem://kills-always"]
-    assert log.located(failed, units)["mem://bad"] == "captions: this shard is bad (2 tries); see _failures/bad.txt"
+    assert log.located(failed, units)["mem://bad"] == "learning: this shard is bad (2 attempts); see _failures/bad.txt"
     trace = (tmp_path / "out/_failures/bad.txt").read_text()
     assert trace.count('raise ValueError("this shard is\\nbad")') == 2
-    assert (tmp_path / "out/_failures/kills-always.txt").read_text().count("its actor died") == 2
+    assert (tmp_path / "out/_failures/kills-always.txt").read_text().count("the actor died") == 2
     assert not (tmp_path / "out/_failures/fine.txt").exists()
 
 
 def test_a_traceback_holds_no_signature(tmp_path: Path) -> None:
     log = FailureLog(OutputFolder(str(tmp_path)))
     source = "https://user:hush@host/a.tar?X-Amz-Signature=hush&x=1"
-    log.record(Unit("https://host/a.tar?x=1", "a", source=source), "no", f"Traceback\n  open({source!r})\n")
+    log.record(Whole(Unit("https://host/a.tar?x=1", "a", source=source)), "no", f"Traceback\n  open({source!r})\n")
     assert "hush" not in (tmp_path / "_failures/a.txt").read_text()
 
 

@@ -21,13 +21,17 @@ from jobs import command
 from jobs.caption import CaptionJob, caption
 from pez.demo import scenes
 from pipeline.rows import Row, ShardReport
-from pipeline.run import pool
-from pipeline.run.cluster import StagePlan, run_on_ray
+from pipeline.run import ray as runner
+from pipeline.run.ray import run_on_ray
+from pipeline.run.serial import run_serially
+from pipeline.run.stage import StagePlan
+from pipeline.run.tasks import tasks_of
 from pipeline.settings import CaptionSettings, ClusterSettings
 from pipeline.sources.base import Item, Unit
 from pipeline.sources.demo_shards import write_scenes
 from pipeline.sources.inputs import expand_inputs
-from pipeline.stages.learn import Captioner, caption_shard, describe, run_serially
+from pipeline.stages.learn import Learner, describe, learn_unit
+from pipeline.stages.learn_stage import LearnWorker
 from pipeline.table import PromptTable
 
 SHARDS = 8
@@ -46,15 +50,16 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def captioner() -> Captioner:
-    return Captioner(SETTINGS, METHOD)
+def learner() -> Learner:
+    return Learner(SETTINGS, METHOD)
 
 
 @pytest.fixture(scope="module")
-def whole(tars: Path, captioner: Captioner, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def whole(tars: Path, learner: Learner, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The Parquet files of an undisturbed run."""
     out = tmp_path_factory.mktemp("whole")
-    assert run_serially(expand_inputs([str(tars)]), captioner, PromptTable(str(out), DESCRIBED), lambda _: None) == {}
+    worker = LearnWorker(learner, PromptTable(str(out), DESCRIBED))
+    assert run_serially(tasks_of(expand_inputs([str(tars)])), worker, lambda _: None) == {}
     files = parquets(out)
     assert len(files) == SHARDS
     return files
@@ -95,8 +100,8 @@ def test_an_actor_killed_at_work_costs_no_row(tars: Path, whole: dict[str, bytes
         actor.kill()
         assert job.wait() == 0
         printed = job.log.read_text()
-    alone = r"\d: captions: its actor died; it is tried again"
-    together = r"\d(, \d)+: captions: their actor died; they are tried again, one at a time"
+    alone = r"\d: learning: the actor died\. Retrying"
+    together = r"\d(, \d)+: learning: the actor died\. Retrying one at a time"
     assert len(re.findall(f"^note: ({alone}|{together})$", printed, re.M)) == 1
     assert not re.search("raylet|worker|Traceback", printed)  # Ray's own notices
     assert parquets(out) == whole
@@ -171,7 +176,7 @@ def test_a_lost_node_is_not_the_shards_fault_and_one_that_joins_works(
             printed = job.log.read_text()
     finally:
         nodes.shutdown()
-    assert "captions: its node was lost; it is tried again" in printed
+    assert "learning: the node was lost. Retrying" in printed
     assert parquets(out) == whole
 
 
@@ -224,7 +229,7 @@ def test_a_disk_that_is_full_already_is_found_out_before_any_work(tars: Path, ou
     ("output", "message"),
     [
         ("/proc/pez-captions", "cannot write /proc/pez-captions/_run.json: No such file or directory"),
-        ("{tmp}/file/out", "--output is {tmp}/file/out, and {tmp}/file is a file; expected a folder"),
+        ("{tmp}/file/out", "--output is {tmp}/file/out, but {tmp}/file is a file; expected a folder"),
     ],
     ids=["read-only", "under a file"],
 )
@@ -253,11 +258,9 @@ def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("jumping_clock")
-def test_a_clock_that_jumps_changes_no_file(
-    tars: Path, whole: dict[str, bytes], captioner: Captioner, out: Path
-) -> None:
+def test_a_clock_that_jumps_changes_no_file(tars: Path, whole: dict[str, bytes], learner: Learner, out: Path) -> None:
     table = PromptTable(str(out), DESCRIBED)
-    report = caption_shard(Unit(str(tars / "0.tar"), "0"), captioner, table)
+    report = learn_unit(Unit(str(tars / "0.tar"), "0"), learner, table)
     table.succeed()
     assert parquets(out) == {"0.parquet": whole["0.parquet"]}
     assert 0 < report.seconds < 3600
@@ -267,9 +270,9 @@ def test_a_clock_that_jumps_changes_no_file(
 def test_a_clock_that_jumps_ends_no_shard_early(tmp_path: Path) -> None:
     done: list[str] = []
     notes: list[str] = []
-    stage = StagePlan("captions", lambda: FaultyActor.options(num_cpus=0.5).remote(str(tmp_path)), 1, note_stem(done))
+    stage = StagePlan("learning", lambda: FaultyActor.options(num_cpus=0.5).remote(str(tmp_path)), 1, note_stem(done))
     shards = [Unit(f"mem://{i}", f"fine-{i}") for i in range(3)]
-    assert run_on_ray(shards, [stage], ClusterSettings(shard_timeout=300.0), on_note=notes.append) == {}
+    assert run_on_ray(tasks_of(shards), [stage], ClusterSettings(shard_timeout=300.0), on_note=notes.append) == {}
     assert (sorted(done), notes) == (["fine-0", "fine-1", "fine-2"], [])
 
 
@@ -282,25 +285,25 @@ class Enough(Exception):  # noqa: N818 - not an error
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_cluster_without_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "_PATIENCE", 0.5)
+def test_a_cluster_without_resources_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_PATIENCE", 0.5)
 
     def note(line: str) -> None:
         raise Enough(line)
 
     starter = FaultyActor.options(num_gpus=1).remote
-    stage = StagePlan("captions", lambda: starter(str(tmp_path)), 1, print, resources="1 GPU and 8 CPU")
+    stage = StagePlan("learning", lambda: starter(str(tmp_path)), 1, print, resources="1 GPU and 8 CPU")
     with pytest.raises(Enough) as told:
-        run_on_ray([Unit("mem://a", "a")], [stage], ClusterSettings(), on_note=note)
+        run_on_ray(tasks_of([Unit("mem://a", "a")]), [stage], ClusterSettings(), on_note=note)
     assert re.fullmatch(
-        r"captions: waiting for the first actor: each needs 1 GPU and 8 CPU, the cluster has 0 GPU \(0 free\) and "
+        r"learning: waiting for the first actor: each needs 1 GPU and 8 CPU, the cluster has 0 GPU \(0 free\) and "
         r"2 CPU \([\d.]+ free\)\. Still waiting for resources or for the model to load\.",
         str(told.value),
     )
 
 
 def test_a_shard_that_cannot_be_read_in_passing_is_read_later(
-    tars: Path, whole: dict[str, bytes], captioner: Captioner, out: Path
+    tars: Path, whole: dict[str, bytes], learner: Learner, out: Path
 ) -> None:
     shards = [Unit(str(out.with_name("late.tar")), "0"), Unit(str(tars / "1.tar"), "1")]
     notes: list[str] = []
@@ -310,42 +313,41 @@ def test_a_shard_that_cannot_be_read_in_passing_is_read_later(
         out.with_name("late.tar").write_bytes((tars / "0.tar").read_bytes())
 
     done: list[str] = []
-    table = PromptTable(str(out), DESCRIBED)
-    assert run_serially(shards, captioner, table, note_stem(done), attempts=2, on_note=note) == {}
+    worker = LearnWorker(learner, PromptTable(str(out), DESCRIBED))
+    assert run_serially(tasks_of(shards), worker, note_stem(done), attempts=2, on_note=note) == {}
     assert done == ["1", "0"]
     assert len(notes) == 1
-    assert re.fullmatch("0: cannot read .*late.tar: .*; it is tried again", notes[0])
+    assert re.fullmatch("0: cannot read .*late.tar: .*\. Retrying in 1 s", notes[0])
 
 
 def test_an_error_of_one_shard_that_nobody_foresaw_leaves_the_others_alone(
-    tars: Path, captioner: Captioner, out: Path
+    tars: Path, learner: Learner, out: Path
 ) -> None:
     (out / "0.parquet").mkdir(parents=True)  # in the way
-    failed = run_serially(
-        [Unit(str(tars / f"{i}.tar"), str(i)) for i in range(2)], captioner, PromptTable(str(out), DESCRIBED), print
-    )
+    units = [Unit(str(tars / f"{i}.tar"), str(i)) for i in range(2)]
+    failed = run_serially(tasks_of(units), LearnWorker(learner, PromptTable(str(out), DESCRIBED)), print)
     assert failed == {str(tars / "0.tar"): f"cannot write {out}/0.parquet: Is a directory"}
     assert (out / "1.parquet").is_file()
 
 
-def test_another_run_that_was_quicker_is_not_written_over(tars: Path, captioner: Captioner, out: Path) -> None:
+def test_another_run_that_was_quicker_is_not_written_over(tars: Path, learner: Learner, out: Path) -> None:
     shard, table = Unit(str(tars / "0.tar"), "0"), PromptTable(str(out), DESCRIBED)
     published: list[ShardReport] = []
-    slow = copy.copy(captioner)
+    slow = copy.copy(learner)
 
-    def overtaken(shard: Unit, samples: Iterable[Item]) -> Iterator[tuple[int, Row]]:
-        rows = list(captioner.caption(shard, samples))
-        published.append(caption_shard(shard, captioner, PromptTable(str(out), DESCRIBED)))
+    def overtaken(unit: Unit, items: Iterable[Item], parts: int = 1) -> Iterator[tuple[int, Row]]:
+        rows = list(learner.learn(unit, items, parts))
+        published.append(learn_unit(unit, learner, PromptTable(str(out), DESCRIBED)))
         return iter(rows)
 
-    slow.caption = overtaken  # type: ignore[method-assign]
-    assert caption_shard(shard, slow, table) == published[0]
+    slow.learn = overtaken  # type: ignore[method-assign]
+    assert learn_unit(shard, slow, table) == published[0]
 
 
 def test_ray_of_this_machine_listens_on_loopback_only() -> None:
     code = """
 import psutil
-from pipeline.run.cluster import connect
+from pipeline.run.ray import connect
 from pipeline.settings import ClusterSettings
 connect(ClusterSettings())
 mine = psutil.Process()

@@ -32,12 +32,18 @@ def ray_rows(folder: str) -> int:
     return ray.data.read_parquet(folder).count()
 
 
+def duckdb_rows(table: str) -> Any:
+    counted = duckdb.sql(f"select count(*) from {table}")
+    assert counted is not None
+    return counted.fetchall()[0][0]
+
+
 READERS: dict[str, Callable[[str], Any]] = {
     "pyarrow": lambda folder: pq.read_table(folder).num_rows,
     "pyarrow.dataset": lambda folder: pyarrow.dataset.dataset(folder).count_rows(),
     "pandas": lambda folder: len(pd.read_parquet(folder)),
-    "duckdb": lambda folder: duckdb.sql(f"select count(*) from read_parquet('{folder}/')").fetchall()[0][0],
-    "duckdb glob": lambda folder: duckdb.sql(f"select count(*) from '{folder}/*.parquet'").fetchall()[0][0],
+    "duckdb": lambda folder: duckdb_rows(f"read_parquet('{folder}/')"),
+    "duckdb glob": lambda folder: duckdb_rows(f"'{folder}/*.parquet'"),
     "polars glob": lambda folder: pl.read_parquet(f"{folder}/*.parquet").height,
     "datasets": lambda folder: datasets_rows(folder, f"{folder}-cache"),
     "datasets glob": lambda folder: datasets_rows(
@@ -89,7 +95,7 @@ def test_bookkeeping_stays_where_it_was_put(tmp_path: Path) -> None:
     found = PromptTable.written(folder)
     assert len(found.shards()) == 3
     assert found.divide(found.shards())[1] == []
-    with pytest.raises(UserError, match="has its bookkeeping beside; leave --bookkeeping out"):
+    with pytest.raises(UserError, match="has its bookkeeping beside; omit --bookkeeping"):
         PromptTable(folder, {"steps": 1}, "inside").claim()
     with pytest.raises(UserError, match="has its bookkeeping inside"):
         PromptTable(write(tmp_path / "in", None), {"steps": 1}, "beside").claim()

@@ -15,11 +15,11 @@ class Counted(PromptTable):
     """Remembers which small files it reads."""
 
     def __init__(self, url: str) -> None:
-        self.read: list[str] = []
+        self.read_names: list[str] = []
         super().__init__(url, {"steps": 1})
 
     def read_json(self, name: str) -> dict | None:
-        self.read.append(name)
+        self.read_names.append(name)
         return super().read_json(name)
 
 
@@ -38,17 +38,17 @@ def finish(table: PromptTable, some: list[Unit]) -> None:
 
 
 def reports_read(table: Counted) -> Iterator[str]:
-    return (name for name in table.read if name.startswith("_reports/"))
+    return (name for name in table.read_names if name.startswith("_reports/"))
 
 
 def test_a_resume_reads_no_report(table: Counted) -> None:
     every = shards("a", 50)
     table.record(every)
     finish(table, every[:30])
-    table.read.clear()
+    table.read_names.clear()
     assert table.divide(every) == (every[:30], every[30:])
     assert list(reports_read(table)) == []
-    assert len(table.read) == 1
+    assert len(table.read_names) == 1
 
 
 def test_the_addresses_are_written_once_and_grow_with_the_input(table: Counted) -> None:

@@ -14,7 +14,7 @@ from pipeline.rows import Row
 from pipeline.settings import CaptionSettings
 from pipeline.sources.base import Item, Unit, UnitError
 from pipeline.sources.units import name_units
-from pipeline.stages.learn import Captioner, caption_shard, describe
+from pipeline.stages.learn import Learner, describe, learn_unit
 from pipeline.table import PromptTable
 
 SETTINGS = CaptionSettings(model="demo", lanes=16)
@@ -22,24 +22,24 @@ METHOD = pez.PezSettings(tokens=4, steps=5, swaps=2)
 DESCRIBED = describe(SETTINGS, METHOD, "cpu")
 
 
-class Watched(Captioner):
+class Watched(Learner):
     """Remembers which keys it was given."""
 
     keys: list[str]
 
-    def caption(self, shard: Unit, samples: Iterable[Item]) -> Iterator[tuple[int, Row]]:
+    def learn(self, unit: Unit, items: Iterable[Item], parts: int = 1) -> Iterator[tuple[int, Row]]:
         self.keys = []
 
         def seen() -> Iterator[Item]:
-            for sample in samples:
-                self.keys.append(sample.key)
-                yield sample
+            for item in items:
+                self.keys.append(item.key)
+                yield item
 
-        return super().caption(shard, seen())
+        return super().learn(unit, seen(), parts)
 
 
 @pytest.fixture(scope="module")
-def captioner() -> Watched:
+def learner() -> Watched:
     return Watched(SETTINGS, METHOD)
 
 
@@ -57,77 +57,79 @@ def members(images: list, broken: tuple[int, ...] = ()) -> list[tuple[str, bytes
 
 
 def test_a_retry_of_failed_rows_writes_the_file_of_an_undisturbed_run(
-    make_tar: MakeTar, images: list, captioner: Watched, table: PromptTable, tmp_path: Path
+    make_tar: MakeTar, images: list, learner: Watched, table: PromptTable, tmp_path: Path
 ) -> None:
     shard = Unit(make_tar("in/a.tar", members(images, broken=(1, 4))), "a")
-    first = caption_shard(shard, captioner, table)
+    first = learn_unit(shard, learner, table)
     assert (first.ok, first.failed) == (4, {"bad_image": 2, "no_image": 1})
 
     make_tar("in/a.tar", members(images))  # the damaged pictures are whole now
-    again = caption_shard(shard, captioner, table, retry_failed=True)
-    assert captioner.keys == ["1", "4", "7"]
+    again = learn_unit(shard, learner, table, retry_failed=True)
+    assert learner.keys == ["1", "4", "7"]
     assert (again.ok, again.failed) == (6, {"no_image": 1})
     assert again.failures == [{"key": "7", "reason": "no image of this key; found a caption"}]
     assert again.seconds > first.seconds
 
-    caption_shard(shard, captioner, PromptTable(str(tmp_path / "fresh"), DESCRIBED))
+    learn_unit(shard, learner, PromptTable(str(tmp_path / "fresh"), DESCRIBED))
     assert Path(f"{table.url}/a.parquet").read_bytes() == (tmp_path / "fresh" / "a.parquet").read_bytes()
     assert json.loads(Path(f"{table.url}/_reports/a.json").read_text())["ok"] == 6
 
 
 def test_rows_that_fail_again_keep_the_others(
-    make_tar: MakeTar, images: list, captioner: Watched, table: PromptTable
+    make_tar: MakeTar, images: list, learner: Watched, table: PromptTable
 ) -> None:
     shard = Unit(make_tar("in/a.tar", members(images, broken=(1,))), "a")
-    caption_shard(shard, captioner, table)
+    learn_unit(shard, learner, table)
     before = Path(f"{table.url}/a.parquet").read_bytes()
-    assert caption_shard(shard, captioner, table, retry_failed=True).failed == {"bad_image": 1, "no_image": 1}
+    assert learn_unit(shard, learner, table, retry_failed=True).failed == {"bad_image": 1, "no_image": 1}
     assert Path(f"{table.url}/a.parquet").read_bytes() == before
 
 
 def test_a_shard_without_failed_rows_is_not_read_again(
-    scene_tars: list[str], captioner: Watched, table: PromptTable
+    scene_tars: list[str], learner: Watched, table: PromptTable
 ) -> None:
     shards = name_units(scene_tars[:2])
-    reports = [caption_shard(shard, captioner, table) for shard in shards]
+    reports = [learn_unit(shard, learner, table) for shard in shards]
     assert table.divide(shards, retry_failed=True) == (shards, [])
     Path(scene_tars[0]).unlink()
-    assert caption_shard(shards[0], captioner, table, retry_failed=True) == reports[0]
+    assert learn_unit(shards[0], learner, table, retry_failed=True) == reports[0]
 
 
 def test_shards_with_failed_rows_and_unfinished_ones_are_to_do(
-    make_tar: MakeTar, images: list, scene_tars: list[str], captioner: Watched, table: PromptTable
+    make_tar: MakeTar, images: list, scene_tars: list[str], learner: Watched, table: PromptTable
 ) -> None:
     shards = name_units([make_tar("in/a.tar", members(images, broken=(0,))), *scene_tars[:2]])
     for shard in shards[:2]:
-        caption_shard(shard, captioner, table)
+        learn_unit(shard, learner, table)
     assert table.divide(shards) == (shards[:2], [shards[2]])
     done, left = table.divide(shards, retry_failed=True)
     assert (done, sorted(s.stem for s in left)) == ([shards[1]], ["a", "scenes-1"])
 
 
 def test_a_retry_takes_the_verification_of_the_earlier_rows_away(
-    make_tar: MakeTar, images: list, captioner: Watched, table: PromptTable
+    make_tar: MakeTar, images: list, learner: Watched, table: PromptTable
 ) -> None:
     shard = Unit(make_tar("in/a.tar", members(images, broken=(0,))), "a")
-    caption_shard(shard, captioner, table)
+    learn_unit(shard, learner, table)
     marker = Path(f"{table.url}/_verified/a.json")
     marker.parent.mkdir()
     marker.write_text("{}")
     make_tar("in/a.tar", members(images))
-    caption_shard(shard, captioner, table, retry_failed=True)
+    learn_unit(shard, learner, table, retry_failed=True)
     assert not marker.exists()
 
 
 def test_a_tar_with_other_keys_is_not_mixed_in(
-    make_tar: MakeTar, images: list, captioner: Watched, table: PromptTable
+    make_tar: MakeTar, images: list, learner: Watched, table: PromptTable
 ) -> None:
     shard = Unit(make_tar("in/a.tar", members(images, broken=(0,))), "a")
-    caption_shard(shard, captioner, table)
+    learn_unit(shard, learner, table)
     before = Path(f"{table.url}/a.parquet").read_bytes()
     make_tar("in/a.tar", [("new.png", encoded(images[9])), *members(images)])
-    with pytest.raises(UnitError, match="other keys than when it was captioned; remove .*a.parquet to caption all"):
-        caption_shard(shard, captioner, table, retry_failed=True)
+    with pytest.raises(
+        UnitError, match="other keys than when its prompts were learned; remove .*a.parquet to learn all"
+    ):
+        learn_unit(shard, learner, table, retry_failed=True)
     assert Path(f"{table.url}/a.parquet").read_bytes() == before
 
 

@@ -24,13 +24,13 @@ from fsspec.spec import AbstractFileSystem
 from PIL import Image
 from ray import cloudpickle
 from samples_on_disk import encoded
-from trivial import SizeCaptioner, TrivialStage
+from trivial import SizeLearner, TrivialStage
 
 import pez
 from jobs.caption import CaptionJob, caption
 from pipeline.settings import CaptionSettings, ClusterSettings
 from pipeline.sources.base import Unit
-from pipeline.stages.learn import Captioner, caption_shard, describe
+from pipeline.stages.learn import Learner, describe, learn_unit
 from pipeline.table import PromptTable
 
 SHARDS = int(os.environ.get("PEZ_SCALE_SHARDS", "10000"))
@@ -100,7 +100,12 @@ def test_the_driver_stays_small_and_quick_over_many_shards_and_a_resume_reads_no
 
     reads: list[str] = []
     read_json = PromptTable.read_json
-    monkeypatch.setattr(PromptTable, "read_json", lambda self, name: reads.append(name) or read_json(self, name))
+
+    def counted(table: PromptTable, name: str) -> dict[str, Any] | None:
+        reads.append(name)
+        return read_json(table, name)
+
+    monkeypatch.setattr(PromptTable, "read_json", counted)
     with Memory() as resumed:
         start = time.monotonic()
         assert caption(job) == 0
@@ -174,26 +179,26 @@ def generated(image: bytes, gigabytes: float) -> Unit:
 
 
 def test_a_shard_is_streamed_and_never_held(tmp_path: Path, picture: bytes) -> None:
-    """By a captioner that decodes and does no more."""
+    """By a learner that decodes and does no more."""
     settings = CaptionSettings(model="demo", lanes=16)
     shard = generated(picture, 0.3)
     table = PromptTable(str(tmp_path), describe(settings, pez.PezSettings(), "cpu"))
     with Memory(0.05) as memory:
-        report = caption_shard(shard, SizeCaptioner(settings), table)
+        report = learn_unit(shard, SizeLearner(settings), table)
     assert report.ok == int(shard.stem)
     assert memory.growth < 75
 
 
 @pytest.mark.slow
 def test_an_actor_does_not_grow_with_the_bytes_of_its_shard(tmp_path: Path, picture: bytes) -> None:
-    """The real captioner with the demo's CLIP and one step."""
+    """The real learner with the demo's CLIP and one step."""
     settings, method = CaptionSettings(model="demo", lanes=16), pez.PezSettings(tokens=4, steps=1, swaps=0)
     table = PromptTable(str(tmp_path), describe(settings, method, "cpu"))
-    captioner = Captioner(settings, method)
+    learner = Learner(settings, method)
     shard = generated(picture, GIGABYTES)
     with Memory() as memory:
         start = time.monotonic()
-        report = caption_shard(shard, captioner, table)
+        report = learn_unit(shard, learner, table)
         seconds = time.monotonic() - start
     print(
         f"\n{GIGABYTES:g} GB in {report.ok:,} pictures of {len(picture) / 1e6:.1f} MB: {seconds:.0f} s, "

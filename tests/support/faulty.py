@@ -6,16 +6,16 @@ It imports no torch, so that an actor is up in a second: tests start many.
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from pipeline.rows import Row, ShardReport, report_of
-from pipeline.sources.base import Unit
+from pipeline.run.tasks import Task
 
 
-@ray.remote
-class FaultyActor:
-    """Does no captioning: a shard's name says what happens to it."""
+class _FaultyActor:
+    """Learns nothing: a unit's name says what happens to it."""
 
     def __init__(self, folder: str, start_error: str | None = None) -> None:
         if start_error:
@@ -25,24 +25,28 @@ class FaultyActor:
     def ready(self) -> str:
         return ray.get_runtime_context().get_node_id()
 
-    def run(self, shard: Unit) -> ShardReport:
-        tries = self.folder / shard.stem
+    def run(self, task: Task) -> ShardReport:
+        unit = task.unit
+        tries = self.folder / unit.stem
         with tries.open("a") as file:
             file.write("x")
         first = len(tries.read_text()) == 1
-        if "slow" in shard.stem:
+        if "slow" in unit.stem:
             time.sleep(1.5)
-        if shard.stem.startswith("kills-always") or (shard.stem.startswith("kills-once") and first):
+        if unit.stem.startswith("kills-always") or (unit.stem.startswith("kills-once") and first):
             os.kill(os.getpid(), 9)
-        if shard.stem.startswith("hangs") and first:
+        if unit.stem.startswith("hangs") and first:
             time.sleep(600)
-        if shard.stem.startswith("bad"):
+        if unit.stem.startswith("bad"):
             raise ValueError("this shard is\nbad")
-        if shard.stem.startswith("hopeless"):
+        if unit.stem.startswith("hopeless"):
             error = ValueError("not a tar: a picture")
             error.permanent = True  # type: ignore[attr-defined] # another try would end as this one
             raise error
-        return report_of(shard, [Row("k", shard.url, "ok", similarity=0.5)], 0.1, "f")
+        return report_of(unit, [Row("k", unit.url, "ok", similarity=0.5)], 0.1, "f")
 
     def progress(self) -> None:
         pass
+
+
+FaultyActor: Any = ray.remote(_FaultyActor)

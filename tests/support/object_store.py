@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import fsspec
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-from werkzeug.serving import make_server
+from werkzeug.serving import ThreadedWSGIServer, make_server
 
 Fault = Literal["error", "busy", "slow", "cut", "hang"]
 
@@ -85,6 +85,7 @@ def object_store() -> Iterator[ObjectStore]:
     """Serve a store; `url` is for AWS_ENDPOINT_URL."""
     store = ObjectStore()
     server = make_server("127.0.0.1", 0, store, threaded=True, request_handler=_QuietHandler)
+    assert isinstance(server, ThreadedWSGIServer)
     server.daemon_threads = True
     store.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)

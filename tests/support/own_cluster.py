@@ -48,7 +48,8 @@ def joined_node(folder: Path, address: str, before: Sequence[str] = (), cpus: in
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @contextlib.contextmanager

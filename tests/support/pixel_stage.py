@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pez.images import decode_image
 from pipeline.run import warning_log
-from pipeline.sources.base import Unit, UnitError
+from pipeline.run.tasks import Task
+from pipeline.sources.base import UnitError
 from pipeline.sources.tars import TarSource
 
 
@@ -33,7 +34,8 @@ class PixelWorker:
     def __init__(self, output: Path) -> None:
         self.output, self.progress = output, 0
 
-    def run(self, unit: Unit) -> PixelReport:
+    def run(self, task: Task) -> PixelReport:
+        unit = task.unit
         done = self.output / f"{unit.stem}.json"
         if done.exists():
             return PixelReport(**json.loads(done.read_text()))

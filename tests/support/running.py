@@ -53,7 +53,7 @@ class RunningJob:
             return []
 
     def actors(self) -> list[psutil.Process]:
-        """Those of them that are caption actors."""
+        """Those of them that are actors of a stage."""
         return [p for p in self.started() if _command(p).startswith("ray::WorkerActor")]
 
     def wait(self, seconds: float = 300.0) -> int:

@@ -1,15 +1,15 @@
-"""Actors and captioners that do next to nothing: what remains is the pipeline's own cost. Ray's workers import them."""
+"""Workers and learners that do next to nothing: what remains is the pipeline's own cost. Ray's workers import them."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pez.images import decode_image
 from pipeline.rows import Row, ShardReport
+from pipeline.run.tasks import Task
 from pipeline.settings import CaptionSettings
-from pipeline.sources.base import Item as Sample
-from pipeline.sources.base import Unit
+from pipeline.sources.base import Item, Unit
 from pipeline.sources.choice import source_of
-from pipeline.stages.learn import Captioner, Progress
+from pipeline.stages.learn import Learner, Progress
 from pipeline.stages.work_clock import WorkClock
 from pipeline.table import PromptTable
 
@@ -17,7 +17,7 @@ from pipeline.table import PromptTable
 class TrivialStage:
     """In the place of LearnStage: writes one row a unit and reads nothing; all else is the real table."""
 
-    name = "captions"
+    name = "learning"
 
     def __init__(self, _: Any, __: Any, url: str, described: dict[str, Any], ___: bool) -> None:
         self.url, self.described = url, described
@@ -32,13 +32,14 @@ class TrivialWorker:
     def __init__(self, table: PromptTable) -> None:
         self.table = table
 
-    def run(self, unit: Unit) -> ShardReport:
+    def run(self, task: Task) -> ShardReport:
+        unit = task.unit
         if report := self.table.finished(unit):
             return report
         return self.table.publish(unit, [Row("key", unit.url, "ok", prompt="a cat", similarity=0.5)], 0.01)
 
 
-class SizeCaptioner(Captioner):
+class SizeLearner(Learner):
     """Decodes every image and says how large it is; has no model."""
 
     def __init__(self, settings: CaptionSettings) -> None:
@@ -47,8 +48,8 @@ class SizeCaptioner(Captioner):
         self.clock = WorkClock()
         self.opening: list[str] = []
 
-    def caption(self, shard: Unit, samples: Iterable[Sample]) -> Iterator[tuple[int, Row]]:
-        for sample in samples:
-            assert sample.image is not None
-            image = decode_image(sample.image)
-            yield sample.index, Row(sample.key, shard.url, "ok", width=image.width, height=image.height)
+    def learn(self, unit: Unit, items: Iterable[Item], parts: int = 1) -> Iterator[tuple[int, Row]]:
+        for item in items:
+            assert item.image is not None
+            image = decode_image(item.image)
+            yield item.index, Row(item.key, unit.url, "ok", width=image.width, height=image.height)

@@ -88,9 +88,12 @@ def train_demo_clip(settings: TrainingSettings, log: Callable[[str], None] = pri
 
     def image_features(images: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            return model.encode_image(images).float()
+            features: Tensor = model.encode_image(images)
+        return features.float()
 
-    def run(name: str, count: int, parameters: list[nn.Parameter], loss_of: Callable) -> None:
+    def run(
+        name: str, count: int, parameters: list[nn.Parameter], loss_of: Callable[[np.ndarray, Tensor], Tensor]
+    ) -> None:
         optimizer = torch.optim.AdamW(parameters, settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, settings.learning_rate, total_steps=count, pct_start=0.08, div_factor=20
@@ -126,7 +129,8 @@ def train_demo_clip(settings: TrainingSettings, log: Callable[[str], None] = pri
     visual = [*model.visual.parameters(), *heads.parameters()]
     run("labels", settings.label_steps, visual, lambda index, images: label_loss(image_features(images), index))
     run("contrastive", settings.steps, [*model.parameters(), *heads.parameters()], contrastive_loss)
-    return model.eval()
+    trained: nn.Module = model.eval()
+    return trained
 
 
 class CaptionEncoder:

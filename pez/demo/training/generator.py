@@ -253,7 +253,7 @@ def _train_denoiser(
     if "unet" in state:
         first = state["step"]
         for part, name in ((unet, "unet"), (averaged, "averaged"), (optimizer, "optimizer")):
-            part.load_state_dict(state[name])  # type: ignore[attr-defined]
+            part.load_state_dict(state[name])
     noising = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
                             prediction_type="v_prediction", rescale_betas_zero_snr=True)  # fmt: skip
     write = PromptWriter()
@@ -292,7 +292,7 @@ def _train_denoiser(
             total = 0.0
         if step % 500 == 0 or step == settings.steps:
             parts = {"unet": unet, "averaged": averaged, "optimizer": optimizer}
-            save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, averaged)  # type: ignore[attr-defined]
+            save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, averaged)
 
 
 class PromptWriter:

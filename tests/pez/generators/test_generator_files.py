@@ -64,7 +64,7 @@ def painted(small: Path) -> list[bytes]:
         ({"_class_name": "TextToVideoSDPipeline"}, "is a TextToVideoSDPipeline; expected a text-to-image model"),
         ({"_class_name": "HeliosPipeline"}, "is a HeliosPipeline; expected a text-to-image model"),  # of films
         ({"_class_name": None}, "names no pipeline; expected a text-to-image model"),
-        ({"_class_name": ["pipeline", "MyPipeline"]}, "names a pipeline of its own code, .*never run"),
+        ({"_class_name": ["pipeline", "MyPipeline"]}, "names a pipeline with custom code, .*never run"),
         ({"_class_name": {"a": 1}}, "expected a text-to-image model"),
         (
             {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]},
@@ -72,15 +72,15 @@ def painted(small: Path) -> list[bytes]:
         ),
         (
             {"scheduler": ["elsewhere", "OwnScheduler"]},
-            "expected diffusers or transformers, code of others is never run",
+            "expected diffusers or transformers: code from elsewhere is never run",
         ),
         ({"unet": ["my_unet", "UNet"]}, "says unet is .'my_unet', 'UNet'.; expected diffusers or transformers"),
-        ({"unet": ["transformers", "UNet2DConditionModel"]}, "this transformers knows no such class"),
-        ({"unet": ["diffusers", "utils"]}, "this diffusers knows no such class"),
+        ({"unet": ["transformers", "UNet2DConditionModel"]}, "this version of transformers has no such class"),
+        ({"unet": ["diffusers", "utils"]}, "this version of diffusers has no such class"),
         ({"unet": ["diffusers"]}, "expected a library and a class"),
         ({"unet": "UNet2DConditionModel"}, "says unet is 'UNet2DConditionModel'; expected a library and a class"),
-        ({"unet": None}, "is a StableDiffusionPipeline without a unet; expected a whole pipeline"),
-        ({"vae": [None, None]}, "without a vae; expected a whole pipeline"),
+        ({"unet": None}, "is a StableDiffusionPipeline without a unet; expected a complete pipeline"),
+        ({"vae": [None, None]}, "without a vae; expected a complete pipeline"),
         ({"text_encoder_2": ["transformers", "CLIPTextModel"]}, "no text_encoder_2 in .*: copy the whole folder"),
     ],
 )
@@ -111,14 +111,14 @@ def without_weights(folder: Path) -> None:
         (lambda f: (f / "vae" / "config.json").unlink(), "cannot load the vae of .*: no config.json in"),
         (lambda f: rewrite(f / "text_encoder" / "config.json", ""), "cannot load the text_encoder of .*model'"),
         (lambda f: rewrite(f / "tokenizer" / "vocab.json", "{"), "cannot load the tokenizer of .*model'"),
-        (lambda f: shutil.rmtree(f / "tokenizer"), "no tokenizer in .*; its model_index.json names one: copy the whole"),
+        (lambda f: shutil.rmtree(f / "tokenizer"), "no tokenizer in .*, but its model_index.json lists one: copy the whole"),
         (without_weights, "no weights in unet/ of .*; expected a diffusion_pytorch_model.safetensors or"),
         (
             lambda f: rewrite(f / "unet" / "diffusion_pytorch_model.safetensors", "version https://git-lfs.github.com/spec/v1\n"),
-            "unet/diffusion_pytorch_model.safetensors of .*model' is a git-lfs pointer .*: run git lfs pull",
+            "unet/diffusion_pytorch_model.safetensors of .*model' is a git-lfs pointer, .*: run git lfs pull",
         ),
-        (lambda f: cut(f / "vae" / "diffusion_pytorch_model.safetensors"), "vae/.* is cut short: it has .* bytes of"),
-        (lambda f: rewrite(f / "text_encoder" / "model.safetensors", "junk " * 99), "is no safetensors, or damaged"),
+        (lambda f: cut(f / "vae" / "diffusion_pytorch_model.safetensors"), "vae/.* is cut short: it has .* of .* bytes"),
+        (lambda f: rewrite(f / "text_encoder" / "model.safetensors", "junk " * 99), "is not safetensors, or is damaged"),
     ],
 )  # fmt: skip
 def test_a_folder_that_is_not_whole_says_what_is_wrong(
@@ -138,7 +138,7 @@ def test_weights_in_pieces_must_all_be_there(small: Path, tmp_path: Path) -> Non
     assert len(pieces) > 1
     assert find_generator(str(folder)).variant is None
     pieces[-1].unlink()
-    refused(folder, f"no unet/{pieces[-1].name} in .*; its index names it: copy the whole model")
+    refused(folder, f"no unet/{pieces[-1].name} in .*, but its index lists it: copy the whole model")
 
 
 def replaced(file: Path, change: Callable[[str, torch.Tensor], tuple[str, torch.Tensor]]) -> None:
@@ -151,9 +151,9 @@ def test_weights_of_another_model_are_found_out_before_they_are_loaded(tmp_path:
     folder = linked(tmp_path / "model")
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     replaced(weights, lambda name, value: (name, value[..., :1].contiguous()))
-    refused(folder, r"unet/.* has conv_in.bias of \(1,\); expected \(48,\) by the config.json beside it")
+    refused(folder, r"unet/.* has conv_in.bias of shape \(1,\); its config.json expects \(48,\)")
     replaced(weights, lambda name, value: (f"other.{name}", value))
-    refused(folder, "unet/.* holds other.conv_in.bias; expected weights like conv_in.bias")
+    refused(folder, "unet/.* has other.conv_in.bias; expected weights such as conv_in.bias")
 
 
 def test_weights_that_do_not_load_are_an_error_in_one_line(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_guidance_of_a_model_that_knows_none_is_refused(small: Path, monkeypatch
 
     guided = pixels(small, guidance=0.0)
     monkeypatch.setattr(diffusers.StableDiffusionPipeline, "__call__", call)
-    refused(small, "is a StableDiffusionPipeline, which knows no guidance; expected guidance 0")
+    refused(small, "is a StableDiffusionPipeline, which takes no guidance; expected guidance 0")
     check_generator(str(small), guidance=0)
     assert pixels(small, guidance=0.0) == guided
 
@@ -220,7 +220,7 @@ def test_of_several_variants_the_plain_weights_are_taken_unless_one_is_named(
     assert find_generator(str(folder)).variant is None
     assert pixels(folder) == painted != pixels(folder, variant="ema")
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    refused(folder, "has variants of its weights only; expected one to be named: ema or other")
+    refused(folder, "has only variants of its weights; choose one: ema or other")
 
 
 def test_what_is_no_folder_of_a_model_says_so(tmp_path: Path, small: Path) -> None:
@@ -237,8 +237,8 @@ def test_what_is_no_folder_of_a_model_says_so(tmp_path: Path, small: Path) -> No
         f"{tmp_path}/gone": "no folder or file .*; expected demo, a hub id",
         f"{tmp_path}/broken": "cannot read the model_index.json",
         f"{tmp_path}/list": "the model_index.json of .* is a list; expected an object",
-        f"{tmp_path}/lora": "no pipeline in .*, but a LoRA, which only changes another model; expected a diff",
-        f"{tmp_path}/files": "no pipeline in .*, but b.safetensors, which can be named itself",
+        f"{tmp_path}/lora": "no pipeline in .*, but a LoRA, which only modifies another model; expected a diff",
+        f"{tmp_path}/files": "no pipeline in .*, but b.safetensors, which you can pass directly",
         f"{small}/unet": "no pipeline in .*, but a single model with a config.json",
         f"{GUIDE}": "no pipeline in .*, but a CLIP of open_clip",
         "demos": "no folder or file 'demos'; expected demo, a hub id",
@@ -257,7 +257,7 @@ def test_a_checkpoint_of_one_file_paints_what_its_folder_paints(
     configurations(small, tmp_path / "model")  # beside it, by its name
     check_generator(str(file))
     assert pixels(file) == painted
-    refused(file, "is one file and has no variants", variant="fp16")
+    refused(file, "is a single file, which has no variants", variant="fp16")
     inside = shutil.move(file, tmp_path / "model" / "v1-5.safetensors")  # or where it lies, as on the hub
     assert pixels(inside) == painted
 
@@ -271,7 +271,7 @@ def test_a_checkpoint_of_one_file_takes_its_configurations_from_the_cache(
     refused(
         file,
         "needs the configurations of stable-diffusion-v1-5/stable-diffusion-v1-5, which are neither in the cache nor .*; "
-        "expected network, or a folder model/ beside it",
+        "connect to the network, or put .* into a folder model/ next to it",
     )
     bare = configurations(small, tmp_path / "bare")
     cached(tmp_path / "cache", "stable-diffusion-v1-5/stable-diffusion-v1-5", bare)
@@ -284,28 +284,30 @@ def test_a_file_that_is_no_whole_model_says_what_it_is(small: Path, tmp_path: Pa
     whole = load_file(as_one_file(small, tmp_path / "whole.safetensors"))
     unet = {name: value for name, value in whole.items() if name.startswith("model.")}
     for tensors, message in (
-        ({"lora_unet_down.lora_up.weight": torch.ones(1)}, "is a LoRA, which only changes another model"),
-        ({"base_model.model.a.lora_A.weight": torch.ones(1)}, "is a LoRA, which only changes another model"),
-        (unet, "holds no text encoder and no VAE .it holds model.diffusion_model"),
-        ({"visual.proj": torch.ones(1)}, "holds no denoiser and no text encoder and no VAE .it holds visual.proj"),
-        ({}, "it holds nothing"),
+        ({"lora_unet_down.lora_up.weight": torch.ones(1)}, "is a LoRA, which only modifies another model"),
+        ({"base_model.model.a.lora_A.weight": torch.ones(1)}, "is a LoRA, which only modifies another model"),
+        (unet, "has no text encoder and no VAE .it has model.diffusion_model"),
+        ({"visual.proj": torch.ones(1)}, "has no denoiser and no text encoder and no VAE .it has visual.proj"),
+        ({}, "it has nothing"),
     ):
         save_file(tensors, file)
         refused(file, message)
     cut(tmp_path / "whole.safetensors")
     refused(tmp_path / "whole.safetensors", "is cut short: it has")
     for data, message in (
-        (b"", "is no safetensors, or damaged"),
-        (b"\xff" * 99, "is no safetensors, or damaged"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer and not the file itself: run git lfs pull"),
+        (b"", "is not safetensors, or is damaged"),
+        (b"\xff" * 99, "is not safetensors, or is damaged"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer, not the file itself: run git lfs pull"),
     ):  # fmt: skip
         file.write_bytes(data)
         refused(file, message)
-    for ending in ("ckpt", "pt", "CKPT", "bin"):
-        torch.save(whole, tmp_path / f"model.{ending}")
-        refused(tmp_path / f"model.{ending}", "is a pickle, which may run code, .*; expected .safetensors: convert it")
+    for extension in ("ckpt", "pt", "CKPT", "bin"):
+        torch.save(whole, tmp_path / f"model.{extension}")
+        refused(
+            tmp_path / f"model.{extension}", "is a pickle, which may run code, .*; expected .safetensors: convert it"
+        )
     (tmp_path / "model.gguf").write_bytes(b"GGUF" * 99)
-    refused(tmp_path / "model.gguf", "is no .safetensors file; expected a hub id, a folder in diffusers' format")
+    refused(tmp_path / "model.gguf", "is not a .safetensors file; expected a hub id, a folder in diffusers format")
 
 
 def test_configurations_of_another_model_beside_a_checkpoint_are_an_error_in_one_line(
@@ -424,7 +426,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ("name", "message"),
     [
         ("nobody/no-such-model", "no model 'nobody/no-such-model' on the hub, and no such folder"),
-        ("nobody/files", "no model_index.json in 'nobody/files'; expected a model in diffusers' format"),
+        ("nobody/files", "no model_index.json in 'nobody/files'; expected a model in diffusers format"),
         ("no body/files", "no model 'no body/files' on the hub"),
     ],
 )

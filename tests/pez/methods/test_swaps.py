@@ -5,8 +5,9 @@ import itertools
 import torch
 
 import pez
-from pez.methods.swaps import orders, swap_rounds
+from pez.methods.swaps import orders, orders_by_start, swap_rounds
 from pez.objectives.clip import ClipObjective
+from pez.objectives.objective import Objective
 
 
 def test_orders_are_all_moves_and_exchanges_once() -> None:
@@ -35,3 +36,32 @@ def test_rounds_never_lower_a_score_and_other_orders_raise_it(demo_clip: pez.Cli
     # A round changes one position, but for the last of a turn, which changes the order as well.
     changed = [(after != before).sum(-1).max().item() for before, after in itertools.pairwise(chosen)]
     assert [i for i, most in enumerate(changed, 1) if most > 1] == [7, 15]
+
+
+class Whole(Objective):
+    """Computes every prompt from its first token on."""
+
+    def __init__(self, objective: ClipObjective) -> None:
+        self.objective = objective
+
+    def score(self, soft: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        return self.objective.score(soft, batch)
+
+
+def test_what_is_shared_changes_no_choice_and_no_score(demo_clip: pez.Clip, images: list) -> None:
+    vocabulary = demo_clip.vocabulary(pez.PezSettings(vocabulary="full"))
+    objective = ClipObjective(demo_clip.encoder(8))
+    target = demo_clip.image_features(images[:16])
+    ids = torch.stack([vocabulary.random_ids(8, torch.Generator().manual_seed(i)) for i in range(16)])
+    found, score = swap_rounds(objective, vocabulary, ids, target, rounds=16, candidates=16)
+    expected, whole = swap_rounds(Whole(objective), vocabulary, ids, target, rounds=16, candidates=16)
+    assert found.tolist() == expected.tolist()
+    torch.testing.assert_close(score, whole, rtol=0, atol=1e-5)
+
+
+def test_orders_are_grouped_by_the_first_position_that_changes() -> None:
+    for tokens in (1, 2, 8, 75):
+        groups = orders_by_start(tokens)
+        assert sorted(order for _, part in groups for order in part) == sorted(orders(tokens))
+        assert len(groups) <= 8
+        assert all(order[:start] == tuple(range(start)) for start, part in groups for order in part)

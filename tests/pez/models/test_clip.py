@@ -53,7 +53,7 @@ class Trap:
 def test_a_pickle_with_code_is_refused(small_model: str, tmp_path: Path, content: str) -> None:
     trap = Trap(tmp_path / "trace")
     torch.save({"state_dict": trap} if content == "weights" else trap, tmp_path / "bomb.pt")
-    with pytest.raises(ValueError, match="holds code or other objects than tensors; expected safetensors") as error:
+    with pytest.raises(ValueError, match="holds code or objects other than tensors; expected safetensors") as error:
         pez.load_clip(small_model, str(tmp_path / "bomb.pt"))
     assert str(error.value).isprintable()
     assert not trap.trace.exists()
@@ -123,7 +123,7 @@ def test_weights_that_are_not_finite_are_refused(small_model: str, tmp_path: Pat
     weights = load_file(GUIDE / "open_clip_model.safetensors")
     weights["text_projection"][3, 5] = value
     save_file(weights, tmp_path / "nan.safetensors")
-    with pytest.raises(ValueError, match="1 of 4096 numbers in text_projection are not finite; expected none"):
+    with pytest.raises(ValueError, match="1 of 4096 numbers in text_projection are not finite; download"):
         pez.load_clip(small_model, str(tmp_path / "nan.safetensors"))
 
 

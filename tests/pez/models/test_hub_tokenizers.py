@@ -13,6 +13,7 @@ from PIL import Image
 
 import pez
 from pez.demo.scenes import caption_words
+from pez.settings import Vocabularies
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -27,7 +28,7 @@ FIRST_DIFFERS = ("byte-level", "Gemma")
 
 
 @pytest.mark.parametrize("vocabulary", ["model", "words", "full"])
-def test_prompts_survive_as_text_in_any_order(clip: pez.Clip, vocabulary: str) -> None:
+def test_prompts_survive_as_text_in_any_order(clip: pez.Clip, vocabulary: Vocabularies) -> None:
     found = clip.vocabulary(pez.PezSettings(vocabulary=vocabulary))
     assert len(found.ids) > 200
     for seed in range(300):
@@ -68,7 +69,7 @@ def test_a_prompt_is_learned_and_anyone_can_measure_it(clip: pez.Clip, images: l
 @settings(max_examples=15, deadline=None)
 def test_a_blocked_word_is_in_no_text(clip: pez.Clip, words: list[str], seed: int) -> None:
     for exact in (False, True):
-        found = clip.vocabulary(pez.PezSettings(vocabulary="full", exact=exact, blocklist=words))
+        found = clip.vocabulary(pez.PezSettings(vocabulary="full", exact=exact, blocklist=tuple(words)))
         for i in range(20):
             ids = found.random_ids(6, torch.Generator().manual_seed((seed + i) % 2**63)).tolist()
             text = f" {' '.join(clip.text_of(ids).lower().split())} "

@@ -57,12 +57,29 @@ def test_features_with_fixed_words_are_those_of_encode_text(name: str) -> None:
         text_encoder(model, frame, 14, torch.float64)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_features_of_prompts_that_begin_alike_are_those_of_whole_prompts(name: str) -> None:
+    model = MODELS[name]()
+    encoder = text_encoder(model, FRAME, 6, torch.float64)
+    embed = text_tower(model).token_embedding
+    first = torch.randint(0, 49406, (5, 6))
+    features, past = encoder.with_past(embed(first))
+    torch.testing.assert_close(features, encoder(embed(first)), rtol=0, atol=0)
+    for start in range(6):
+        ends = torch.randint(0, 49406, (5, 3, 6 - start))
+        whole = torch.cat([first[:, None, :start].expand(-1, 3, -1), ends], 2)
+        expected = encoder(embed(whole.flatten(0, 1))).view(5, 3, -1)
+        torch.testing.assert_close(encoder.continued(past, start, embed(ends)), expected, rtol=0, atol=1e-12)
+        some = encoder.continued(past.rows(slice(1, 3)), start, embed(ends[1:3]))
+        torch.testing.assert_close(some, expected[1:3], rtol=0, atol=1e-12)
+
+
 def test_gradients_are_those_of_the_full_context() -> None:
     model, frame = random_model(), FRAME
     full = FullContextEncoder(model, type(frame)(frame.before, frame.after[: 20 - 6 - 1]), 6, torch.float64)
     cut = text_encoder(model, frame, 6, torch.float64)
     soft = torch.randn(3, 6, 32, dtype=torch.float64)
-    gradients = []
+    gradients: list[torch.Tensor] = []
     for encoder in (full, cut):
         leaf = soft.clone().requires_grad_()
         gradients += torch.autograd.grad(encoder(leaf).square().sum(), leaf)

@@ -53,7 +53,7 @@ class Opened:
 
 
 @pytest.fixture
-def gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Path]:
+def gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
     """The page of an output of two tars; of the second, rows with hostile texts, failed ones and no images."""
     first, second = tmp_path / "in/first.tar", tmp_path / "in/z<b>second.tar"
     keys = [f"k{i:03d}" for i in range(150)]

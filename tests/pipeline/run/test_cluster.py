@@ -1,4 +1,4 @@
-"""The pool of actors: what dies, hangs or fails is tried again, bounded, and told; all the rest is done."""
+"""Stages on real actors: what dies, hangs or fails is retried, bounded and reported; all the rest is done."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,15 +13,11 @@ from samples_on_disk import MakeTar, encoded
 import pez
 from jobs.caption import CaptionJob, caption
 from pipeline.rows import ShardReport
-from pipeline.run import pool
-from pipeline.run.cluster import (
-    ActorPlan,
-    ActorStartError,
-    StagePlan,
-    pool_of,
-    run_on_ray,
-)
-from pipeline.run.pool import Pool
+from pipeline.run import ray as runner
+from pipeline.run.ray import plan_stage, run_on_ray
+from pipeline.run.resources import ActorPlan
+from pipeline.run.stage import ActorStartError, StagePlan
+from pipeline.run.tasks import tasks_of
 from pipeline.settings import CaptionSettings, ClusterSettings
 from pipeline.sources.base import Unit
 from pipeline.sources.units import name_units
@@ -34,8 +30,8 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the machine is slow, an actor may take so long to start that the job tells of it."""
-    monkeypatch.setattr(pool, "_PATIENCE", 600.0)
+    """Where the machine is slow, an actor may take so long to start that a note says so."""
+    monkeypatch.setattr(runner, "_PATIENCE", 600.0)
 
 
 def starter(folder: Path, **options: Any) -> Callable[[], Any]:
@@ -48,8 +44,8 @@ def run(
     reports: list[ShardReport] = []
     notes: list[str] = []
     shards = [Unit(f"mem://{name}", name) for name in names]
-    stage = StagePlan("captions", starter(folder), actors, reports.append, concurrent_units=concurrent_units)
-    failed = run_on_ray(shards, [stage], ClusterSettings(**settings), on_note=notes.append)
+    stage = StagePlan("learning", starter(folder), actors, reports.append, concurrent_units=concurrent_units)
+    failed = run_on_ray(tasks_of(shards), [stage], ClusterSettings(**settings), on_note=notes.append)
     return sorted(r.stem for r in reports), failed, notes
 
 
@@ -62,67 +58,48 @@ def test_every_shard_is_done_once(tmp_path: Path) -> None:
 def test_a_shard_whose_actor_dies_is_done_by_another(tmp_path: Path) -> None:
     done, failed, notes = run(tmp_path, ["fine-0", "kills-once", "fine-1", "fine-2"])
     assert (done, failed) == (["fine-0", "fine-1", "fine-2", "kills-once"], {})
-    assert notes == ["kills-once: captions: its actor died; it is tried again"]
+    assert notes == ["kills-once: learning: the actor died. Retrying"]
 
 
 def test_a_shard_that_kills_every_actor_is_given_up(tmp_path: Path) -> None:
     done, failed, _ = run(tmp_path, ["fine-0", "kills-always", "fine-1", "fine-2"], attempts=2)
     assert done == ["fine-0", "fine-1", "fine-2"]
-    assert failed == {"mem://kills-always": "captions: its actor died (2 tries)"}
+    assert failed == {"mem://kills-always": "learning: the actor died (2 attempts)"}
 
 
-def test_a_shard_that_hangs_is_tried_again(tmp_path: Path) -> None:
+def test_a_shard_that_hangs_is_retried(tmp_path: Path) -> None:
     done, failed, notes = run(tmp_path, ["fine-0", "hangs", "fine-1"], shard_timeout=3.0)
     assert (done, failed) == (["fine-0", "fine-1", "hangs"], {})
-    assert notes == ["hangs: captions: not done after 3 s; it is tried again"]
+    assert notes == ["hangs: learning: timed out after 3 s. Retrying"]
 
 
 def test_of_shards_in_work_together_the_one_that_kills_is_found(tmp_path: Path) -> None:
     names = ["slow-0", "kills-always", "slow-1", "fine-0", "fine-1"]
     done, failed, notes = run(tmp_path, names, actors=1, concurrent_units=3, attempts=2)
     assert done == ["fine-0", "fine-1", "slow-0", "slow-1"]
-    assert failed == {"mem://kills-always": "captions: its actor died (2 tries)"}
-    assert notes[0].endswith("captions: their actor died; they are tried again, one at a time")
+    assert failed == {"mem://kills-always": "learning: the actor died (2 attempts)"}
+    assert notes[0].endswith("learning: the actor died. Retrying one at a time")
     assert notes[0].split(": ")[0].split(", ") == ["slow-0", "kills-always", "slow-1"]
-    assert notes[1:] == ["kills-always: captions: its actor died; it is tried again"]
-
-
-def test_what_an_actor_has_beside_a_shard_that_hangs_costs_no_try(tmp_path: Path) -> None:
-    names = ["hangs", "slow-0", "fine-0", "slow-1"]
-    done, failed, notes = run(tmp_path, names, actors=1, concurrent_units=2, shard_timeout=6.0, attempts=2)
-    assert (done, failed) == (["fine-0", "hangs", "slow-0", "slow-1"], {})
-    assert notes == ["hangs: captions: not done after 6 s; it is tried again"]
-
-
-def test_near_the_end_the_actors_share_what_is_left(tmp_path: Path) -> None:
-    waiting = Pool(StagePlan("captions", starter(tmp_path), 2, print, concurrent_units=4), ClusterSettings(), print)
-    waiting.add([Unit(f"mem://{i}", str(i)) for i in range(100)])
-    most = []
-    while waiting.queue:
-        most.append(waiting._most_at_once())
-        waiting.queue.popleft()
-    assert most[0] == 4
-    assert most[-7:] == [1] * 7
-    assert most == sorted(most, reverse=True)
+    assert notes[1:] == ["kills-always: learning: the actor died. Retrying"]
 
 
 def test_a_shard_that_fails_says_why_in_one_line(tmp_path: Path) -> None:
     done, failed, _ = run(tmp_path, ["fine-0", "bad-0"])
     assert done == ["fine-0"]
-    assert failed == {"mem://bad-0": "captions: this shard is bad (3 tries)"}
+    assert failed == {"mem://bad-0": "learning: this shard is bad (3 attempts)"}
 
 
-def test_a_shard_that_no_further_try_can_mend_is_tried_once(tmp_path: Path) -> None:
+def test_an_error_that_no_retry_can_fix_is_tried_once(tmp_path: Path) -> None:
     done, failed, notes = run(tmp_path, ["fine-0", "hopeless-0"], attempts=3)
     assert (done, notes) == (["fine-0"], [])
-    assert failed == {"mem://hopeless-0": "captions: not a tar: a picture"}
+    assert failed == {"mem://hopeless-0": "learning: not a tar: a picture"}
     assert (tmp_path / "hopeless-0").read_text() == "x"
 
 
 def test_a_model_that_does_not_load_ends_the_job(tmp_path: Path) -> None:
-    stage = StagePlan("captions", starter(tmp_path, start_error="no such weights"), 1, print)
+    stage = StagePlan("learning", starter(tmp_path, start_error="no such weights"), 1, print)
     with pytest.raises(ActorStartError, match="no such weights"):
-        run_on_ray([Unit("mem://a", "a")], [stage], ClusterSettings())
+        run_on_ray(tasks_of([Unit("mem://a", "a")]), [stage], ClusterSettings())
 
 
 def test_a_second_stage_takes_what_the_first_has_done(tmp_path: Path) -> None:
@@ -130,11 +107,11 @@ def test_a_second_stage_takes_what_the_first_has_done(tmp_path: Path) -> None:
     names = ["fine-0", "kills-once", "bad-0", "fine-1"]
     ended: list[list[str]] = [[], []]
     stages = [
-        StagePlan("captions", starter(tmp_path), 2, lambda report: ended[0].append(report.stem)),
+        StagePlan("learning", starter(tmp_path), 2, lambda report: ended[0].append(report.stem)),
         StagePlan("verification", starter(tmp_path / "2"), 1, lambda report: ended[1].append(report.stem)),
     ]
-    failed = run_on_ray([Unit(f"mem://{name}", name) for name in names], stages, ClusterSettings())
-    assert failed == {"mem://bad-0": "captions: this shard is bad (3 tries)"}
+    failed = run_on_ray(tasks_of([Unit(f"mem://{name}", name) for name in names]), stages, ClusterSettings())
+    assert failed == {"mem://bad-0": "learning: this shard is bad (3 attempts)"}
     assert sorted(ended[0]) == sorted(ended[1]) == ["fine-0", "fine-1", "kills-once"]
 
 
@@ -149,11 +126,11 @@ def test_a_second_stage_gives_the_room_back_that_a_lost_actor_left(tmp_path: Pat
         return lambda: FaultyActor.options(num_cpus=2, max_concurrency=2).remote(str(folder))
 
     stages = [
-        StagePlan("captions", whole(folders[0]), 1, lambda _: None),
+        StagePlan("learning", whole(folders[0]), 1, lambda _: None),
         StagePlan("verification", whole(folders[1]), 1, lambda report: ended.append(report.stem)),
     ]
     shards = [Unit(f"mem://{name}", name) for name in ("fine-0", "kills-once", "fine-1")]
-    assert run_on_ray(shards, stages, ClusterSettings()) == {}
+    assert run_on_ray(tasks_of(shards), stages, ClusterSettings()) == {}
     assert sorted(ended) == ["fine-0", "fine-1", "kills-once"]
 
 
@@ -161,11 +138,11 @@ def test_a_shard_may_enter_at_the_second_stage(tmp_path: Path) -> None:
     ended: list[list[str]] = [[], []]
     (tmp_path / "2").mkdir()
     stages = [
-        StagePlan("captions", starter(tmp_path), 1, lambda report: ended[0].append(report.stem)),
+        StagePlan("learning", starter(tmp_path), 1, lambda report: ended[0].append(report.stem)),
         StagePlan("verification", starter(tmp_path / "2"), 1, lambda report: ended[1].append(report.stem),
-              shards=[Unit("mem://fine-1", "fine-1")]),
+              units=[Unit("mem://fine-1", "fine-1")]),
     ]  # fmt: skip
-    assert run_on_ray([Unit("mem://fine-0", "fine-0")], stages, ClusterSettings()) == {}
+    assert run_on_ray(tasks_of([Unit("mem://fine-0", "fine-0")]), stages, ClusterSettings()) == {}
     assert [sorted(stems) for stems in ended] == [["fine-0"], ["fine-0", "fine-1"]]
 
 
@@ -192,10 +169,10 @@ def test_one_and_two_actors_write_the_same_rows(make_tar: MakeTar, images: list,
         plan = ActorPlan(actors, 0, 2 / actors, threads, "cpu")
         table = PromptTable(str(tmp_path / f"out-{actors}"), described)
         plan = dataclasses.replace(plan, actors=actors)
-        stage = pool_of(
+        stage = plan_stage(
             LearnStage(settings, method, table.url, described), plan, lambda _: None, concurrent_units=concurrent_units
         )
-        assert run_on_ray(shards, [stage], ClusterSettings()) == {}
+        assert run_on_ray(tasks_of(shards), [stage], ClusterSettings()) == {}
         tables.append(pq.read_table(table.url).sort_by("key"))
     assert tables[0].num_rows == 20
     assert tables[0].equals(tables[1])

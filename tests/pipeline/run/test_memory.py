@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -14,10 +13,10 @@ from faulty import FaultyActor
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from running import ROOT, RunningJob
 
-from pipeline.rows import ShardReport
-from pipeline.run import pool
-from pipeline.run.cluster import StagePlan, run_on_ray
-from pipeline.run.ray_errors import memory_shortage
+from pipeline.run import ray as runner
+from pipeline.run.ray import memory_shortage, run_on_ray
+from pipeline.run.stage import StagePlan
+from pipeline.run.tasks import tasks_of
 from pipeline.settings import ClusterSettings
 from pipeline.sources.base import Unit
 from pipeline.sources.demo_shards import demo_shards
@@ -32,48 +31,27 @@ def as_if_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def shortage(error: RayError) -> str | None:
         return "memory ran short" if isinstance(error, RayActorError) else None
 
-    monkeypatch.setattr(pool, "memory_shortage", shortage)
-    monkeypatch.setattr(pool, "_PATIENCE", 600.0)
-
-
-def run(
-    folder: Path, names: list[str], actors: int, concurrent_units: int
-) -> tuple[list[str], dict[str, str], list[str]]:
-    reports: list[ShardReport] = []
-    notes: list[str] = []
-    options: dict[str, Any] = {"num_cpus": 0.5, "max_concurrency": 4}
-    stage = StagePlan(
-        "captions",
-        lambda: FaultyActor.options(**options).remote(str(folder)),
-        actors,
-        reports.append,
-        concurrent_units=concurrent_units,
-    )
-    shards = [Unit(f"mem://{name}", name) for name in names]
-    failed = run_on_ray(shards, [stage], ClusterSettings(attempts=1), on_note=notes.append)
-    return sorted(report.stem for report in reports), failed, notes
+    monkeypatch.setattr(runner, "memory_shortage", shortage)
+    monkeypatch.setattr(runner, "_PATIENCE", 600.0)
 
 
 @pytest.mark.usefixtures("ray_cluster", "as_if_memory")
-@pytest.mark.parametrize("concurrent_units", [1, 3])
-def test_memory_that_is_short_for_a_moment_costs_no_shard(tmp_path: Path, concurrent_units: int) -> None:
+def test_memory_that_is_short_for_a_moment_costs_no_shard(tmp_path: Path) -> None:
     names = ["kills-once-0", "slow-0", "slow-1", "fine-0"]
-    done, failed, notes = run(tmp_path, names, 1, concurrent_units)
-    assert (done, failed) == (sorted(names), {})
-    [note] = notes
-    assert re.fullmatch(
-        r"kills-once-0.*: captions: memory ran short; tried again in 1 s; "
-        r"fewer --actors or smaller --lanes need less memory",
-        note,
+    done: list[str] = []
+    notes: list[str] = []
+    actor = FaultyActor.options(num_cpus=0.5, max_concurrency=4)
+    stage = StagePlan(
+        "learning", lambda: actor.remote(str(tmp_path)), 1, lambda report: done.append(report.stem), concurrent_units=3
     )
-
-
-@pytest.mark.usefixtures("ray_cluster", "as_if_memory")
-def test_a_shard_that_needs_more_memory_than_there_is_is_given_up_and_the_others_are_done(tmp_path: Path) -> None:
-    done, failed, notes = run(tmp_path, ["kills-always", "fine-0", "fine-1", "slow-0"], 2, 1)
-    assert done == ["fine-0", "fine-1", "slow-0"]
-    assert failed == {"mem://kills-always": "captions: memory ran short (3 tries)"}
-    assert "fewer --actors or smaller --lanes need less memory" in notes[-1]
+    tasks = tasks_of(Unit(f"mem://{name}", name) for name in names)
+    assert run_on_ray(tasks, [stage], ClusterSettings(attempts=1), on_note=notes.append) == {}
+    assert sorted(done) == sorted(names)
+    [note] = notes
+    assert note == (
+        "kills-once-0, slow-0, slow-1: learning: memory ran short. Retrying in 1 s; "
+        "fewer --actors or smaller --lanes need less memory"
+    )
 
 
 def test_what_ray_writes_of_memory_becomes_a_few_words() -> None:
@@ -82,8 +60,8 @@ def test_what_ray_writes_of_memory_becomes_a_few_words() -> None:
         "1.75GB used / 23.54GB limit (0.074461)\nOOM kill reason: Memory usage 1878020096B exceeded threshold of "
         "505521248B (2.0% of 25276063744B limit)\nObject store memory usage: [- objects spillable: 0\n"
     )
-    told = "memory ran short on node 10.0.0.7 (1.75GB of 23.54GB were used, Ray ends actors above 2.0%)"
-    assert memory_shortage(error) == told
+    line = "memory ran short on node 10.0.0.7 (1.75GB of 23.54GB used, Ray ends actors above 2.0%)"
+    assert memory_shortage(error) == line
     assert memory_shortage(OutOfMemoryError("other words of another Ray")) == "memory ran short"
     assert memory_shortage(RayActorError()) is None
 
@@ -98,9 +76,9 @@ def test_memory_that_stays_short_ends_the_job_with_a_reason_for_each_shard(
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    reason = r"captions: memory ran short on node 127.0.0.1 \(.* of .* were used, Ray ends actors above 1.0%\)"
+    reason = r"learning: memory ran short on node 127.0.0.1 \(.* of .* used, Ray ends actors above 1.0%\)"
     for tar in scene_tars:
-        assert len([x for x in lines if re.fullmatch(rf"failed: {re.escape(tar)}: {reason} \(3 tries\)", x)]) == 1
+        assert len([x for x in lines if re.fullmatch(rf"failed: {re.escape(tar)}: {reason} \(3 attempts\)", x)]) == 1
     assert [line for line in lines if "fewer --actors or smaller --lanes need less memory" in line]
     assert len(lines) < 20
 

@@ -8,8 +8,10 @@ from pixel_stage import PixelReport, PixelStage
 from ray import cloudpickle
 
 from pipeline.run import warning_log
-from pipeline.run.cluster import ActorPlan, pool_of, run_on_ray
-from pipeline.run.serial import in_turn
+from pipeline.run.ray import plan_stage, run_on_ray
+from pipeline.run.resources import ActorPlan
+from pipeline.run.serial import run_serially
+from pipeline.run.tasks import tasks_of
 from pipeline.settings import ClusterSettings
 from pipeline.sources.units import name_units
 
@@ -27,13 +29,13 @@ def test_a_stage_of_ones_own_is_a_few_lines() -> None:
 def test_a_stage_of_ones_own_runs_in_this_process(
     scene_tars: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.run.serial.retry_delay", lambda _: 0.0)
+    monkeypatch.setattr("pipeline.run.work.retry_delay", lambda _: 0.0)
     warning_log.install()
     worker = PixelStage(str(tmp_path)).open("cpu", 1)
     reports: list[PixelReport] = []
     for _ in range(2):  # the second run finds all done
         reports.clear()
-        failed = in_turn(name_units(scene_tars), lambda unit: reports.append(worker.run(unit)), attempts=2)
+        failed = run_serially(tasks_of(name_units(scene_tars)), worker, reports.append, attempts=2)
         assert (told(reports), failed) == (EXPECTED, {})
 
 
@@ -43,8 +45,8 @@ def test_a_stage_of_ones_own_runs_on_ray(scene_tars: list[str], tmp_path: Path) 
     try:
         for _ in range(2):
             reports: list[PixelReport] = []
-            pool = pool_of(PixelStage(str(tmp_path)), ActorPlan(1, 0, 1, 1, "cpu"), reports.append)
-            assert run_on_ray(name_units(scene_tars), [pool], ClusterSettings(attempts=2)) == {}
+            stage = plan_stage(PixelStage(str(tmp_path)), ActorPlan(1, 0, 1, 1, "cpu"), reports.append)
+            assert run_on_ray(tasks_of(name_units(scene_tars)), [stage], ClusterSettings(attempts=2)) == {}
             assert told(reports) == EXPECTED
     finally:
         cloudpickle.unregister_pickle_by_value(pixel_stage)

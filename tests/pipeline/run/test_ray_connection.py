@@ -16,8 +16,8 @@ import pytest
 from running import ROOT
 
 from pez.errors import UserError
-from pipeline.run import ray_connection
-from pipeline.run.ray_connection import check_address
+from pipeline.run import ray as runner
+from pipeline.run.probe import check_address
 from pipeline.settings import ClusterSettings
 
 
@@ -60,11 +60,11 @@ def test_a_ray_of_this_machine_that_does_not_start_is_one_line(
     def init(**_: object) -> None:
         raise error("The current node timed out\nduring startup.")
 
-    monkeypatch.setattr(ray_connection.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray_connection.ray, "init", init)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError) as found:
-        ray_connection.connect(ClusterSettings())
+        runner.connect(ClusterSettings())
     line = "Ray does not start on this machine: The current node timed out during startup."
     assert str(found.value) == f"{line}; try again, or run without Ray: --local"
 
@@ -72,9 +72,9 @@ def test_a_ray_of_this_machine_that_does_not_start_is_one_line(
 @pytest.mark.parametrize("scheme", ["", "ray://"])
 @pytest.mark.parametrize(
     ("listener", "told"),
-    [("dead", "Connection refused"), ("silent", "timed out"), ("web", "something else than Ray listens there")],
+    [("dead", "Connection refused"), ("silent", "timed out"), ("web", "something other than Ray listens there")],
 )
-def test_an_address_without_a_ray_is_told_in_seconds(
+def test_an_address_without_a_ray_is_reported_in_seconds(
     scheme: str, listener: str, told: str, request: pytest.FixtureRequest
 ) -> None:
     address = scheme + request.getfixturevalue(listener)
@@ -86,7 +86,9 @@ def test_an_address_without_a_ray_is_told_in_seconds(
 
 @pytest.mark.parametrize("address", ["localhost", "head:port", "127.0.0.1:99999", ":6379", "ray://head"])
 def test_what_is_no_address_says_what_one_looks_like(address: str) -> None:
-    with pytest.raises(UserError, match="is no address of a Ray cluster; expected HOST:PORT, ray://HOST:PORT or auto"):
+    with pytest.raises(
+        UserError, match="is not the address of a Ray cluster; expected HOST:PORT, ray://HOST:PORT or auto"
+    ):
         check_address(address)
 
 
@@ -105,7 +107,7 @@ def test_a_job_for_a_cluster_that_is_gone_is_one_line_and_status_2(dead: str, tm
 def test_a_users_own_modules_of_our_names_do_not_hide_ours_from_actors(scene_tars: list[str], tmp_path: Path) -> None:
     """As of a console script, which does not look for modules in the folder that it is started in."""
     user = tmp_path / "user"
-    for name in ("pipeline.py", "pez.py", "jobs/__init__.py", "ray_errors.py"):
+    for name in ("pipeline.py", "pez.py", "jobs/__init__.py", "ray.py"):
         (user / name).parent.mkdir(parents=True, exist_ok=True)
         (user / name).write_text("raise RuntimeError('this is the code of the user')\n")
     code = f"""

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -156,7 +157,7 @@ def test_what_a_job_wrote_is_no_input(tmp_path: Path) -> None:
         names(touch(tmp_path, "new/3.tar") / "new/3.tar", output=str(tmp_path / "new"))
 
 
-SPELLINGS = {
+SPELLINGS: dict[str, Callable[[Path], str]] = {
     "relative": lambda path: os.path.relpath(path),
     "dotted": lambda path: f"./{os.path.relpath(path)}",
     "absolute": str,
@@ -203,7 +204,8 @@ def test_every_key_has_one_row_however_its_tar_is_spelled(
     monkeypatch.chdir(spelled)
     monkeypatch.setenv("HOME", str(spelled))
     table = PromptTable(str(tmp_path_factory.mktemp("out")), {"steps": 1})
-    wanted, before = set(), {}
+    wanted: set[str] = set()
+    before: dict[str, str] = {}
     for number, run in enumerate(runs):
         patterns = [SPELLINGS[spelling](spelled / "data" / f"{stem}.tar") for spelling, stem in run]
         patterns += ["other"] if number >= add else []

@@ -4,7 +4,7 @@ import math
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -37,6 +37,13 @@ def peak_growth(read: Iterator[object]) -> int:
     return peak - before
 
 
+def kept(items: Iterable[Item], found: list[Item]) -> Iterator[Item]:
+    """The items, and a copy of each in `found`."""
+    for item in items:
+        found.append(item)
+        yield item
+
+
 def test_a_member_of_100_mb_is_read(tmp_path: Path) -> None:
     stream_of(tmp_path / "a.tar", "big.bmp", 100 * 10**6)
     found = items_of(str(tmp_path / "a.tar"))
@@ -47,7 +54,7 @@ def test_a_member_above_the_limit_is_a_row_and_is_not_held_in_memory(tmp_path: P
     size = MAX_IMAGE_BYTES + 1
     stream_of(tmp_path / "a.tar", "big.jpg", size)
     found: list[Item] = []
-    grown = peak_growth(found.append(s) for s in TarSource().read(Unit(str(tmp_path / "a.tar"), "a")))
+    grown = peak_growth(kept(TarSource().read(Unit(str(tmp_path / "a.tar"), "a")), found))
     assert [(s.key, s.status, s.reason) for s in found] == [
         ("big", "bad_image", f"image of {size} bytes; expected at most {MAX_IMAGE_BYTES}"),
         ("small", "ok", None),
@@ -64,7 +71,7 @@ def test_a_compressed_bomb_is_walked_through_in_small_memory(tmp_path: Path) -> 
         file.write(packer.compress(header("b.jpg", 0) + END) + packer.flush())
     assert (tmp_path / "a.tar.gz").stat().st_size < 2**20
     found: list[Item] = []
-    grown = peak_growth(found.append(s) for s in TarSource().read(Unit(str(tmp_path / "a.tar.gz"), "a")))
+    grown = peak_growth(kept(TarSource().read(Unit(str(tmp_path / "a.tar.gz"), "a")), found))
     assert [(s.key, s.status) for s in found] == [("bomb", "bad_image"), ("b", "ok")]
     assert grown < 64 * 2**20
 

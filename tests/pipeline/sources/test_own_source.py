@@ -12,14 +12,15 @@ from ray import cloudpickle
 import pez
 from pipeline.description import describe
 from pipeline.rows import ShardReport
-from pipeline.run.cluster import pool_of, run_on_ray
+from pipeline.run.ray import plan_stage, run_on_ray
 from pipeline.run.resources import ActorPlan
+from pipeline.run.serial import run_serially
+from pipeline.run.tasks import tasks_of
 from pipeline.settings import ClusterSettings, LearnSettings
 from pipeline.sources.base import Unit
 from pipeline.sources.units import name_units
-from pipeline.stages.learn import Captioner, run_serially
-from pipeline.stages.learn_stage import LearnStage
-from pipeline.stages.parts import split_shard
+from pipeline.stages.learn import Learner
+from pipeline.stages.learn_stage import LearnStage, LearnWorker
 from pipeline.table import PromptTable
 
 SETTINGS, METHOD = LearnSettings(model="demo", lanes=16), pez.PezSettings(tokens=3, steps=10, swaps=0)
@@ -67,14 +68,13 @@ def test_a_source_of_ones_own_has_attempts_parts_reports_and_a_resume(
     units: list[Unit], source: NumberSource, tmp_path: Path, parts: int
 ) -> None:
     table = table_of(tmp_path / "out", source)
-    worker = Captioner(SETTINGS, METHOD, source=source)
+    worker = LearnWorker(Learner(SETTINGS, METHOD, source=source), table)
     notes: list[str] = []
     reports: list[Any] = []
-    tasks = [part for unit in units for part in split_shard(unit, parts)]
-    assert run_serially(tasks, worker, table, reports.append, 2, notes.append) == {}
+    assert run_serially(tasks_of(units, parts), worker, reports.append, 2, notes.append) == {}
     assert sorted(note.partition(": ")[2] for note in notes) == [
-        f"{units[1].url} is out of reach; it is tried again",
-        f"{units[0].url} is out of reach; it is tried again",
+        f"{units[1].url} is out of reach. Retrying in 1 s",
+        f"{units[0].url} is out of reach. Retrying in 1 s",
     ]
     check(table, units, [report for report in reports if isinstance(report, ShardReport)])
 
@@ -89,10 +89,11 @@ def test_a_source_of_ones_own_runs_on_ray_with_the_same_rows(
     reports: list[ShardReport] = []
     plan = ActorPlan(1, 0, 1, 1, "cpu")
     learn = LearnStage(SETTINGS, METHOD, table.url, table.settings, source=source)
-    stage = pool_of(learn, plan, reports.append, concurrent_units=2)
-    assert run_on_ray(units, [stage], ClusterSettings(attempts=2), on_note=notes.append) == {}
-    assert len([note for note in notes if note.endswith("it is tried again")]) == 2
+    stage = plan_stage(learn, plan, reports.append, concurrent_units=2)
+    assert run_on_ray(tasks_of(units), [stage], ClusterSettings(attempts=2), on_note=notes.append) == {}
+    assert len([note for note in notes if note.endswith("Retrying in 1 s")]) == 2
     check(table, units, reports)
     serial = table_of(tmp_path / "serial", source)
-    assert run_serially(units, Captioner(SETTINGS, METHOD, source=source), serial, lambda _: None) == {}
+    worker = LearnWorker(Learner(SETTINGS, METHOD, source=source), serial)
+    assert run_serially(tasks_of(units), worker, lambda _: None) == {}
     assert rows_of(serial) == rows_of(table)

@@ -4,6 +4,7 @@ import gzip
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), n
 PNG, JPEG = encoded(PICTURE), encoded(PICTURE, "JPEG")
 
 
-def read(path: str, **keys: str) -> list[tuple[str, str, str | None]]:
+def read(path: str, **keys: Any) -> list[tuple[str, str, str | None]]:
     return [(s.key, s.status, s.caption) for s in items_of(path, **keys)]
 
 
@@ -70,7 +71,7 @@ def test_several_endings_are_spelled_as_people_spell_them(make_tar: MakeTar, ima
     "keys",
     [{"image_key": ""}, {"image_key": ";"}, {"image_key": "."}, {"image_key": "json:image"}, {"caption_key": "json:"}],
 )
-def test_a_key_without_an_ending_is_refused_before_any_work(keys: dict[str, str]) -> None:
+def test_a_key_without_an_extension_is_refused_before_any_work(keys: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="(image|caption)_key is '.*'; (expected an extension like jpg|a field, )"):
         CaptionSettings(**keys)
 

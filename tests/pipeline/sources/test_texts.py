@@ -122,7 +122,7 @@ def test_no_value_is_lost_whatever_it_is(tmp_path: Path) -> None:
 
 
 def test_keys_are_unique_or_the_row_says_why_it_has_none(tmp_path: Path) -> None:
-    keys = ["a", "b", "a", None, "", 7, 7, 1.5, [], "000003", "b"]
+    keys: list[Any] = ["a", "b", "a", None, "", 7, 7, 1.5, [], "000003", "b"]
     rows = [{"prompt": f"text {n}", "id": key} for n, key in enumerate(keys)]
     found = items(written(tmp_path / "a.jsonl", json_lines(rows)), key_column="id")
     assert len({i.key for i in found}) == len(keys)

@@ -23,11 +23,13 @@ import pez
 from jobs import caption, command
 from pipeline.progress import JobProgress, prompt_table
 from pipeline.rows import ShardReport
+from pipeline.run.serial import run_serially
+from pipeline.run.tasks import tasks_of
 from pipeline.settings import CaptionSettings
 from pipeline.sources.base import Unit, UnitError
 from pipeline.sources.streams import ByteStream
-from pipeline.stages.learn import Captioner, caption_shard, describe, run_serially
-from pipeline.stages.parts import split_shard
+from pipeline.stages.learn import Learner, describe, learn_unit
+from pipeline.stages.learn_stage import LearnWorker
 from pipeline.table import PromptTable
 
 SETTINGS = CaptionSettings(model="demo", lanes=16)
@@ -36,30 +38,30 @@ DESCRIBED = describe(SETTINGS, METHOD, "cpu")
 
 
 @pytest.fixture(scope="module")
-def captioner() -> Captioner:
-    return Captioner(SETTINGS, METHOD)
+def learner() -> Learner:
+    return Learner(SETTINGS, METHOD)
 
 
-def captioned(tar: str, captioner: Captioner, out: Path) -> tuple[ShardReport, list[dict]]:
+def learned(tar: str, learner: Learner, out: Path) -> tuple[ShardReport, list[dict]]:
     table = PromptTable(str(out), DESCRIBED)
-    report = caption_shard(Unit(tar, "a"), captioner, table)
+    report = learn_unit(Unit(tar, "a"), learner, table)
     assert json.loads((out / "_reports" / "a.json").read_text())["rows"] == report.rows
     return report, pq.read_table(out / "a.parquet").to_pylist()
 
 
 @settings(deadline=None, max_examples=6, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
 @given(members=MEMBERS, form=FORMATS)
-def test_every_key_of_any_tar_is_one_row(captioner: Captioner, members: list[Member], form: int) -> None:
+def test_every_key_of_any_tar_is_one_row(learner: Learner, members: list[Member], form: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tar = Path(folder, "a.tar")
         tar.write_bytes(packed(members, form))
         keys = expected_keys(members)
         if not keys:
             with pytest.raises(UnitError, match="holds no image"):
-                captioned(str(tar), captioner, Path(folder, "out"))
+                learned(str(tar), learner, Path(folder, "out"))
             assert not Path(folder, "out").exists()
             return
-        report, rows = captioned(str(tar), captioner, Path(folder, "out"))
+        report, rows = learned(str(tar), learner, Path(folder, "out"))
     assert [row["key"] for row in rows] == keys
     for row in rows:
         assert row["status"] in (("ok", "bad_image") if has_image(members, row["key"]) else ("no_image",))
@@ -92,16 +94,16 @@ def by_key(rows: list[dict]) -> dict[str, dict]:
 
 
 def test_captions_in_any_order_are_those_of_neighbours(
-    make_tar: MakeTar, captioner: Captioner, scenes_with_all_kinds: list, tmp_path: Path
+    make_tar: MakeTar, learner: Learner, scenes_with_all_kinds: list, tmp_path: Path
 ) -> None:
     tar = make_tar("a.tar", scenes_with_all_kinds)
-    report, neighbours = captioned(tar, captioner, tmp_path / "neighbours")
+    report, neighbours = learned(tar, learner, tmp_path / "neighbours")
     assert [row["caption"] for row in neighbours] == [*(f"scene {i}" for i in range(8)), "no picture"]
     assert [row["status"] for row in neighbours].count("ok") == 7
     captions_last = sorted(scenes_with_all_kinds, key=lambda member: member[0].endswith(".txt"))
     for n, order in enumerate((captions_last, captions_last[::-1], shuffled(scenes_with_all_kinds))):
         make_tar("a.tar", order)
-        again, rows = captioned(tar, captioner, tmp_path / f"out-{n}")
+        again, rows = learned(tar, learner, tmp_path / f"out-{n}")
         assert by_key(rows) == by_key(neighbours), "bit for bit, and each key once"
         firsts = dict.fromkeys(name.split(".")[0] for name, _ in order if not name.endswith("json"))
         assert [row["key"] for row in rows] == list(firsts)
@@ -109,38 +111,40 @@ def test_captions_in_any_order_are_those_of_neighbours(
 
 
 def test_late_captions_are_those_of_the_whole_shard_also_in_parts_again_and_among_others(
-    make_tar: MakeTar, captioner: Captioner, scenes_with_all_kinds: list, tmp_path: Path
+    make_tar: MakeTar, learner: Learner, scenes_with_all_kinds: list, tmp_path: Path
 ) -> None:
     order = shuffled(scenes_with_all_kinds)
     shard = Unit(make_tar("a.tar", order), "a")
     whole = PromptTable(str(tmp_path / "whole"), DESCRIBED)
-    report = caption_shard(shard, captioner, whole)
+    report = learn_unit(shard, learner, whole)
     expected = (tmp_path / "whole" / "a.parquet").read_bytes()
     for parts in (2, 5):
         table = PromptTable(str(tmp_path / f"parts-{parts}"), DESCRIBED)
-        assert run_serially(split_shard(shard, parts), captioner, table, lambda _: None) == {}
+        assert run_serially(tasks_of([shard], parts), LearnWorker(learner, table), lambda _: None) == {}
         assert (tmp_path / f"parts-{parts}" / "a.parquet").read_bytes() == expected
     mended = [(name, encoded(Image.new("RGB", (64, 64), "red")) if name == "2.png" else data) for name, data in order]
     make_tar("a.tar", mended)
-    again = caption_shard(shard, captioner, whole, retry_failed=True)
+    again = learn_unit(shard, learner, whole, retry_failed=True)
     assert (again.ok, again.left_out) == (report.ok + 1, report.left_out)
-    caption_shard(shard, captioner, PromptTable(str(tmp_path / "mended"), DESCRIBED))
+    learn_unit(shard, learner, PromptTable(str(tmp_path / "mended"), DESCRIBED))
     assert (tmp_path / "whole" / "a.parquet").read_bytes() == (tmp_path / "mended" / "a.parquet").read_bytes()
-    sharing = Captioner(SETTINGS, METHOD)
-    caption_shard(shard, sharing, PromptTable(str(tmp_path / "sharing"), DESCRIBED))
+    sharing = Learner(SETTINGS, METHOD)
+    learn_unit(shard, sharing, PromptTable(str(tmp_path / "sharing"), DESCRIBED))
     assert (tmp_path / "sharing" / "a.parquet").read_bytes() == (tmp_path / "mended" / "a.parquet").read_bytes()
 
 
 def test_a_file_that_is_no_tar_fails_at_once_and_one_in_passing_is_tried_again(
-    captioner: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.run.serial.retry_delay", lambda failures: 0.0)
+    monkeypatch.setattr("pipeline.run.work.retry_delay", lambda failures: 0.0)
     (tmp_path / "photo.jpg").write_bytes(JPEG)
     (tmp_path / "page.tar").write_bytes(b"<html>busy</html>")
     shards = [Unit(str(tmp_path / name), name) for name in ("photo.jpg", "page.tar")]
     notes: list[str] = []
     table = PromptTable(str(tmp_path / "out"), DESCRIBED)
-    failed = run_serially(shards, captioner, table, lambda _: None, attempts=3, on_note=notes.append)
+    failed = run_serially(
+        tasks_of(shards), LearnWorker(learner, table), lambda _: None, attempts=3, on_note=notes.append
+    )
     assert "tar cf photos.tar photos" in failed[shards[0].url]
     assert [note.split(":")[0] for note in notes] == ["page.tar", "page.tar"]
 
@@ -189,17 +193,17 @@ def test_verification_reads_a_shard_as_it_was_captioned(
     assert all(row["regenerated_similarity"] is not None for row in rows)
 
 
-def test_text_of_strangers_is_stored_as_it_is(make_tar: MakeTar, captioner: Captioner, tmp_path: Path) -> None:
+def test_text_of_strangers_is_stored_as_it_is(make_tar: MakeTar, learner: Learner, tmp_path: Path) -> None:
     key, text = "<script>alert(1)</script>[red]x[/red]", "<b>bold</b> [/] \x1b[31mred\x07 \0 \u202ekcab"
     tar = make_tar("a.tar", [(f"{key}.jpg", JPEG), (f"{key}.txt", text.encode()), ("2.jpg", JPEG), ("2.txt", b"\xff")])
-    _, rows = captioned(tar, captioner, tmp_path / "out")
+    _, rows = learned(tar, learner, tmp_path / "out")
     assert [(row["key"], row["caption"]) for row in rows] == [(key, text), ("2", "\N{REPLACEMENT CHARACTER}")]
 
 
-def test_text_of_strangers_does_not_steer_a_terminal(make_tar: MakeTar, captioner: Captioner, tmp_path: Path) -> None:
+def test_text_of_strangers_does_not_steer_a_terminal(make_tar: MakeTar, learner: Learner, tmp_path: Path) -> None:
     key, text = "[red]x[/red]\x1b[2J", "[/] \x1b[31mred\x07\r\u202ekcab\nnext [bold]"
     tar = make_tar("a.tar", [(f"{key}.jpg", JPEG), (f"{key}.txt", text.encode())])
-    captioned(tar, captioner, tmp_path / "out")
+    learned(tar, learner, tmp_path / "out")
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, color_system=None, width=200)
     console.print(prompt_table(pq.read_table(tmp_path / "out" / "a.parquet")))
@@ -232,35 +236,33 @@ def test_names_of_strangers_do_not_steer_a_terminal(
 
 
 def test_a_caption_of_a_megabyte_of_one_word_is_soon_scored(
-    make_tar: MakeTar, captioner: Captioner, tmp_path: Path
+    make_tar: MakeTar, learner: Learner, tmp_path: Path
 ) -> None:
     letters = np.random.default_rng(0).integers(ord("a"), ord("z") + 1, 2**20, np.uint8).tobytes()
     tar = make_tar("a.tar", [("1.jpg", JPEG), ("1.txt", letters)])
     start = time.monotonic()
-    _, [row] = captioned(tar, captioner, tmp_path / "out")
+    _, [row] = learned(tar, learner, tmp_path / "out")
     assert time.monotonic() - start < 300  # CLIP's tokenizer needs most of an hour for all of it
     assert row["caption"] == letters.decode()
     assert -1 <= row["caption_similarity"] <= 1
 
 
-def test_pictures_of_any_shape_have_a_prompt_or_a_reason(
-    make_tar: MakeTar, captioner: Captioner, tmp_path: Path
-) -> None:
+def test_pictures_of_any_shape_have_a_prompt_or_a_reason(make_tar: MakeTar, learner: Learner, tmp_path: Path) -> None:
     sizes = {"dot": (1, 1), "line": (200, 1), "sliver": (1, 30_000), "wide": (3000, 40), "plain": (64, 64)}
     tar = make_tar("a.tar", [(f"{n}.png", encoded(Image.new("RGB", size, "red"))) for n, size in sizes.items()])
-    _, rows = captioned(tar, captioner, tmp_path / "out")
+    _, rows = learned(tar, learner, tmp_path / "out")
     assert {row["key"]: row["status"] for row in rows} == {n: "ok" for n in sizes} | {"sliver": "bad_image"}
     assert all(math.isfinite(row["similarity"]) for row in rows if row["status"] == "ok")
 
 
 def test_a_similarity_that_is_no_number_is_a_row_with_a_reason(make_tar: MakeTar, images: list, tmp_path: Path) -> None:
     tar = make_tar("a.tar", [(f"{i}.png", encoded(images[i])) for i in range(4)])
-    captioner = Captioner(SETTINGS, METHOD)
-    _, undisturbed = captioned(tar, captioner, tmp_path / "undisturbed")
-    preprocess, damaged = captioner.clip.preprocess, encoded(images[2])
+    learner = Learner(SETTINGS, METHOD)
+    _, undisturbed = learned(tar, learner, tmp_path / "undisturbed")
+    preprocess, damaged = learner.clip.preprocess, encoded(images[2])
     # As of a model that overflows on one picture.
-    captioner.clip.preprocess = lambda image: preprocess(image) * (math.nan if encoded(image) == damaged else 1.0)
-    report, rows = captioned(tar, captioner, tmp_path / "out")
+    learner.clip.preprocess = lambda image: preprocess(image) * (math.nan if encoded(image) == damaged else 1.0)
+    report, rows = learned(tar, learner, tmp_path / "out")
     assert [row["status"] for row in rows] == ["ok", "ok", "not_finite", "ok"]
     assert "similarity is NaN" in rows[2]["error_message"]
     assert (rows[2]["similarity"], rows[2]["prompt"], rows[2]["width"]) == (None, None, 64)
@@ -271,22 +273,22 @@ def test_a_similarity_that_is_no_number_is_a_row_with_a_reason(make_tar: MakeTar
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_shard_over_a_line_that_breaks_has_the_rows_of_the_file(
-    scene_tars: list[str], captioner: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranges: bool
+    scene_tars: list[str], learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranges: bool
 ) -> None:
     monkeypatch.setattr(ByteStream, "waits", (0.01, 0.01))
     data = Path(scene_tars[0]).read_bytes()
-    _, undisturbed = captioned(scene_tars[0], captioner, tmp_path / "undisturbed")
+    _, undisturbed = learned(scene_tars[0], learner, tmp_path / "undisturbed")
     with WeakServer({"a.tar": data}, ranges, breaks=2, break_at=len(data) // 2).running() as server:
         url = f"{server.url}/a.tar"
-        _, rows = captioned(url, captioner, tmp_path / "out")
+        _, rows = learned(url, learner, tmp_path / "out")
         assert server.breaks == 0
     assert rows == [{**row, "shard": url} for row in undisturbed]
     assert len(rows) == 4
 
 
-def test_the_report_counts_what_is_in_no_row(make_tar: MakeTar, captioner: Captioner, tmp_path: Path) -> None:
+def test_the_report_counts_what_is_in_no_row(make_tar: MakeTar, learner: Learner, tmp_path: Path) -> None:
     tar = make_tar("a.tar", [("1.jpg", JPEG), ("1.png", JPEG), (".hidden.jpg", JPEG)])
-    report, rows = captioned(tar, captioner, tmp_path / "out")
+    report, rows = learned(tar, learner, tmp_path / "out")
     assert [row["key"] for row in rows] == ["1"]
     assert report.left_out == {"another image of its key": 1, "hidden, without an extension, or not a file": 1}
     assert PromptTable(str(tmp_path / "out"), DESCRIBED).finished(Unit(tar, "a")) == report

@@ -16,12 +16,16 @@ from samples_on_disk import MakeTar, encoded
 
 import pez
 from pipeline.rows import ShardReport
-from pipeline.run.cluster import ActorPlan, StagePlan, actor_starter, run_on_ray
+from pipeline.run.ray import plan_stage, run_on_ray
+from pipeline.run.resources import ActorPlan
+from pipeline.run.serial import run_serially
+from pipeline.run.stage import StagePlan
+from pipeline.run.tasks import Merge, split, tasks_of
 from pipeline.settings import CaptionSettings, ClusterSettings
 from pipeline.sources.base import Unit, UnitError
-from pipeline.stages.learn import Captioner, caption_shard, describe, run_serially
-from pipeline.stages.learn_stage import LearnStage
-from pipeline.stages.parts import PartReport, merge_parts, split_shard, sweep_parts
+from pipeline.stages.learn import Learner, describe, learn_part, learn_unit
+from pipeline.stages.learn_stage import LearnStage, LearnWorker
+from pipeline.stages.parts import PartReport, merge_parts, sweep_parts
 from pipeline.table import PromptTable
 
 SETTINGS = CaptionSettings(model="demo", lanes=16)
@@ -30,8 +34,8 @@ DESCRIBED = describe(SETTINGS, METHOD, "cpu")
 
 
 @pytest.fixture(scope="module")
-def captioner() -> Captioner:
-    return Captioner(SETTINGS, METHOD)
+def learner() -> Learner:
+    return Learner(SETTINGS, METHOD)
 
 
 @pytest.fixture
@@ -48,79 +52,81 @@ def shard(make_tar: MakeTar, images: list) -> Unit:
 
 
 @pytest.fixture
-def undivided(shard: Unit, captioner: Captioner, tmp_path: Path) -> bytes:
-    caption_shard(shard, captioner, PromptTable(str(tmp_path / "undivided"), DESCRIBED))
+def undivided(shard: Unit, learner: Learner, tmp_path: Path) -> bytes:
+    learn_unit(shard, learner, PromptTable(str(tmp_path / "undivided"), DESCRIBED))
     return (tmp_path / "undivided" / "big.parquet").read_bytes()
 
 
 @pytest.mark.parametrize("parts", [2, 3, 20])  # of 20, nine have no sample
 def test_parts_make_the_same_file_as_the_whole(
-    shard: Unit, captioner: Captioner, table: PromptTable, undivided: bytes, parts: int
+    shard: Unit, learner: Learner, table: PromptTable, undivided: bytes, parts: int
 ) -> None:
     reports: list[PartReport | ShardReport] = []
-    assert run_serially(split_shard(shard, parts), captioner, table, reports.append) == {}
+    assert run_serially(split(shard, parts), LearnWorker(learner, table), reports.append) == {}
     assert Path(f"{table.url}/big.parquet").read_bytes() == undivided
     assert [type(report) for report in reports] == [PartReport] * parts + [ShardReport]
     assert sum(report.ok for report in reports[:-1]) == reports[-1].ok == 9
-    assert reports[-1].failed == {"bad_image": 1, "no_image": 1}
+    whole = reports[-1]
+    assert isinstance(whole, ShardReport)
+    assert whole.failed == {"bad_image": 1, "no_image": 1}
     assert reports[-1].seconds == pytest.approx(sum(report.seconds for report in reports[:-1]), abs=1e-3)
     assert table.folders("_parts") == set()
 
 
-def test_finished_parts_are_not_captioned_again(
-    shard: Unit, captioner: Captioner, table: PromptTable, undivided: bytes
+def test_finished_parts_are_not_learned_again(
+    shard: Unit, learner: Learner, table: PromptTable, undivided: bytes
 ) -> None:
-    parts = split_shard(shard, 3)
-    done = [caption_shard(part, captioner, table) for part in parts[:2]]
+    parts = split(shard, 3)
+    done = [learn_part(part, learner, table) for part in parts[:2]]
     written = {path: path.stat().st_mtime_ns for path in Path(table.url).rglob("*-of-3.parquet")}
     reports: list[PartReport | ShardReport] = []
-    run_serially(parts, captioner, table, reports.append)
+    run_serially(parts, LearnWorker(learner, table), reports.append)
     assert len(written) == 2
     assert reports[:2] == done
     assert Path(f"{table.url}/big.parquet").read_bytes() == undivided
 
 
 def test_leftovers_of_another_division_are_ignored_and_swept(
-    shard: Unit, captioner: Captioner, table: PromptTable, undivided: bytes
+    shard: Unit, learner: Learner, table: PromptTable, undivided: bytes
 ) -> None:
-    caption_shard(split_shard(shard, 3)[0], captioner, table)
+    learn_part(split(shard, 3)[0], learner, table)
     unfinished = dataclasses.replace(shard, stem="other")
-    caption_shard(split_shard(unfinished, 3)[0], captioner, table)
-    caption_shard(shard, captioner, table)
+    learn_part(split(unfinished, 3)[0], learner, table)
+    learn_unit(shard, learner, table)
     assert Path(f"{table.url}/big.parquet").read_bytes() == undivided
     sweep_parts([shard], table)
     assert table.folders("_parts") == {"other"}  # perhaps in work by another run
 
 
 def test_parts_of_two_tars_do_not_make_a_shard(
-    shard: Unit, captioner: Captioner, table: PromptTable, make_tar: MakeTar, images: list
+    shard: Unit, learner: Learner, table: PromptTable, make_tar: MakeTar, images: list
 ) -> None:
-    first, second = split_shard(shard, 2)
-    caption_shard(first, captioner, table)
+    first, second = split(shard, 2)
+    learn_part(first, learner, table)
     make_tar("in/big.tar", [(f"{i:02d}.png", encoded(images[i])) for i in range(11)])  # as many, other names
-    caption_shard(second, captioner, table)
-    with pytest.raises(UnitError, match="replaced while its parts were captioned, or parts were removed; try it again"):
-        merge_parts(dataclasses.replace(shard, parts=2), table)
-    assert run_serially([first, second], captioner, table, lambda _: None) == {}
+    learn_part(second, learner, table)
+    with pytest.raises(
+        UnitError, match="replaced while its parts were learned, or parts were removed; re-run the command"
+    ):
+        merge_parts(Merge(shard, 2), table)
+    assert run_serially([first, second], LearnWorker(learner, table), lambda _: None) == {}
 
 
-def test_a_part_that_comes_after_the_merge_is_not_captioned(
-    shard: Unit, captioner: Captioner, table: PromptTable
-) -> None:
-    run_serially(split_shard(shard, 2), captioner, table, lambda _: None)
+def test_a_part_that_comes_after_the_merge_is_not_learned(shard: Unit, learner: Learner, table: PromptTable) -> None:
+    run_serially(split(shard, 2), LearnWorker(learner, table), lambda _: None)
     Path(shard.url).unlink()
-    late = caption_shard(split_shard(shard, 2)[1], captioner, table)
+    late = learn_part(split(shard, 2)[1], learner, table)
     assert isinstance(late, PartReport)
     assert late.ok == 0
-    merged = caption_shard(dataclasses.replace(shard, parts=2), captioner, table)
+    merged = LearnWorker(learner, table).run(Merge(shard, 2))
     assert isinstance(merged, ShardReport)
     assert merged.ok == 9
 
 
-def test_a_part_of_an_empty_tar_says_so(make_tar: MakeTar, captioner: Captioner, table: PromptTable) -> None:
-    part = split_shard(Unit(make_tar("in/a.tar", []), "a"), 2)[0]
+def test_a_part_of_an_empty_tar_says_so(make_tar: MakeTar, learner: Learner, table: PromptTable) -> None:
+    part = split(Unit(make_tar("in/a.tar", []), "a"), 2)[0]
     with pytest.raises(UnitError, match="holds no image; expected members like 0001.jpg"):
-        caption_shard(part, captioner, table)
+        learn_part(part, learner, table)
 
 
 @pytest.fixture
@@ -139,12 +145,12 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_parts_and_retries_work_in_an_object_store(
-    store: str, shard: Unit, captioner: Captioner, undivided: bytes, make_tar: MakeTar, images: list
+    store: str, shard: Unit, learner: Learner, undivided: bytes, make_tar: MakeTar, images: list
 ) -> None:
     table = PromptTable(f"{store}/out", DESCRIBED)
     table.claim()
     table.record([shard])
-    assert run_serially(split_shard(shard, 3), captioner, table, lambda _: None) == {}
+    assert run_serially(split(shard, 3), LearnWorker(learner, table), lambda _: None) == {}
     assert table.fs.cat_file("bucket/out/big.parquet") == undivided
     assert table.folders("_parts") == set()
     assert table.divide([shard]) == ([shard], [])
@@ -153,11 +159,11 @@ def test_parts_and_retries_work_in_an_object_store(
     pictures = [(f"{i:02d}.png", encoded(images[i])) for i in range(10)]
     make_tar("in/big.tar", [("text.txt", b"no picture"), *pictures])
     reports: list[PartReport | ShardReport] = []
-    # As the job does it: the parts of a finished shard have nothing to do, the shard itself is tried again.
-    assert run_serially(split_shard(shard, 3), captioner, table, reports.append, retry_failed=True) == {}
+    # As the job does it: the parts of a finished shard have nothing to do, the shard itself is learned again.
+    assert run_serially(split(shard, 3), LearnWorker(learner, table, retry_failed=True), reports.append) == {}
     assert [report.ok for report in reports] == [0, 0, 0, 10]
     fresh = PromptTable(f"{store}/fresh", DESCRIBED)
-    caption_shard(shard, captioner, fresh)
+    learn_unit(shard, learner, fresh)
     assert table.fs.cat_file("bucket/out/big.parquet") == table.fs.cat_file("bucket/fresh/big.parquet")
 
 
@@ -167,7 +173,6 @@ def test_a_killed_actor_loses_its_part_only(shard: Unit, tmp_path: Path, images:
     method = pez.PezSettings(tokens=4, steps=100, swaps=2)
     described = describe(SETTINGS, method, "cpu")
     table = PromptTable(str(tmp_path / "out"), described)
-    starter = actor_starter(LearnStage(SETTINGS, method, table.url, described), ActorPlan(1, 0, 1.0, 1, "cpu"))
     reports: list[PartReport | ShardReport] = []
     notes: list[str] = []
     actors: list[psutil.Process] = []
@@ -183,39 +188,35 @@ def test_a_killed_actor_loses_its_part_only(shard: Unit, tmp_path: Path, images:
 
     killer = threading.Thread(target=kill_after_the_second_part, daemon=True)
     killer.start()
-    stage = StagePlan("captions", starter, 1, reports.append)
-    assert run_on_ray(split_shard(shard, 4), [stage], ClusterSettings(), on_note=notes.append) == {}
+    learn = LearnStage(SETTINGS, method, table.url, described)
+    stage = plan_stage(learn, ActorPlan(1, 0, 1.0, 1, "cpu"), reports.append)
+    assert run_on_ray(split(shard, 4), [stage], ClusterSettings(), on_note=notes.append) == {}
     killer.join()
     assert len(actors) == 1
     notes = [note for note in notes if "waiting for the first actor" not in note]  # said where a machine is slow
     assert len(notes) == 1
     assert notes[0].startswith("big, part ")
-    assert "its actor died; it is tried again" in notes[0]
+    assert "the actor died. Retrying" in notes[0]
     assert [r.part for r in reports if isinstance(r, PartReport)][:2] == [0, 1]
     assert len(reports) == 5
 
-    caption_shard(shard, Captioner(SETTINGS, method), whole := PromptTable(str(tmp_path / "whole"), described))
+    learn_unit(shard, Learner(SETTINGS, method), whole := PromptTable(str(tmp_path / "whole"), described))
     assert Path(f"{table.url}/big.parquet").read_bytes() == Path(f"{whole.url}/big.parquet").read_bytes()
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_failed_part_is_named_and_a_shard_leaves_the_stage_once(tmp_path: Path) -> None:
     ended: list[list[str]] = [[], []]
+    faulty = FaultyActor.options(num_cpus=0.5, max_concurrency=2)
     stages = [
-        StagePlan(
-            name,
-            lambda folder=folder: FaultyActor.options(num_cpus=0.5, max_concurrency=2).remote(str(folder)),
-            2,
-            lambda report, i=i: ended[i].append(report.stem),
-        )
-        for i, (name, folder) in enumerate({"captions": tmp_path, "verification": tmp_path / "2"}.items())
+        StagePlan("learning", lambda: faulty.remote(str(tmp_path)), 2, lambda r: ended[0].append(r.stem)),
+        StagePlan("verification", lambda: faulty.remote(str(tmp_path / "2")), 2, lambda r: ended[1].append(r.stem)),
     ]
     (tmp_path / "2").mkdir()
     shards = [Unit(f"mem://{name}", name) for name in ("fine-0", "bad-0", "fine-1")]
-    parts = [part for shard in shards for part in split_shard(shard, 3)]
-    failed = run_on_ray(parts, stages, ClusterSettings(attempts=1))
+    failed = run_on_ray(tasks_of(shards, 3), stages, ClusterSettings(attempts=1))
     assert list(failed) == ["mem://bad-0"]
-    assert failed["mem://bad-0"].startswith("captions, part ")
-    assert failed["mem://bad-0"].endswith("-of-3: this shard is bad (1 try)")
+    assert failed["mem://bad-0"].startswith("learning, part ")
+    assert failed["mem://bad-0"].endswith("-of-3: this shard is bad")
     assert sorted(ended[0]) == ["fine-0"] * 4 + ["fine-1"] * 4  # three parts and the merge
     assert sorted(ended[1]) == ["fine-0", "fine-1"]

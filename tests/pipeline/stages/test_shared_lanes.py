@@ -14,7 +14,7 @@ from pez.tasks import Learned, Task
 from pipeline.settings import CaptionSettings
 from pipeline.sources.base import Unit
 from pipeline.stages.lanes import Request, Result, SharedLanes
-from pipeline.stages.learn import Captioner
+from pipeline.stages.learn import Learner
 from pipeline.stages.work_clock import WorkClock
 
 SETTINGS, METHOD = CaptionSettings(model="demo", lanes=16), pez.PezSettings(tokens=4, steps=5, swaps=5)
@@ -23,15 +23,15 @@ SETTINGS, METHOD = CaptionSettings(model="demo", lanes=16), pez.PezSettings(toke
 def test_shards_that_share_lanes_have_the_rows_of_one_after_the_other(scene_tars: list[str], tmp_path: Path) -> None:
     shards = [Unit(url, Path(url).stem) for url in scene_tars]
 
-    def rows(captioner: Captioner, shard: Unit) -> list:
-        return sorted(captioner.caption(shard, captioner.items(shard, Counter())), key=lambda found: found[0])
+    def rows(learner: Learner, shard: Unit) -> list:
+        return sorted(learner.learn(shard, learner.items(shard, Counter())), key=lambda found: found[0])
 
-    captioner = Captioner(SETTINGS, METHOD)
-    one_after_the_other = [rows(captioner, shard) for shard in shards]
+    learner = Learner(SETTINGS, METHOD)
+    one_after_the_other = [rows(learner, shard) for shard in shards]
     with ThreadPoolExecutor(3) as threads:
         for _ in range(2):  # the lanes are there for the next as well
-            assert list(threads.map(lambda shard: rows(captioner, shard), shards)) == one_after_the_other
-    assert captioner.progress.images == 0
+            assert list(threads.map(lambda shard: rows(learner, shard), shards)) == one_after_the_other
+    assert learner.progress.images == 0
 
 
 class Pairs:

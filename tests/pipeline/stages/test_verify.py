@@ -32,6 +32,8 @@ from pez.errors import UserError
 from pipeline.errors import OutputError
 from pipeline.progress import JobProgress, prompt_table
 from pipeline.rows import SCHEMA, VERIFIED, Row
+from pipeline.run.serial import run_serially
+from pipeline.run.tasks import tasks_of
 from pipeline.settings import CaptionSettings, VerifySettings
 from pipeline.sources.base import Unit, UnitError
 from pipeline.sources.units import name_units
@@ -43,9 +45,9 @@ from pipeline.stages.verify import (
     resolved,
     score_model,
     verified_table,
-    verify_serially,
-    verify_shard,
+    verify_unit,
 )
+from pipeline.stages.verify_stage import VerifyWorker
 from pipeline.table import PromptTable
 
 SETTINGS = VerifySettings(verify="demo", verify_steps=1, verify_images=2)
@@ -121,7 +123,7 @@ def troubled(verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
 def test_rows_with_a_prompt_get_their_similarities(shard: Unit, table: PromptTable, verifier: Verifier) -> None:
     before = pq.read_table(f"{table.url}/a.parquet")
-    report = verify_shard(shard, verifier, verified(table))
+    report = verify_unit(shard, verifier, verified(table))
     after = pq.read_table(f"{table.url}/a.parquet")
     assert after.drop_columns(VERIFIED.names).equals(before.drop_columns(VERIFIED.names))
     assert after.schema.equals(before.schema)
@@ -143,7 +145,7 @@ def test_rows_with_a_prompt_get_their_similarities(shard: Unit, table: PromptTab
 def test_anyone_recomputes_the_similarity_from_the_kept_pictures(
     shard: Unit, table: PromptTable, verifier: Verifier, images: list[Image.Image]
 ) -> None:
-    verify_shard(shard, verifier, verified(table, keep_images=True))
+    verify_unit(shard, verifier, verified(table, keep_images=True))
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{JUDGE}")
     model.eval()
     kept = {s["__key__"]: s for s in wds.WebDataset(f"{table.url}/_regenerated/a.tar", shardshuffle=False)}
@@ -158,34 +160,34 @@ def test_anyone_recomputes_the_similarity_from_the_kept_pictures(
 
 
 def test_a_verified_shard_is_not_done_again(shard: Unit, table: PromptTable, verifier: Verifier) -> None:
-    report = verify_shard(shard, verifier, verified(table))
+    report = verify_unit(shard, verifier, verified(table))
     assert verified(table).pending([shard]) == []
     Path(shard.url).unlink()
-    assert verify_shard(shard, verifier, verified(table)) == report
+    assert verify_unit(shard, verifier, verified(table)) == report
 
 
 def test_columns_without_the_marker_are_made_again(shard: Unit, table: PromptTable, verifier: Verifier) -> None:
-    verify_shard(shard, verifier, verified(table))
+    verify_unit(shard, verifier, verified(table))
     before = Path(f"{table.url}/a.parquet").read_bytes()
     Path(f"{table.url}/_verified/a.json").unlink()  # as after a crash between the two
     assert verified(table).pending([shard]) == [shard]
-    verify_shard(shard, verifier, verified(table))
+    verify_unit(shard, verifier, verified(table))
     assert Path(f"{table.url}/a.parquet").read_bytes() == before
 
 
 def test_a_marker_without_the_columns_does_not_count(shard: Unit, table: PromptTable, verifier: Verifier) -> None:
-    verify_shard(shard, verifier, verified(table))
+    verify_unit(shard, verifier, verified(table))
     publish(table, shard, PROMPTS[1:])  # captioned again
     assert verified(table).pending([shard]) == [shard]
-    verify_shard(shard, verifier, verified(table))
+    verify_unit(shard, verifier, verified(table))
     assert rows_of(table)[0]["regenerated_similarity"] is not None
 
 
 def test_pictures_wanted_later_are_made(shard: Unit, table: PromptTable, verifier: Verifier) -> None:
-    verify_shard(shard, verifier, verified(table))
+    verify_unit(shard, verifier, verified(table))
     before = rows_of(table)
     assert verified(table, keep_images=True).pending([shard]) == [shard]
-    verify_shard(shard, verifier, verified(table, keep_images=True))
+    verify_unit(shard, verifier, verified(table, keep_images=True))
     assert rows_of(table) == before
     assert verified(table, keep_images=True).pending([shard]) == []
 
@@ -193,7 +195,7 @@ def test_pictures_wanted_later_are_made(shard: Unit, table: PromptTable, verifie
 def test_other_settings_are_refused_and_named(shard: Unit, table: PromptTable, verifier: Verifier) -> None:
     verified(table).claim()
     verified(table, verify_batch=3, keep_images=True).claim()  # change no number
-    verify_shard(shard, verifier, verified(table))
+    verify_unit(shard, verifier, verified(table))
     with pytest.raises(
         UserError, match="verified with other settings: guidance was 9.0 and is 7.5, verify_steps was 1 and is 2; use"
     ):
@@ -208,9 +210,9 @@ def test_settings_without_a_verified_shard_may_be_claimed_anew(
     slower.claim()
     verified(table).claim()
     with pytest.raises(OutputError, match="claimed meanwhile by a run with other settings of verification"):
-        verify_shard(shard, verifier, slower)  # what it has painted is not mixed with the others
+        verify_unit(shard, verifier, slower)  # what it has painted is not mixed with the others
     assert rows_of(table)[0]["regeneration"] is None
-    verify_shard(shard, verifier, verified(table))
+    verify_unit(shard, verifier, verified(table))
     assert verified(table).pending([shard]) == []
 
 
@@ -241,7 +243,7 @@ def test_a_generator_that_does_not_load_claims_nothing(
 
 
 def test_a_damaged_marker_is_made_again(shard: Unit, table: PromptTable, verifier: Verifier) -> None:
-    verify_shard(shard, verifier, verified(table))
+    verify_unit(shard, verifier, verified(table))
     marker = Path(f"{table.url}/_verified/a.json")
     good = json.loads(marker.read_text())
     marker.write_text(json.dumps(good | {"of_a_later_version": 1}))
@@ -249,7 +251,7 @@ def test_a_damaged_marker_is_made_again(shard: Unit, table: PromptTable, verifie
     for data in ("", "{", "[]", "{}", json.dumps({k: v for k, v in good.items() if k != "rows"})):
         marker.write_text(data)
         assert verified(table).pending([shard]) == [shard]
-    verify_shard(shard, verifier, verified(table))
+    verify_unit(shard, verifier, verified(table))
     assert json.loads(marker.read_text()).keys() == good.keys()
 
 
@@ -286,7 +288,7 @@ def test_originals_are_read_as_they_were_captioned(
     table.claim()
     shard = Unit(make_tar("in/l.tar", [("0.right.png", encoded(images[1])), ("0.left.png", encoded(images[0]))]), "l")
     table.publish(shard, [Row("0", shard.url, "ok", prompt=PROMPTS[0])], 1.0)
-    verify_shard(shard, verifier, verified(table))
+    verify_unit(shard, verifier, verified(table))
     assert rows_of(table, "l")[0]["regeneration"]["error"] is None
 
 
@@ -357,8 +359,7 @@ def test_an_input_that_the_output_does_not_have_is_refused(
 def test_a_shard_that_cannot_be_read_in_passing_is_verified_later(
     shard: Unit, table: PromptTable, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.stages.verify.Verifier", lambda *_: verifier)
-    monkeypatch.setattr("pipeline.run.serial.retry_delay", lambda _: 0.0)
+    monkeypatch.setattr("pipeline.run.work.retry_delay", lambda _: 0.0)
     away = Path(shard.url).rename(f"{shard.url}.away")
     notes: list[str] = []
 
@@ -367,20 +368,20 @@ def test_a_shard_that_cannot_be_read_in_passing_is_verified_later(
         away.rename(shard.url)
 
     reports: list[VerifyReport] = []
-    failed = verify_serially([shard], verified(table), SETTINGS, "cpu", reports.append, attempts=2, on_note=come_back)
-    assert failed == {}
+    worker, tasks = VerifyWorker(verifier, verified(table)), tasks_of([shard])
+    assert run_serially(tasks, worker, reports.append, attempts=2, on_note=come_back) == {}
     assert [report.scored for report in reports] == [3]
     assert len(notes) == 1
-    assert notes[0].endswith("; it is tried again")
+    assert notes[0].endswith(". Retrying")
     away = Path(shard.url).rename(f"{shard.url}.away")
     (Path(table.url) / "_verified" / "a.json").unlink()
-    assert shard.url in verify_serially([shard], verified(table), SETTINGS, "cpu", reports.append)
+    assert shard.url in run_serially(tasks, worker, reports.append)
 
 
 def test_one_bad_prompt_does_not_stop_the_others(
     shard: Unit, table: PromptTable, troubled: Callable[..., Verifier]
 ) -> None:
-    report = verify_shard(shard, troubled(Raising, lambda prompt: "square" not in prompt), verified(table))
+    report = verify_unit(shard, troubled(Raising, lambda prompt: "square" not in prompt), verified(table))
     found = {row["key"]: row for row in rows_of(table)}
     assert found["001"]["regenerated_similarity"] is found["001"]["regenerated_similarities"] is None
     assert found["001"]["regeneration"]["error"] == "this prompt cannot be painted"
@@ -396,7 +397,7 @@ def test_a_generator_that_fails_for_any_prompt_fails_the_shard(
 ) -> None:
     before = Path(f"{table.url}/a.parquet").read_bytes()
     with pytest.raises(UnitError, match="the generator demo fails: this prompt cannot be painted"):
-        verify_shard(shard, troubled(Raising, lambda _: False), verified(table, keep_images=True))
+        verify_unit(shard, troubled(Raising, lambda _: False), verified(table, keep_images=True))
     assert Path(f"{table.url}/a.parquet").read_bytes() == before
     assert not list(Path(table.url).glob("_[rv]*/*[!n]"))[1:]  # the report of the captions alone
 
@@ -405,7 +406,7 @@ def test_a_blanked_picture_is_told_and_not_scored(
     shard: Unit, table: PromptTable, troubled: Callable[..., Verifier]
 ) -> None:
     judge = troubled(Blanking, lambda prompt: "square" not in prompt)
-    report = verify_shard(shard, judge, verified(table, keep_images=True))
+    report = verify_unit(shard, judge, verified(table, keep_images=True))
     row = rows_of(table)[1]
     assert (row["regenerated_similarity"], row["regenerated_similarities"]) == (None, [None, None])
     assert (row["regeneration"]["blanked"], row["regeneration"]["error"]) == (2, None)
@@ -418,27 +419,27 @@ def test_a_picture_that_left_the_shard_is_told(
     shard: Unit, table: PromptTable, verifier: Verifier, make_tar: MakeTar, images: list[Image.Image]
 ) -> None:
     make_tar("in/a.tar", [("000.png", encoded(images[0])), ("002.png", encoded(images[2])[:99])])
-    verify_shard(shard, verifier, verified(table))
+    verify_unit(shard, verifier, verified(table))
     errors = {row["key"]: (row["regeneration"] or {}).get("error") for row in rows_of(table)}
     assert errors["000"] is None
     assert errors["001"] == "its picture is not in the shard any more"
-    assert errors["002"].startswith("cannot decode the image")
+    assert str(errors["002"]).startswith("cannot decode the image")
 
 
 def test_a_row_does_not_depend_on_the_others(
     shard: Unit, table: PromptTable, verifier: Verifier, make_tar: MakeTar, images: list[Image.Image]
 ) -> None:
-    verify_shard(shard, verifier, verified(table))
+    verify_unit(shard, verifier, verified(table))
     alone = Unit(make_tar("in/b.tar", [("002.png", encoded(images[2]))]), "b")
     table.publish(alone, [Row("002", alone.url, "ok", prompt=PROMPTS[2])], 1.0)
-    verify_shard(alone, verifier, verified(table))
+    verify_unit(alone, verifier, verified(table))
     [row] = rows_of(table, "b")
     assert row["regenerated_similarities"] == rows_of(table)[3]["regenerated_similarities"]
 
 
 def test_prompts_that_are_not_there_are_asked_for(table: PromptTable, verifier: Verifier) -> None:
     with pytest.raises(UnitError, match="x.tar has no prompts in .*; run jobs.caption first"):
-        verify_shard(Unit("x.tar", "x"), verifier, verified(table))
+        verify_unit(Unit("x.tar", "x"), verifier, verified(table))
 
 
 def test_the_default_score_model_is_not_the_guide() -> None:
@@ -507,9 +508,12 @@ def test_verify_asks_for_a_generator(
 
 
 def run(job: str) -> int:
-    options, main = (verify.VerifyJob, verify.verify) if job == "verify" else (caption.CaptionJob, caption.caption)
-    with pytest.raises(SystemExit) as ended:
-        command.run(options, None, main)  # type: ignore[type-var]
+    if job == "verify":
+        with pytest.raises(SystemExit) as ended:
+            command.run(verify.VerifyJob, None, verify.verify)
+    else:
+        with pytest.raises(SystemExit) as ended:
+            command.run(caption.CaptionJob, None, caption.caption)
     return int(ended.value.code or 0)
 
 
@@ -585,7 +589,7 @@ def test_names_of_strangers_do_not_steer_a_terminal(
 
 
 def test_progress_tells_of_both_stages(shard: Unit, table: PromptTable, verifier: Verifier) -> None:
-    report = verify_shard(shard, verifier, verified(table))
+    report = verify_unit(shard, verifier, verified(table))
     told = io.StringIO()
     captions = table.finished(shard)
     assert captions is not None
@@ -624,7 +628,7 @@ def test_every_parquet_has_one_schema_verified_or_not(
     publish(table, later, PROMPTS[:3])
     before = pq.read_schema(f"{table.url}/a.parquet")
     for each in (shard, empty):
-        verify_shard(each, verifier, verified(table))
+        verify_unit(each, verifier, verified(table))
     schemas = [pq.read_schema(f"{table.url}/{stem}.parquet") for stem in "abc"]
     assert all(schema.equals(before) for schema in schemas)
     assert before.names == SCHEMA.names
@@ -634,7 +638,7 @@ def test_every_parquet_has_one_schema_verified_or_not(
 
 
 def test_null_columns_are_not_taken_for_verified_ones(shard: Unit, table: PromptTable, verifier: Verifier) -> None:
-    verify_shard(shard, verifier, verified(table))
+    verify_unit(shard, verifier, verified(table))
     marker = Path(f"{table.url}/_verified/a.json").read_bytes()
     publish(table, shard, PROMPTS[:3])
     Path(f"{table.url}/_verified/a.json").write_bytes(marker)  # put by a slower job
@@ -649,7 +653,7 @@ def test_an_output_of_before_these_columns_is_verified(shard: Unit, table: Promp
     now = pq.read_table(file)
     pq.write_table(now.drop_columns(VERIFIED.names), file)
     assert verified(table).pending([shard]) == [shard]
-    verify_shard(shard, verifier, verified(table))
+    verify_unit(shard, verifier, verified(table))
     assert pq.read_schema(file).equals(now.schema)
     assert rows_of(table)[0]["regenerated_similarity"] is not None
     assert verified(table).pending([shard]) == []

@@ -19,13 +19,17 @@ from running import ROOT
 from samples_on_disk import MakeTar, encoded
 
 import pez
-from pipeline.run.cluster import ActorPlan, StagePlan, pool_of, run_on_ray
+from pipeline.run.ray import plan_stage, run_on_ray
+from pipeline.run.resources import ActorPlan
+from pipeline.run.serial import run_serially
+from pipeline.run.stage import StagePlan
+from pipeline.run.tasks import tasks_of
 from pipeline.settings import CaptionSettings, ClusterSettings, VerifySettings
 from pipeline.sources.units import name_units
-from pipeline.stages.learn import Captioner, describe, run_serially
-from pipeline.stages.learn_stage import LearnStage
-from pipeline.stages.verify import verified_table, verify_serially
-from pipeline.stages.verify_stage import VerifyStage
+from pipeline.stages.learn import Learner, describe
+from pipeline.stages.learn_stage import LearnStage, LearnWorker
+from pipeline.stages.verify import Verifier, verified_table
+from pipeline.stages.verify_stage import VerifyStage, VerifyWorker
 from pipeline.table import PromptTable
 
 SETTINGS, METHOD = CaptionSettings(model="demo", lanes=16), pez.PezSettings(tokens=4, steps=3, swaps=0)
@@ -36,14 +40,16 @@ VERIFY = VerifySettings(verify="demo", verify_steps=1)
 def test_both_stages_on_ray_with_a_verifier_killed_write_what_a_serial_run_writes(
     scene_tars: list[str], tmp_path: Path
 ) -> None:
-    shards = name_units(scene_tars)
+    tasks = tasks_of(name_units(scene_tars))
     described = describe(SETTINGS, METHOD, "cpu")
     serial, spread = (PromptTable(str(tmp_path / name), described) for name in ("serial", "ray"))
-    assert run_serially(shards, Captioner(SETTINGS, METHOD), serial, lambda _: None) == {}
-    assert verify_serially(shards, verified_table(serial, VERIFY, "cpu"), VERIFY, "cpu", lambda _: None) == {}
+    learner = LearnWorker(Learner(SETTINGS, METHOD), serial)
+    assert run_serially(tasks, learner, lambda _: None) == {}
+    verifier = VerifyWorker(Verifier(VERIFY, "demo"), verified_table(serial, VERIFY, "cpu"))
+    assert run_serially(tasks, verifier, lambda _: None) == {}
 
     plan = ActorPlan(1, 0.0, 1.0, 1, "cpu")
-    captions = pool_of(LearnStage(SETTINGS, METHOD, spread.url, described), plan, lambda _: None)
+    learn = plan_stage(LearnStage(SETTINGS, METHOD, spread.url, described), plan, lambda _: None)
     actors: list[Any] = []
     reported: list[str] = []
 
@@ -54,7 +60,7 @@ def test_both_stages_on_ray_with_a_verifier_killed_write_what_a_serial_run_write
 
     # Threads as the serial run has: on a CPU the last bits of a picture depend on their number.
     plan = ActorPlan(1, 0.0, 1.0, torch.get_num_threads(), "cpu")
-    stage = pool_of(VerifyStage.of(VERIFY, verified_table(spread, VERIFY, "cpu")), plan, report)
+    stage = plan_stage(VerifyStage.of(VERIFY, verified_table(spread, VERIFY, "cpu")), plan, report)
 
     def start() -> Any:
         actors.append(stage.start_actor())
@@ -62,9 +68,9 @@ def test_both_stages_on_ray_with_a_verifier_killed_write_what_a_serial_run_write
 
     notes: list[str] = []
     killed = StagePlan(stage.name, start, stage.actors, stage.on_report)
-    assert run_on_ray(shards, [captions, killed], ClusterSettings(), on_note=notes.append) == {}
+    assert run_on_ray(tasks, [learn, killed], ClusterSettings(), on_note=notes.append) == {}
     assert len(actors) == 2
-    assert any("verification: its actor died; it is tried again" in note for note in notes)
+    assert any("verification: the actor died. Retrying" in note for note in notes)
     assert sorted(reported) == ["scenes-0", "scenes-1", "scenes-2"]
     tables = [pq.read_table(table.url).sort_by("key") for table in (serial, spread)]
     assert tables[0].num_rows == 12
@@ -81,10 +87,16 @@ def ran(*words: object) -> subprocess.CompletedProcess[str]:
 
 def largest_difference(one: Path, other: Path) -> int:
     """Of the pixels in two tars of the same pictures."""
+
+    def pixels(tar: tarfile.TarFile, name: str) -> np.ndarray:
+        file = tar.extractfile(name)
+        assert file is not None
+        return np.asarray(Image.open(file), np.int16)
+
     with tarfile.open(one) as a, tarfile.open(other) as b:
         assert a.getnames() == b.getnames()
         names = [name for name in a.getnames() if name.endswith(".png")]
-        pairs = [[np.asarray(Image.open(tar.extractfile(name)), np.int16) for tar in (a, b)] for name in names]
+        pairs = [[pixels(tar, name) for tar in (a, b)] for name in names]
     return max(int(np.abs(x - y).max()) for x, y in pairs)
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 from samples_on_disk import encoded
 
 import pez
+from pez.image_inputs import rgb_images
 from pez.images import decode_image
-from pez.pictures import rgb_images
 
 SETTINGS = pez.PezSettings(tokens=4, steps=5, swaps=3)
 
@@ -94,7 +94,7 @@ def odd(kind: str) -> Image.Image:
 @pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "1", "L", "16 bit", "turned"])
 def test_python_sees_the_picture_that_the_jobs_see(demo_clip: pez.Clip, kind: str, tmp_path: Path) -> None:
     image = odd(kind)
-    options = {"exif": image.getexif()} if kind == "turned" else {}
+    options: dict[str, Any] = {"exif": image.getexif()} if kind == "turned" else {}
     data = encoded(image, **options)
     (tmp_path / "image.png").write_bytes(data)
     of_job = demo_clip.pixel_features(demo_clip.preprocess(decode_image(data))[None])
@@ -114,18 +114,18 @@ def test_bools_and_grey_are_pictures() -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (torch.zeros(3, 8, 3), "both could be the channels"),
-        (np.zeros((8, 9, 2)), "neither is a number of channels"),
+        (torch.zeros(3, 8, 3), "both the first and the last dimension could be the channels"),
+        (np.zeros((8, 9, 2)), "neither the first nor the last dimension is a number of channels"),
         (np.full((8, 9, 3), 200.0), "from 200 to 200; expected 0 to 1"),
         (torch.full((3, 8, 9), -1.0), "expected 0 to 1"),
         (np.full((8, 9, 3), np.nan), "from nan to nan; expected 0 to 1"),
         (np.full((8, 9, 3), 300), "expected 0 to 255"),
         (np.zeros(5), "an array of shape (5,)"),
         (np.zeros((0, 9, 3)), "an array of shape (0, 9, 3)"),
-        (np.array([["a"]]), "expected bool, whole numbers or floats"),
+        (np.array([["a"]]), "expected bool, integers or floats"),
         ([[1, 2], [3, 4]], "type list; expected a file, a PIL image or an array"),
-        (torch.zeros(8, 9, 3).to_sparse(), "a sparse tensor; expected one that holds its numbers"),
-        (torch.zeros(8, 9, 3, device="meta"), "a meta tensor; expected one that holds its numbers"),
+        (torch.zeros(8, 9, 3).to_sparse(), "a sparse tensor; expected a dense tensor with data"),
+        (torch.zeros(8, 9, 3, device="meta"), "a meta tensor; expected a dense tensor with data"),
         ("", "(''): an empty path; expected an image file"),
         (None, "type NoneType; expected a file"),
         (b"no picture", "cannot decode the image"),
@@ -186,18 +186,18 @@ def test_a_mode_of_the_caller_changes_no_bit(demo_clip: pez.Clip, images: list[I
 @pytest.mark.parametrize("value", [math.nan, math.inf, True, "8", None, 1 + 2j])
 def test_numbers_that_are_none_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} is .*; expected a (whole|finite) number"):
-        pez.PezSettings(**{name: value})
+        pez.PezSettings(**dict[str, Any]({name: value}))
 
 
 def test_other_settings_that_mean_nothing_are_refused() -> None:
     for name in ("tokens", "steps", "seed"):
         with pytest.raises(ValueError, match=f"{name} is 8.5; expected a whole number"):
-            pez.PezSettings(**{name: 8.5})
+            pez.PezSettings(**dict[str, Any]({name: 8.5}))
     with pytest.raises(ValueError, match="weight_decay is nan; expected a finite number"):
         pez.PezSettings(weight_decay=math.nan)
     with pytest.raises(ValueError, match="vocabulary is 'word'; expected one of model, words, full"):
         pez.PezSettings(vocabulary="word")  # type: ignore[arg-type]
-    assert pez.PezSettings(tokens=np.int64(4)).tokens == 4
+    assert pez.PezSettings(tokens=np.int64(4)).tokens == 4  # type: ignore[arg-type]  # a number of NumPy is taken too
 
 
 @pytest.mark.parametrize(
@@ -207,8 +207,8 @@ def test_other_settings_that_mean_nothing_are_refused() -> None:
         ([1, math.inf], "expected finite numbers"),
         ([0, 0.0], "all weights are 0"),
         ([1], "1 weights for 2 images"),
-        ([1, "x"], "expected a number for each image"),
-        (2, "expected a number for each image"),
+        ([1, "x"], "expected one number per image"),
+        (2, "expected one number per image"),
     ],
 )
 def test_weights_that_mean_nothing_are_refused(demo_clip: pez.Clip, images: list, weights: Any, words: str) -> None:

@@ -1,4 +1,4 @@
-"""What callers give as images, to upright RGB: files, PIL images, arrays, one or many."""
+"""Convert what callers pass as images to upright RGB: files, PIL images, arrays, one or many."""
 
 import io
 import os
@@ -14,20 +14,20 @@ from PIL import Image
 from pez.errors import UserError
 from pez.images import decode_image, to_rgb
 
-Picture = str | os.PathLike[str] | bytes | io.IOBase | Image.Image | NDArray[Any] | torch.Tensor
+ImageInput = str | os.PathLike[str] | bytes | io.IOBase | Image.Image | NDArray[Any] | torch.Tensor
 """One image: a path, an open file, its bytes, a PIL image of any mode, or an array or tensor (height, width),
-(height, width, 1, 3 or 4) or with the channels first; of bool, whole numbers of 0 to 255, 16 bits, or floats of 0 to 1"""
-Pictures = Picture | Iterable[Picture]
+(height, width, 1, 3 or 4) or with channels first; bool, integers from 0 to 255, uint16, or floats from 0 to 1"""
+ImageInputs = ImageInput | Iterable[ImageInput]
 
 _CHANNELS = (1, 3, 4)
 _EXPECTED = "expected a file, a PIL image or an array (height, width, channels)"
 
 
-def rgb_images(images: Pictures) -> Iterator[Image.Image]:
-    """One image or many, as they come, to upright RGB as `pez.images` makes it.
+def rgb_images(images: ImageInputs) -> Iterator[Image.Image]:
+    """Convert one image or many, lazily, to upright RGB as `pez.images` does.
 
     Raises:
-        UserError: something that is no image, with its index; one line.
+        UserError: an input is not an image; the message names its index.
     """
     for i, image in enumerate(_each(images)):
         try:
@@ -38,14 +38,14 @@ def rgb_images(images: Pictures) -> Iterator[Image.Image]:
             raise UserError(f"images[{i}]{where}: {reason}") from error
 
 
-def _each(images: Pictures) -> Iterable[Any]:
+def _each(images: ImageInputs) -> Iterable[Any]:
     if isinstance(images, str | os.PathLike | bytes | bytearray | io.IOBase | Image.Image):
         return [images]
     if isinstance(images, np.ndarray | torch.Tensor):
         return images if images.ndim == 4 else [images]
     if isinstance(images, Iterable) and not isinstance(images, Mapping):
         return images
-    raise UserError(f"images is of type {type(images).__name__}; {_EXPECTED}, or several of them")
+    raise UserError(f"images is of type {type(images).__name__}; {_EXPECTED}, or several of these")
 
 
 def _rgb(image: Any) -> Image.Image:
@@ -64,7 +64,7 @@ def _rgb(image: Any) -> Image.Image:
         return decode_image(image.read())
     if isinstance(image, torch.Tensor):
         if image.layout != torch.strided or image.is_meta:
-            raise UserError(f"a {'meta' if image.is_meta else 'sparse'} tensor; expected one that holds its numbers")
+            raise UserError(f"a {'meta' if image.is_meta else 'sparse'} tensor; expected a dense tensor with data")
         image = image.detach().cpu()
         image = (image.float() if image.is_floating_point() else image).numpy()
     if isinstance(image, np.ndarray):
@@ -81,9 +81,13 @@ def _channels_last(array: NDArray[Any]) -> NDArray[Any]:
         return array
     first, last = shape[0] in _CHANNELS, shape[2] in _CHANNELS
     if first == last:
-        found = "both could be the channels" if first else "neither is a number of channels"
+        found = (
+            "both the first and the last dimension could be the channels"
+            if first
+            else "neither the first nor the last dimension is a number of channels"
+        )
         raise UserError(
-            f"an array of shape {shape}, of whose first and last dimension {found};"
+            f"an array of shape {shape}, where {found};"
             " expected (height, width, 1, 3 or 4) or (1, 3 or 4, height, width)"
         )
     array = np.moveaxis(array, 0, 2) if first else array
@@ -98,9 +102,9 @@ def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype == np.uint16:
         return (array / 257.0).round().astype(np.uint8)
     if array.dtype.kind not in "iuf":
-        raise UserError(f"an array of {array.dtype}; expected bool, whole numbers or floats")
+        raise UserError(f"an array of {array.dtype}; expected bool, integers or floats")
     highest = 1 if array.dtype.kind == "f" else 255
     low, high = array.min(), array.max()
-    if not (low >= 0 and high <= highest):  # also where they are not numbers
+    if not (low >= 0 and high <= highest):  # also catches NaN
         raise UserError(f"an array of {array.dtype} from {low:.4g} to {high:.4g}; expected 0 to {highest}")
     return (array * 255.0).round().astype(np.uint8) if highest == 1 else array.astype(np.uint8)
