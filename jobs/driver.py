@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import os
 import secrets
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -314,6 +315,8 @@ def _conclude(
         say(console, plain(unmarked), "red")
         return 1
     say(console, plain(f"{count(len(shards), 'Parquet file')} in {table.url}"))
+    if noun == "image":
+        say(console, plain(f"to look at them: pez gallery {shlex.quote(table.url)}"))
     return 0
 
 

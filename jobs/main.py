@@ -20,6 +20,7 @@ COMMANDS = {
     "invert": "learn prompts for a few images and show them as they improve",
     "distill": "shorten texts to prompts of a few tokens",
     "verify": "generate images from the prompts of an output and compare them with the originals",
+    "gallery": "write the rows of an output as a web page to sort and filter",
     "evaluate": "compare learned prompts with captions and random prompts, on your data",
     "plan": "estimate hours and cost of a job from a measured throughput",
     "benchmark": "measure speed, and quality against time, on this machine",

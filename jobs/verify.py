@@ -58,15 +58,13 @@ def verify(job: VerifyJob) -> int:
             from pipeline.run.shared_disk import check_outside_package
             from pipeline.settings import cluster_address
             from pipeline.sources.choice import image_source_of
-            from pipeline.sources.image_inputs import IMAGE_TABLES
-            from pipeline.sources.image_tables import ImageTableSource
-            from pipeline.sources.inputs import TARS, expand_inputs
+            from pipeline.sources.image_inputs import fresh_units
             from pipeline.stages.verify import check_verification, resolved, score_model, verified_table
             from pipeline.table import PromptTable
 
         check_outside_package([job.output], "output")
         table = PromptTable.written(job.output)
-        of_tables = isinstance(image_source_of(table.settings), ImageTableSource)
+        image_source_of(table.settings)
         job = dataclasses.replace(job, verification=resolved(job.verification))
         guide = model_of(table.settings)
         check_verification(job.verification, guide.model, guide.pretrained)
@@ -74,7 +72,7 @@ def verify(job: VerifyJob) -> int:
         if not shards:
             raise UserError(f"no finished shard in {table.url}; run jobs.caption first")
         if job.input:
-            shards = with_sources(shards, expand_inputs(job.input, kind=IMAGE_TABLES if of_tables else TARS))
+            shards = with_sources(shards, fresh_units(job.input, table.settings))
         plan = None
         if job.local:
             device = job.local_device()

@@ -109,6 +109,8 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_output(folder: str) -> bool:
+    if os.path.exists(os.path.join(folder, "_gallery.json")):
+        return True
     try:
         with open(os.path.join(folder, "_run.json"), encoding="utf-8") as file:
             return "fingerprint" in json.load(file)
@@ -124,7 +126,7 @@ def _listed_by_store(root: str, left_out: Counter[str]) -> list[str]:
         raise UserError(f"cannot list {redact(root)!r}: {redact(one_line(error), root)}") from error
     start = path.strip("/") + "/"
     paths = [name.lstrip("/")[len(start) :] for name in found if name.lstrip("/").startswith(start)]
-    outputs = tuple(p[: -len("_run.json")] for p in paths if p.endswith("/_run.json"))
+    outputs = tuple(p.rpartition("/")[0] + "/" for p in paths if p.endswith(("/_run.json", "/_gallery.json")))
     visible = []
     for one in paths:
         if any(_is_hidden(part) for part in one.split("/")):

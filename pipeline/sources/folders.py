@@ -148,7 +148,13 @@ class FolderSource:
         Raises:
             UnitError: the list or the folder is not there, or many files in a row are out of reach.
         """
-        left_out = Counter() if left_out is None else left_out
+        yield from self._read(unit, Counter() if left_out is None else left_out)
+
+    def read_keys(self, unit: Unit, keys: Collection[str]) -> Iterator[Item]:
+        """The items of some keys; only their files are read. Raises as `read` does."""
+        yield from self._read(unit, Counter(), keys)
+
+    def _read(self, unit: Unit, left_out: Counter[str], keys: Collection[str] | None = None) -> Iterator[Item]:
         found = self._list(unit)
         if is_local(found.root) and not os.path.isdir(found.root):
             raise UnitError(f"cannot read {unit.url}: there is no folder {found.root} on this machine")
@@ -158,7 +164,8 @@ class FolderSource:
         def loaded(one: tuple[int, ListedImage]) -> tuple[Item, NotReadError | None, str | None]:
             return _item(*one, found.root, names)
 
-        for item, error, lost in ahead(enumerate(found.images), loaded, _THREADS, 2 * _THREADS):
+        wanted = ((index, one) for index, one in enumerate(found.images) if keys is None or one.key in keys)
+        for item, error, lost in ahead(wanted, loaded, _THREADS, 2 * _THREADS):
             reach.see(error)
             if lost is not None:
                 left_out[lost] += 1

@@ -5,8 +5,8 @@ import glob
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import braceexpand
@@ -30,6 +30,7 @@ from pipeline.sources.folder_listing import (
 from pipeline.sources.folders import ImageList, recorded_lists, with_list_of
 from pipeline.sources.found import Found
 from pipeline.sources.inputs import (
+    TARS,
     Kind,
     check_protocol,
     expand_inputs,
@@ -87,6 +88,16 @@ def find_images(
         chosen = with_columns(chosen, units[0])
         return Found(units, chosen, notes=(_columns(chosen),))
     return _units_of_folders(asked, output, chosen, left_out)
+
+
+def fresh_units(patterns: Sequence[str], description: Mapping[str, Any]) -> list[Unit]:
+    """Units of an earlier run, as they are to be opened now.
+
+    Args:
+        description: of that run.
+    """
+    kind = IMAGE_TABLES if description["source"].get("kind") == "table" else TARS
+    return expand_inputs(patterns, kind=kind)
 
 
 def kind_name(kind: InputKind) -> str:

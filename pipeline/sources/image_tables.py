@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -70,13 +70,21 @@ class ImageTableSource:
         Raises:
             UnitError: not readable, no table, damaged or cut short, without the columns, or nothing it names can be reached.
         """
-        left_out = Counter() if left_out is None else left_out
+        yield from self._read(unit, Counter() if left_out is None else left_out)
+
+    def read_keys(self, unit: Unit, wanted: Collection[str]) -> Iterator[Item]:
+        """The items of some keys; only their files are read. Raises as `read` does."""
+        yield from self._read(unit, Counter(), wanted)
+
+    def _read(self, unit: Unit, left_out: Counter[str], wanted: Collection[str] | None = None) -> Iterator[Item]:
         reach = Reach(unit, in_a_row=None)
         keys = RowKeys(self.key_column)
 
         def keyed() -> Iterator[tuple[int, TableRow, str, str | None]]:
             for index, row in enumerate(self._rows(unit)):
-                yield index, row, *keys.key_of(index, row, self._cell(row, "--key-column"))
+                key, bad = keys.key_of(index, row, self._cell(row, "--key-column"))
+                if wanted is None or key in wanted:
+                    yield index, row, key, bad
 
         def loaded(found: tuple[int, TableRow, str, str | None]) -> tuple[Item, NotReadError | None]:
             return self._item(unit, *found)
