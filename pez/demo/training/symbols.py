@@ -15,6 +15,7 @@ Source: CLIP, arXiv:2103.00020.
 import dataclasses
 import io
 import json
+import tarfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +25,6 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-import webdataset as wds
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torch import Tensor, nn
@@ -173,9 +173,14 @@ def unseen_images(symbols: Symbols, count: int, seed: int = 0) -> list[tuple[Ima
 
 def write_unseen(symbols: Symbols, file: Path) -> None:
     """Write the unseen images with their captions as a shard, in the order of `unseen_images`."""
-    with wds.TarWriter(str(file)) as shard:
+    with tarfile.open(file, "w") as shard:
         for i, (image, caption) in enumerate(unseen_images(symbols, int(symbols.held_out.sum()))):
-            shard.write({"__key__": f"{i:05d}", "png": image, "txt": caption})
+            png = io.BytesIO()
+            image.save(png, "PNG")
+            for extension, content in (("png", png.getvalue()), ("txt", caption.encode())):
+                member = tarfile.TarInfo(f"{i:05d}.{extension}")
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
 
 
 def train_symbol_clip(settings: SymbolSettings, symbols: Symbols, log: Callable[[str], None] = print) -> nn.Module:
