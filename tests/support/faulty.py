@@ -14,6 +14,7 @@ from pipeline.rows import Row, ShardReport, report_of
 from pipeline.run.tasks import Task
 
 
+@ray.remote
 class _FaultyActor:
     """Learns nothing: a unit's name says what happens to it."""
 
@@ -49,4 +50,4 @@ class _FaultyActor:
         pass
 
 
-FaultyActor: Any = ray.remote(_FaultyActor)
+FaultyActor: Any = _FaultyActor
