@@ -36,7 +36,7 @@ from jobs.options import (
 )
 from jobs.outcomes import Originals, Outcome, grid, outcome_tables, random_prompts, regenerate
 from pez.errors import UserError
-from pipeline.settings import PaintSettings
+from pipeline.settings import GeneratorSettings
 from pipeline.terminal import Activity, count, open_console, plain, say
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class EvaluateJob(LearnOptions):
     """write the figures to this file"""
     picture: Path | None = None
     """write a PNG grid of originals and of the images generated from captions and prompts"""
-    verification: Annotated[PaintSettings, Group("verification")] = PaintSettings()
+    verification: Annotated[GeneratorSettings, Group("verification")] = GeneratorSettings()
 
     def check(self, given: frozenset[str]) -> None:
         """Refuse options that would be ignored, and everything that can be checked without loading anything."""

@@ -16,8 +16,8 @@ from pez.settings import ModelSettings
 from pipeline.settings import (
     CaptionSettings,
     ClusterSettings,
+    GeneratorSettings,
     ImageSettings,
-    PaintSettings,
     TarSettings,
     VerifySettings,
     cluster_address,
@@ -103,7 +103,7 @@ def expect_device_here(device: str | None, cluster: ClusterSettings) -> None:
         usable_device(device)
 
 
-def expect_generator(settings: PaintSettings) -> None:
+def expect_generator(settings: GeneratorSettings) -> None:
     """Refuse a verification without a generator."""
     if settings.verify is None:
         raise UserError("no generator is named; expected --verify demo, ORG/MODEL, a folder or a .safetensors file")

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.settings import PaintSettings
+from pipeline.settings import GeneratorSettings
 from pipeline.terminal import Activity
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def random_prompts(guide: Clip, method: pez.PezSettings, keys: Sequence[str]) ->
 
 
 def regenerate(
-    settings: PaintSettings,
+    settings: GeneratorSettings,
     guide: Clip,
     judge: Clip,
     generator: Generator,
@@ -89,7 +89,7 @@ def regenerate(
     """
     from pez.demo.evaluation import attribute_accuracy
     from pez.demo.scenes import VALUES
-    from pez.regeneration import picture_similarities, seed_for
+    from pez.regeneration import image_similarities, seed_for
 
     times = settings.verify_images
     of_guide, of_judge = guide.image_features(originals.images), judge.image_features(originals.images)
@@ -98,7 +98,7 @@ def regenerate(
     for kind, prompts in kinds.items():
         repeated = [prompt for prompt in prompts for _ in range(times)]
         made[kind] = _generated(generator.images, repeated, seeds, settings.verify_batch, kind, activity)
-        similarities = picture_similarities(judge, of_judge.repeat_interleave(times, 0), made[kind])
+        similarities = image_similarities(judge, of_judge.repeat_interleave(times, 0), made[kind])
         seen = {}
         if originals.scenes is not None:
             repeated_scenes = [scene for scene in originals.scenes for _ in range(times)]

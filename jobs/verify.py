@@ -70,7 +70,7 @@ def verify(job: VerifyJob) -> int:
         check_verification(job.verification, guide.model, guide.pretrained)
         shards = table.shards()
         if not shards:
-            raise UserError(f"no finished shard in {table.url}; run jobs.caption first")
+            raise UserError(f"no finished shard in {table.url}; run pez caption first")
         if job.input:
             shards = with_sources(shards, fresh_units(job.input, table.settings))
         plan = None

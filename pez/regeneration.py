@@ -162,7 +162,7 @@ class Generator:
         return self.batch if self.device.type != "cpu" else min(self.batch, -(-images // 4) * 4)
 
 
-def picture_similarities(clip: Clip, originals: Tensor, images: Sequence[Image.Image | None]) -> list[float | None]:
+def image_similarities(clip: Clip, originals: Tensor, images: Sequence[Image.Image | None]) -> list[float | None]:
     """The similarity of each generated image to its original.
 
     Args:

@@ -108,7 +108,7 @@ class DistillSettings(TextSettings, LearnSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class PaintSettings:
+class GeneratorSettings:
     """How to generate images from prompts and compare them with the originals."""
 
     verify: str | None = None
@@ -147,7 +147,7 @@ class PaintSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class VerifySettings(PaintSettings):
+class VerifySettings(GeneratorSettings):
     """Settings of verification; a rerun on the same output must use the same ones."""
 
     keep_images: bool = False

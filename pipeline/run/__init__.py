@@ -1,1 +1,1 @@
-"""How units of work are run: in this process or on Ray, with retries."""
+"""Running units of work with retries, in this process or on Ray."""

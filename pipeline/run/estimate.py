@@ -1,8 +1,8 @@
-"""Hours and cost of a job from a measured throughput: arithmetic alone.
+"""Estimated hours and cost of a job from a measured throughput.
 
-The driver gives each idle GPU the next task, a shard or a part of one. All take about the same time, so the job runs in
-rounds of as many tasks as there are GPUs, and in the last round some GPUs have nothing to do: the fewer and longer the
-tasks, the more is lost.
+The driver gives each idle GPU the next task, a shard or a part of one. All tasks take about the same time, so the job runs in
+rounds of as many tasks as there are GPUs, and in the last round some GPUs have nothing to do. The fewer and longer the
+tasks, the more time is lost.
 """
 
 import dataclasses
@@ -15,38 +15,38 @@ from pez.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a job takes."""
+    """The estimate for a job."""
 
     shards: int
     tasks: int
     """shards, or parts of them"""
     task_seconds: float
-    """of a full one"""
+    """of a full task"""
     hours: float
-    """from the first task's start to the last one's end"""
+    """from the start of the first task to the end of the last"""
     gpu_hours: float
-    """of all GPUs until the end, idle ones included"""
+    """of all GPUs until the end, including idle ones"""
     cost: float
     """in the currency of the price"""
     idle: float
-    """share of the GPU-hours in which a GPU waits for others to end"""
+    """share of the GPU-hours that GPUs spend waiting for others to finish"""
     lost_seconds: float
-    """of work, on average, where one GPU goes; at most a whole task"""
+    """of work lost on average when a GPU is lost; at most a whole task"""
 
 
 def plan_job(
     images: int, gpus: int, images_per_second: float, shard_size: int, price: float = 0.0, parts: int = 1
 ) -> Plan:
-    """Plan a job whose GPUs all work at the same pace.
+    """Plan a job whose GPUs all have the same throughput.
 
     Args:
-        images_per_second: of one GPU.
-        shard_size: images in a shard; the last one may have fewer.
-        price: of one GPU for one hour.
-        parts: tasks that each shard is cut into.
+        images_per_second: throughput of one GPU.
+        shard_size: images per shard; the last one may have fewer.
+        price: of one GPU per hour.
+        parts: number of tasks per shard.
 
     Raises:
-        UserError: a number that is not more than 0.
+        UserError: a number is not more than 0.
     """
     numbers = {
         "images": images,
@@ -79,12 +79,12 @@ def plan_job(
 
 
 def parts_that_balance(images: int, gpus: int, shard_size: int, limit: float = math.inf, idle: float = 0.02) -> int:
-    """The fewest parts of 1, 2, 4 and so on with which GPUs are idle for at most that share of the job.
+    """The smallest power of two of parts with which GPUs are idle for at most that share of the job.
 
     Args:
-        limit: images in a task.
+        limit: maximum number of images per task.
     """
-    # With n equal tasks a GPU the last round is at most 1/n of the job.
+    # With n equal tasks per GPU, the last round is at most 1/n of the job.
     enough = min(math.ceil(gpus / idle / max(images // shard_size, 1)), shard_size)
     powers = (1 << power for power in itertools.count() if shard_size / (1 << power) <= max(limit, 1))
     return next(n for n in powers if n >= enough or _idle(images, gpus, shard_size, n) <= idle)

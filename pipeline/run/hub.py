@@ -1,6 +1,6 @@
 """Whether the weights of a model are available: on this machine, or from a hub that answers.
 
-The hub's client retries for a minute, file after file, in every actor. One request shows it sooner.
+The hub's client retries for a minute per file, in every actor. A single request reveals the problem sooner.
 """
 
 import glob
@@ -19,31 +19,31 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def check_reachable(model: str, pretrained: str | None) -> None:
-    """See whether a CLIP's weights are on this machine, or the hub that has them answers.
+    """Check that a CLIP's weights are on this machine, or that the hub that has them answers.
 
     Args:
         model: as in `CaptionSettings`.
         pretrained: the tag of an open_clip name.
 
     Raises:
-        UserError: neither.
+        UserError: neither is the case.
     """
     repository = _repository(model, pretrained)
     if repository is None or constants.HF_HUB_OFFLINE or _is_here(repository):
         return
     try:
         get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
-    except Exception as error:  # its client has had two libraries of requests
+    except Exception as error:  # its client has used two HTTP libraries
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         host = urlsplit(constants.ENDPOINT).netloc
         raise UserError(
             f"the weights of {model} ({repository}) are not on this machine, and {host} does not answer: {reason}; "
-            "check the network, or give a --pretrained file, or --model local-dir:FOLDER"
+            "check the network, or pass a --pretrained file or --model local-dir:FOLDER"
         ) from error
 
 
 def _repository(model: str, pretrained: str | None) -> str | None:
-    """On the hub; None where the weights come from elsewhere."""
+    """The repository on the hub; None if the weights come from elsewhere."""
     if model in CLIPS or model.startswith("local-dir:"):
         return None
     if model.startswith("hf-hub:"):

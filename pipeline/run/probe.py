@@ -1,4 +1,4 @@
-"""Whether a Ray answers at an address, known in seconds: Ray itself waits for minutes and prints lines of its C++."""
+"""Check within seconds whether Ray answers at an address. Ray itself waits for minutes and prints lines of its C++ log."""
 
 import os
 import socket
@@ -10,21 +10,21 @@ import grpc
 from pez.errors import UserError
 
 _PATIENCE = 5.0  # seconds for an address to answer
-# A client of HTTP/2, which gRPC is made of, says this first; a server answers with a frame of settings, its type at byte 3.
+# An HTTP/2 client, and so a gRPC client, sends this first; a server answers with a settings frame, its type in byte 3.
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _SETTINGS_FRAME = 4
-_ADVICE = "expected the address of its head, whose usual port is 6379"
+_ADVICE = "expected the address of its head node, usually with port 6379"
 
 
 def check_address(address: str, patience: float = _PATIENCE) -> None:
-    """See whether a Ray cluster answers at an address.
+    """Check that a Ray cluster answers at an address.
 
     Args:
         address: HOST:PORT or ray://HOST:PORT; or auto, which Ray itself resolves.
-        patience: seconds for an answer; until then the port is tried every half second.
+        patience: seconds to wait for an answer; the port is tried every half second.
 
     Raises:
-        UserError: it is no address, nothing answers, or something other than Ray does.
+        UserError: this is not an address, nothing answers, or something other than Ray does.
     """
     if address == "auto":
         return
@@ -50,7 +50,7 @@ def check_address(address: str, patience: float = _PATIENCE) -> None:
 
 
 def answers(host: str, port: int, patience: float = 2.0) -> bool:
-    """True where something listens."""
+    """Whether something listens at the address."""
     try:
         socket.create_connection((host, port), timeout=patience).close()
     except OSError:
@@ -59,14 +59,14 @@ def answers(host: str, port: int, patience: float = 2.0) -> bool:
 
 
 def _speaks_grpc(host: str, port: int, patience: float) -> bool:
-    """True where a gRPC server answers, as Ray's is.
+    """Whether a gRPC server, such as Ray's, answers.
 
     Raises:
         OSError: nothing answers.
     """
     with socket.create_connection((host, port), timeout=patience) as connection:
         if _uses_tls():
-            return True  # it answers to the right certificate only
+            return True  # it answers only with the right certificate
         connection.sendall(_HELLO)
         answer = b""
         while len(answer) < 4 and (data := connection.recv(4 - len(answer))):
@@ -75,13 +75,13 @@ def _speaks_grpc(host: str, port: int, patience: float) -> bool:
 
 
 def _is_head(host: str, port: int, patience: float) -> bool:
-    """True where the server knows a call that every Ray head answers."""
+    """Whether the server knows a call that every Ray head node answers."""
     if _uses_tls():
         return True
     with grpc.insecure_channel(f"[{host}]:{port}" if ":" in host else f"{host}:{port}") as channel:
         try:
             channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=patience)
-        except grpc.RpcError as error:  # one that wants a token is a Ray; its token is Ray's own matter
+        except grpc.RpcError as error:  # a server that requires a token is Ray, which handles the token itself
             return error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
     return True
 

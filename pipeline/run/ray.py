@@ -1,6 +1,6 @@
-"""The runner on Ray, and the only file that imports it: each stage has a pool of actors, which run what its queue gives them.
+"""The runner on Ray, and the only file that imports Ray. Each stage has a pool of actors, which run tasks from its queue.
 
-One task = a unit, or a part of a large one. The driver waits for whichever ends first; `work.py` decides what follows.
+A task is a unit, or a part of a large one. The driver waits for whichever ends first; `work.py` decides what follows.
 Images never enter the object store.
 """
 
@@ -46,19 +46,19 @@ def run_on_ray(
     on_note: Callable[[str], None] = lambda _: None,
     on_failure: OnFailure = lambda *_: None,
 ) -> dict[str, str]:
-    """Take units through the stages; a unit enters the next stage when it has left the last.
+    """Run units through the stages; a unit enters the next stage when it leaves the previous one.
 
     Args:
         tasks: of the first stage.
-        on_progress: called now and then with what the busy actors of all stages have done of their tasks.
-        on_note: called with one line for each failure that is retried, and while nothing can start.
-        on_failure: called with each attempt that fails: the task, the reason and the traceback.
+        on_progress: called periodically with the progress of the busy actors of all stages.
+        on_note: called with one line for each failure that is retried, and when no actor can start.
+        on_failure: called for each failed attempt, with the task, the reason and the traceback.
 
     Returns:
-        reason by address, of the units that were given up.
+        reasons by URL, for the units that were given up.
 
     Raises:
-        ActorStartError: a model cannot be loaded; nothing was done by the actor that says so.
+        ActorStartError: a model cannot be loaded.
     """
     pools = [_Pool(stage, settings, on_note, on_failure) for stage in stages]
     queues = [pool.queue for pool in pools]
@@ -72,11 +72,11 @@ def run_on_ray(
             for i, pool in enumerate(pools):
                 pool.assign()
                 if not any(queue.unfinished for queue in queues[: i + 1]):
-                    pool.dismiss()  # makes room for the actors of later stages
+                    pool.dismiss()  # free resources for the actors of later stages
                 elif not pool.queue.unfinished and any(queue.starved for queue in queues[:i]):
-                    pool.dismiss()  # it took the room of a lost actor
+                    pool.dismiss()  # it took the resources of a lost actor
             waiting = {reference: i for i, pool in enumerate(pools) for reference in pool.references()}
-            if not waiting:  # each task that is left waits for its next attempt
+            if not waiting:  # all remaining tasks wait for their next attempt
                 time.sleep(0.1)
                 continue
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
@@ -99,15 +99,15 @@ def run_on_ray(
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class _Actor(Executor):
-    """An actor as the driver sees it."""
+    """The driver's view of an actor."""
 
     handle: Any
     starting: Any
-    """reference to its start"""
+    """reference to the result of its start"""
     ready: bool = False
     node: str | None = None
     references: dict[Any, Work] = dataclasses.field(default_factory=dict)
-    """to the results of what it has in work"""
+    """by reference to the result, the work in progress"""
 
 
 class _Pool:
@@ -127,12 +127,12 @@ class _Pool:
             on_failure=on_failure,
         )
         self.starts_failed = 0
-        """since the last that went well"""
+        """since the last successful start"""
         self.last_ready = time.monotonic()
-        """when an actor was last ready, or a note said that none is"""
+        """when an actor was last ready, or a note said that there is none"""
 
     def assign(self) -> None:
-        """Send waiting tasks to actors, and start the actors that are missing."""
+        """Send waiting tasks to actors, and start missing actors."""
         for actor, work in self.queue.assign():
             actor.references[actor.handle.run.remote(work.task)] = work
         for _ in range(self.queue.missing()):
@@ -140,18 +140,18 @@ class _Pool:
             self.queue.join(_Actor(handle=handle, starting=handle.ready.remote()))
 
     def references(self) -> list[Any]:
-        """To starts, and to results of tasks in work."""
+        """References to starts, and to results of running tasks."""
         return [r for actor in self.queue.executors for r in (actor.references if actor.ready else [actor.starting])]
 
     def take(self, reference: Any) -> Unit | None:
-        """Take the result of a reference that is ready.
+        """Handle a reference that is ready.
 
         Returns:
-            the unit that has left this stage, if one has.
+            the unit that has now left this stage, if any.
         """
         actors = self.queue.executors
         actor = next((a for a in actors if reference == a.starting or reference in a.references), None)
-        if actor is None:  # it was ended a moment ago
+        if actor is None:  # it was ended meanwhile
             return None
         if not actor.ready:
             self._take_start(actor)
@@ -187,14 +187,14 @@ class _Pool:
             self.last_ready = time.monotonic()
 
     def _lose(self, actor: _Actor, error: RayError) -> None:
-        """An actor did not finish what it had in work."""
-        ray.kill(actor.handle)  # if it is only out of reach, it would keep its GPU
+        """Handle the loss of an actor."""
+        ray.kill(actor.handle)  # if it is only unreachable, it would keep its GPU
         if reason := memory_shortage(error):
             self.queue.memory_short(actor, reason)
         elif node_lost(actor.node, error):
             self.queue.node_lost(actor)
             for idle in [a for a in self.queue.executors if a.node == actor.node and not a.works]:
-                self._end(idle)  # it would cost another task a loss
+                self._end(idle)  # another task would be lost with it
         else:
             died = isinstance(error, ActorDiedError)
             self.queue.died(actor, "the actor died" if died else f"the actor was lost ({one_line(error)})")
@@ -209,7 +209,7 @@ class _Pool:
             ray.kill(actor.handle)
 
     def progress(self) -> list[Any]:
-        """What the busy actors have done of their tasks, of those that answer."""
+        """The progress of the busy actors that answer."""
         found = []
         for reference in [actor.handle.progress.remote() for actor in self.queue.executors if actor.works]:
             with contextlib.suppress(RayError, GetTimeoutError):
@@ -217,7 +217,7 @@ class _Pool:
         return found
 
     def note_no_actor(self, may_wait: bool) -> None:
-        """Note now and then that no actor has started.
+        """Note periodically that no actor has started.
 
         Args:
             may_wait: earlier stages may hold all the resources.
@@ -235,16 +235,17 @@ class _Pool:
             )
 
     def dismiss(self) -> None:
+        """End all actors."""
         for actor in list(self.queue.executors):
             self._end(actor)
 
 
 @ray.remote
 class WorkerActor:
-    """Opens any stage in a process of its own and runs its tasks.
+    """Opens a stage in a process of its own and runs its tasks.
 
     Args:
-        disk: the part of the driver's disks that it must see.
+        disk: the files of the driver that it must see.
     """
 
     def __init__(self, stage: Stage, device: str, threads: int, disk: SharedDisk) -> None:
@@ -256,9 +257,7 @@ class WorkerActor:
         try:
             disk.check(ray.util.get_node_ip_address())
             self.worker = stage.open(device, threads)
-        except (
-            Exception
-        ) as error:  # for `ready` to raise: of an error in a constructor Ray keeps only the traceback's text
+        except Exception as error:  # for `ready` to raise: Ray keeps only the text of a constructor's error
             self.problem = error
 
     def ready(self) -> str:
@@ -281,14 +280,14 @@ def plan_stage(
     concurrent_units: int = 1,
     disk: SharedDisk = SharedDisk(),  # noqa: B008 - frozen
 ) -> StagePlan:
-    """A stage with the generic actor.
+    """Plan a stage with the generic actor.
 
     Args:
-        units: those that enter at this stage.
-        concurrent_units: tasks that an actor may have at a time.
+        units: units that enter at this stage.
+        concurrent_units: maximum number of tasks that an actor runs concurrently.
         disk: what each actor must see.
     """
-    # One more thread answers progress() while tasks are in work.
+    # One more thread answers progress() while tasks run.
     options = {"num_cpus": plan.cpus, "num_gpus": plan.gpus, "max_concurrency": concurrent_units + 1}
     actor = WorkerActor.options(**options)  # type: ignore[attr-defined]
 
@@ -299,19 +298,19 @@ def plan_stage(
 
 
 def memory_shortage(error: RayError) -> str | None:
-    """What to say when Ray's memory monitor ended the actor; else None."""
+    """A description of the shortage if Ray's memory monitor killed the actor, else None."""
     if isinstance(error, OutOfMemoryError) or actor_errors.LOW_ON_MEMORY in str(error):
         return actor_errors.memory_shortage(str(error))
     return None
 
 
 def start_failure(error: RayError) -> str | None:
-    """What an actor's own code raised when it started, if that is why it is not ready."""
+    """The error that an actor's own code raised at its start, if any."""
     return one_line(error.cause) if isinstance(error, RayTaskError) else actor_errors.raised_at_start(str(error))
 
 
 def node_lost(node: str | None, error: RayError) -> bool:
-    """True where the actor's node is gone, or its raylet does not answer: Ray takes about 15 s to declare it dead."""
+    """Whether the actor's node is gone, or its raylet does not answer. Ray takes about 15 s to declare a node dead."""
     if isinstance(error, NodeDiedError):
         return True
     found = next((n for n in ray.nodes() if n["NodeID"] == node and n["Alive"]), None)
@@ -324,10 +323,10 @@ def connect(settings: ClusterSettings) -> Resources:
     """Join the cluster, or start Ray on this machine.
 
     Returns:
-        what the cluster has now.
+        the current resources of the cluster.
 
     Raises:
-        UserError: no Ray answers at the address, or it does not start here.
+        UserError: no Ray answers at the address, or Ray does not start on this machine.
     """
     if not ray.is_initialized():
         _init(cluster_address(settings))
@@ -336,54 +335,54 @@ def connect(settings: ClusterSettings) -> Resources:
 
 
 def _init(address: str | None) -> None:
-    # Deaths of workers are reported by us, once and with what follows from them.
+    # This project reports deaths of workers itself, once and with their consequences.
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only
-        # Ray replaces a loopback address by the machine's own and listens on all of them. Where it takes itself to be
-        # unable of clusters (https://github.com/ray-project/ray/issues/18730) it stays on loopback.
+        # Ray replaces a loopback address by the machine's own and listens on all interfaces. If it believes that it cannot
+        # form clusters (https://github.com/ray-project/ray/issues/18730), it stays on loopback.
         ray_constants.ENABLE_RAY_CLUSTER = False
         options.update(address="local", include_dashboard=False)
     else:
         check_address(address)
         options.update(address=address)
-    if RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ:  # a submitted job has the folder that was submitted
+    if RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ:  # a submitted job uses the submitted folder
         options.update(job_config=_JobConfig())
-    ray_worker._worker_logs_enabled = False  # the only switch that its notices of dead workers know
+    ray_worker._worker_logs_enabled = False  # the only switch for its notices of dead workers
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     except Exception as error:
         expected = (ConnectionError, RayError, RuntimeError, ValueError, AssertionError)
-        if not isinstance(error, expected) and type(error) is not Exception:  # its processes do not come up in time
+        if not isinstance(error, expected) and type(error) is not Exception:  # its processes do not start in time
             raise
         if address is not None:
             raise UserError(f"no Ray cluster at {address!r}: {one_line(error)}") from error
         reason = f"Ray does not start on this machine: {one_line(error)}"
         raise UserError(f"{reason}; try again, or run without Ray: --local") from error
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray installs its own
 
 
 def _started_here() -> bool:
-    """True for a Ray that this process has started: no other machine can join it."""
+    """Whether this process has started Ray; then no other machine can join."""
     node = ray_worker._global_node
-    return node is not None and node.is_head()  # of a Ray that was there before, this process is never the head
+    return node is not None and node.is_head()  # this process is never the head of an existing cluster
 
 
 class _JobConfig(JobConfig):
-    """Has the workers find this very code."""
+    """Makes the workers import this code."""
 
     def _get_proto_job_config(self) -> Any:
-        self._py_driver_sys_path = worker_path()  # in place of the driver's working directory
+        self._py_driver_sys_path = worker_path()  # instead of the driver's working directory
         return super()._get_proto_job_config()  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
 def seen_by_actors(folder: OutputFolder, units: Sequence[Unit]) -> Iterator[SharedDisk]:
-    """What the job's actors must see of this machine's disks, while they work."""
+    """The files of this machine that the job's actors must see while they work."""
     if _started_here():
-        yield SharedDisk()  # they run on this machine
+        yield SharedDisk()  # the actors run on this machine
         return
     with shared_disk(folder, units) as disk:
         yield disk

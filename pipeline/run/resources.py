@@ -1,4 +1,4 @@
-"""How many actors there are, and what each of them gets, from what a cluster has: arithmetic, without Ray."""
+"""The number of actors and the resources of each, given those of the cluster; without Ray."""
 
 import dataclasses
 
@@ -8,12 +8,12 @@ from pipeline.settings import ClusterSettings
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What a cluster has now."""
+    """The current resources of a cluster."""
 
     gpus: float
     cpus: float
     fixed: bool = False
-    """no machine can join: it is a Ray of this machine only"""
+    """no machine can join, because Ray runs on this machine only"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,18 +32,18 @@ class ActorPlan:
 
 
 def learn_plan(settings: ClusterSettings, device: str | None, have: Resources) -> ActorPlan:
-    """What the actors that learn get.
+    """Plan the actors that learn.
 
     Args:
-        device: that the user names; None = a GPU where there is one.
+        device: given by the user; None = a GPU if there is one.
 
     Raises:
-        UserError: an actor needs more than this machine has, and no other can join, so that none would ever start; or two
-            options contradict each other.
+        UserError: an actor needs more than this machine has and no other can join, so it would never start; or two options
+            contradict each other.
     """
     _check(settings, device, have)
     gpus, cpus = have.gpus, have.cpus
-    names_gpu = device not in (None, "cpu") or bool(settings.gpus_per_actor)  # where none is yet, one may join
+    names_gpu = device not in (None, "cpu") or bool(settings.gpus_per_actor)  # if there is none yet, one may join
     wants_gpu = settings.gpus_per_actor != 0 and device != "cpu" and (gpus > 0 or names_gpu)
     per_actor = (settings.gpus_per_actor or 1.0) if wants_gpu else 0.0
     actors = settings.actors or max(1, int(gpus / per_actor) if wants_gpu else int(cpus // 4))
@@ -54,9 +54,9 @@ def learn_plan(settings: ClusterSettings, device: str | None, have: Resources) -
 
 
 def verify_plan(settings: ClusterSettings, learners: ActorPlan, have: Resources) -> tuple[ActorPlan, ActorPlan]:
-    """The plan of the actors that learn, with room for verifiers where GPUs are left, and that of the verifiers.
+    """The plan of the actors that learn, with room for verifiers if GPUs are left, and the plan of the verifiers.
 
-    Verifiers are planned for the whole cluster: those for which the others leave no room start after them.
+    Verifiers are planned for the whole cluster; those without resources start when the others have finished.
     """
     gpus, cpus = have.gpus, have.cpus
     per_verifier = learners.gpus if settings.gpus_per_verifier is None else settings.gpus_per_verifier
@@ -80,9 +80,9 @@ def _check(settings: ClusterSettings, device: str | None, have: Resources) -> No
     for name in ("gpus_per_actor", "gpus_per_verifier"):
         each = getattr(settings, name) or 0.0
         if each and device == "cpu":
-            raise UserError(f"{name} is {each:g} and device is cpu; leave one of them out")
+            raise UserError(f"{name} is {each:g} and device is cpu; omit one of them")
         if each > 1 and each != int(each):
-            raise UserError(f"{name} is {each:g}; expected a whole number, or a part of one GPU, like 0.5")
+            raise UserError(f"{name} is {each:g}; expected an integer, or a fraction of one GPU such as 0.5")
         if have.fixed and each > have.gpus:
             raise UserError(f"{name} is {each:g}, and this machine has {_count(have.gpus)}; {_ELSEWHERE}")
     if device not in (None, "cpu") and have.fixed and not have.gpus and settings.gpus_per_actor != 0:
@@ -93,7 +93,7 @@ def _check(settings: ClusterSettings, device: str | None, have: Resources) -> No
         raise UserError(f"cpus_per_actor is {settings.cpus_per_actor:g}, and this machine has {have.cpus:g} CPUs")
 
 
-_ELSEWHERE = "request less, or give the --address of a cluster"
+_ELSEWHERE = "request less, or pass the --address of a cluster"
 
 
 def _count(gpus: float) -> str:

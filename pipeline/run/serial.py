@@ -1,4 +1,4 @@
-"""The runner without Ray: the tasks of one stage, one after the other in this process."""
+"""The runner without Ray: the tasks of one stage run sequentially in this process."""
 
 import time
 import traceback
@@ -18,15 +18,15 @@ def run_serially(
     on_note: Callable[[str], None] = lambda _: None,
     on_failure: OnFailure = lambda *_: None,
 ) -> dict[str, str]:
-    """Run the tasks one after the other; those that fail are retried after the others.
+    """Run the tasks sequentially; failed tasks are retried after the others.
 
     Args:
         worker: the opened stage.
-        on_report: called with what the worker returned for each task.
+        on_report: called with the result of each finished task.
         attempts, on_note, on_failure: see WorkQueue.
 
     Returns:
-        reason by address, of the units that were given up.
+        reasons by URL, for the units that were given up.
     """
     queue = WorkQueue[Executor](attempts=attempts, on_note=on_note, on_failure=on_failure)
     queue.add(tasks)
@@ -38,7 +38,7 @@ def run_serially(
         for _, work in given:
             try:
                 report = worker.run(work.task)
-            except Exception as error:  # of any kind: the other tasks go on
+            except Exception as error:  # of any kind; the other tasks continue
                 queue.failed(here, work, error, traceback.format_exc())
             else:
                 queue.done(here, work)

@@ -1,8 +1,8 @@
-"""Whether a local path is the same file for all who take part in a job.
+"""Check that a local path is the same file for all processes of a job.
 
-A local path means the driver's own disk. On another machine the same path is another folder, unless the two share the
-disk: prompts would be written where nobody looks for them. And the driver of a submitted job starts in a folder that
-Ray unpacks for it and deletes later.
+A local path refers to the driver's own disk. On another machine, the same path is a different folder unless the two share
+the disk; prompts would be written where nobody looks for them. Also, the driver of a submitted job starts in a folder
+that Ray unpacks for it and deletes later.
 """
 
 import contextlib
@@ -19,16 +19,16 @@ from pipeline.addresses import is_local, local_path
 from pipeline.folder import OutputFolder
 from pipeline.sources.base import Unit
 
-_FOLDERS = 16  # of inputs, of which one file each is looked at
-_PATIENCE = 5.0  # seconds until a file is seen through a network
+_FOLDERS = 16  # of the input, in each of which one file is checked
+_PATIENCE = 5.0  # seconds until a file appears through a network
 
 
 @dataclasses.dataclass(frozen=True)
 class SharedDisk:
-    """What an actor must see at the same paths as the driver.
+    """The files that an actor must see at the same paths as the driver.
 
     Args:
-        output: the folder, and in it a file that only this run can have written; None = not on a disk.
+        output: the folder, and a file in it that only this run can have written; None = not on a disk.
         inputs: files and their sizes.
     """
 
@@ -36,15 +36,18 @@ class SharedDisk:
     inputs: tuple[tuple[str, int], ...] = ()
 
     def check(self, node: str) -> None:
-        """See whether it is all there.
+        """Check that all files are there.
 
         Args:
-            node: name of this one.
+            node: name of the node that this runs on.
 
         Raises:
-            UserError: it is not.
+            UserError: a file is missing or different.
         """
-        problem = "is not the one that the job was started with; share that disk among all nodes, or use an object store (s3://...)"
+        problem = (
+            "is not the same as on the machine that started the job; "
+            "share that disk with all nodes, or use an object store (s3://...)"
+        )
         if self.output is not None and not _appears(self.output[1]):
             raise UserError(f"on node {node} the output {self.output[0]} {problem}")
         if self.output is not None and not os.access(self.output[0], os.W_OK):
@@ -54,29 +57,29 @@ class SharedDisk:
                 raise UserError(f"on node {node} the input {path} {problem}")
 
 
-def check_outside_package(addresses: Sequence[str], option: str) -> None:
-    """Refuse what lies in the folder that Ray unpacked for a submitted job, as a relative path does there.
+def check_outside_package(urls: Sequence[str], option: str) -> None:
+    """Refuse paths in the folder that Ray unpacked for a submitted job, where relative paths lead.
 
     Raises:
-        UserError: it does.
+        UserError: a path is in that folder.
     """
-    for address in addresses:
-        if not is_local(address):
+    for url in urls:
+        if not is_local(url):
             continue
-        parts = Path(local_path(address)).parts
+        parts = Path(local_path(url)).parts
         if any(a == "working_dir_files" and b.startswith("_ray_pkg_") for a, b in itertools.pairwise(parts)):
             raise UserError(
-                f"--{option} {address} is in the folder that Ray unpacks for a submitted job and deletes later; give an "
-                "absolute path on a disk that all nodes share, or an object store, like s3://bucket/folder"
+                f"--{option} {url} is in the folder that Ray unpacks for a submitted job and deletes later; pass an "
+                "absolute path on a disk that all nodes share, or a URL in an object store, such as s3://bucket/folder"
             )
 
 
 @contextlib.contextmanager
 def shared_disk(folder: OutputFolder, units: Sequence[Unit]) -> Iterator[SharedDisk]:
-    """Leave a file in the output, while actors start, by which they know it.
+    """Put a file into the output while actors start, by which they recognize it.
 
     Args:
-        units: of the job; a file of each folder is looked at.
+        units: of the job; one file of each folder is checked.
     """
     by_folder: dict[str, str] = {}
     for unit in units:
@@ -88,7 +91,7 @@ def shared_disk(folder: OutputFolder, units: Sequence[Unit]) -> Iterator[SharedD
     if not folder.local:
         yield SharedDisk(None, inputs)
         return
-    name = f".shared.tmp-{secrets.token_hex(8)}"  # swept like any temporary file, should this process be killed
+    name = f".shared.tmp-{secrets.token_hex(8)}"  # swept like any temporary file if this process is killed
     folder.put(name, b"")
     try:
         yield SharedDisk((folder.path, folder.at(name)), inputs)

@@ -1,4 +1,4 @@
-"""What is done to each unit, as the scheduler sees it: it runs any stage and knows none."""
+"""The interface of stages. The runner works with any stage and depends on none."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -9,51 +9,51 @@ from pipeline.run.tasks import Task
 from pipeline.sources.base import Unit
 
 OnFailure = Callable[[Task, str, str], None]
-"""takes the task of an attempt that failed, the reason in one line, and the traceback, empty where there is none"""
+"""takes the task of a failed attempt, the reason in one line, and the traceback (empty if there is none)"""
 
 
 class Worker(Protocol):
-    """An opened stage: it holds what takes long to load, like a model."""
+    """An opened stage; it holds whatever takes long to load, such as a model."""
 
     @property
     def progress(self) -> Any:
-        """Counts of the units in work, for people."""
+        """Progress of the current units, for display."""
 
     def run(self, task: Task) -> Any:
-        """Do a task, which is a whole unit unless the job cuts units into parts; several threads may call it at once.
+        """Run a task: a whole unit, unless the job splits units into parts. Several threads may call it concurrently.
 
         Returns:
-            the report, with the list `warnings`. A unit that an earlier run finished gives its report and costs nothing.
+            the report, with the list `warnings`. If an earlier run has finished the unit, its report is returned at no cost.
         """
 
 
 class Stage(Protocol):
-    """A kind of work. It is pickled to where the work is done, so it holds settings and no models."""
+    """A kind of work. It is pickled and sent to workers, so it contains settings and no models."""
 
     @property
     def name(self) -> str:
-        """For messages, like learning."""
+        """The name in messages, such as learning."""
 
     def open(self, device: str, threads: int) -> Worker:
-        """Load what the work needs, in the process that does it.
+        """Load everything the work needs, in the worker's process.
 
         Raises:
-            UserError: it does not load; the job ends with this line.
+            UserError: loading fails; the job ends with this line.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class StagePlan:
-    """A stage on a cluster, with actors of one kind.
+    """A stage on a cluster and its actors.
 
     Args:
         name: of the stage.
-        start_actor: makes an actor with the methods `ready() -> node id`, `run(task) -> report` and `progress()`.
-        actors: how many; those for which there are resources work while the others wait for theirs.
-        on_report: called with what `run` returned, for each task that is done.
-        units: those that enter at this stage, beside those that the stage before has done.
-        resources: of each actor, like 1 GPU and 8 CPU; for the message when the cluster does not have them.
-        concurrent_units: tasks that an actor may have in work, each in a thread of its own.
+        start_actor: starts an actor with the methods `ready() -> node id`, `run(task) -> report` and `progress()`.
+        actors: how many; those with resources work while the others wait for theirs.
+        on_report: called with the result of `run` for each finished task.
+        units: units that enter at this stage, in addition to those finished by the previous stage.
+        resources: of each actor, such as 1 GPU and 8 CPU; for the message shown when the cluster lacks them.
+        concurrent_units: number of tasks that an actor runs concurrently, each in its own thread.
     """
 
     name: str
@@ -66,4 +66,4 @@ class StagePlan:
 
 
 class ActorStartError(UserError):
-    """The stage does not open in an actor."""
+    """A stage cannot be opened in an actor."""

@@ -1,4 +1,4 @@
-"""What a worker is given: a whole unit, a part of one, or the merge of its parts."""
+"""Tasks of workers: a whole unit, a part of one, or the merge of its parts."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -8,13 +8,13 @@ from pipeline.sources.base import Unit
 
 @dataclasses.dataclass(frozen=True)
 class _OfUnit:
-    """What the three have in common."""
+    """The common base of the three."""
 
     unit: Unit
 
     @property
     def detail(self) -> str:
-        """What to say after the name of the unit."""
+        """Text to append to the name of the unit."""
         return ""
 
     def __str__(self) -> str:
@@ -22,12 +22,12 @@ class _OfUnit:
 
 
 class Whole(_OfUnit):
-    """A unit in one go."""
+    """A whole unit at once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Part(_OfUnit):
-    """The items of a unit with `item.index % parts == index`; parts change no row."""
+    """The items of a unit with `item.index % parts == index`; rows do not depend on parts."""
 
     index: int
     parts: int
@@ -39,7 +39,7 @@ class Part(_OfUnit):
 
 @dataclasses.dataclass(frozen=True)
 class Merge(_OfUnit):
-    """The parts of a unit, all of them done, made one."""
+    """Merges the finished parts of a unit."""
 
     parts: int
 
@@ -52,12 +52,12 @@ Task = Whole | Part | Merge
 
 
 def split(unit: Unit, parts: int) -> list[Part]:
-    """A unit in so many parts."""
+    """Split a unit into a number of parts."""
     return [Part(unit, index, parts) for index in range(parts)]
 
 
 def tasks_of(units: Iterable[Unit], parts: int = 1) -> list[Task]:
-    """The tasks that units begin with: each whole, or in parts that are merged when the last one is done."""
+    """The initial tasks of units: whole, or in parts that are merged when the last one is done."""
     if parts == 1:
         return [Whole(unit) for unit in units]
     return [part for unit in units for part in split(unit, parts)]

@@ -1,4 +1,4 @@
-"""Warnings of this process: shown as they come, and recorded for the reports of the units that are in work."""
+"""Warnings of this process: shown immediately, and recorded for the reports of the current units."""
 
 import contextlib
 import threading
@@ -11,10 +11,10 @@ _recordings: list[list[str]] = []
 
 
 def install(show: Callable[[str], None] = lambda _: None) -> None:
-    """Have every warning of this process recorded.
+    """Record every warning of this process from now on.
 
     Args:
-        show: called with each, as one line.
+        show: called with each warning, as one line.
     """
 
     def take(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -26,16 +26,16 @@ def install(show: Callable[[str], None] = lambda _: None) -> None:
         show(text)
 
     warnings.showwarning = take
-    # By default a text is shown once a place; the second unit that it concerns would not learn of it.
+    # By default a warning is shown once per place in the code, so it would be missing from the reports of further units.
     for module in ("pez", "pipeline"):
         warnings.filterwarnings("always", category=UserWarning, module=rf"{module}\b")
 
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[str]]:
-    """Around the work on a unit, or the opening of a worker; gives the list that the warnings of that time are added to.
+    """Record warnings during the work on a unit, or while a worker opens; yields the list that they are added to.
 
-    Where several units are in work at once, each has the warnings of all: they share a model and its memory.
+    If several units are processed concurrently, each has the warnings of all, because they share a model and its memory.
     """
     found: list[str] = []
     with _lock:

@@ -1,8 +1,8 @@
-"""The work of one stage: which task runs next, and what follows when one fails or its executor is lost.
+"""The work of one stage: which task runs next, and what happens when a task fails or its executor is lost.
 
-An executor is an actor, or this process. When it dies, hangs or loses its node, its tasks return to the queue. The cost of a
-task is bounded: `attempts` attempts of its own, four times as many that are lost with a node, and, when memory runs short,
-any number while other tasks finish. Nothing here starts an executor or waits for one.
+An executor is an actor, or this process. When it dies, hangs or loses its node, its tasks return to the queue. The
+number of attempts per task is bounded: `attempts` that fail, four times as many that are lost with a node, and, when memory
+runs short, any number as long as other tasks finish. This module neither starts executors nor waits for them.
 """
 
 import dataclasses
@@ -22,33 +22,33 @@ _LESS_MEMORY = "fewer --actors or smaller --lanes need less memory"
 
 @dataclasses.dataclass(eq=False)
 class Work:
-    """A task and its attempts so far."""
+    """A task and its previous attempts."""
 
     task: Task
     attempts: int = 0
-    """that failed"""
+    """failed attempts"""
     losses: int = 0
-    """attempts that were lost with a node"""
+    """attempts lost with a node"""
     not_before: float = 0.0
     """earliest time of the next attempt"""
     alone: bool = False
-    """it was in work beside others when their executor died; the next attempt, alone, shows whether it is to blame"""
+    """its executor died while it ran beside others; the next attempt runs alone, to find out whether it is to blame"""
     ended_by_memory: bool = False
-    """memory ran short while it was in work, at least once"""
+    """memory ran short during at least one attempt"""
 
 
 @dataclasses.dataclass(eq=False)
 class Executor:
-    """What runs tasks, and those that it is running."""
+    """An executor and the tasks that it is running."""
 
     ready: bool = True
     """it has started and can take tasks"""
     works: list[Work] = dataclasses.field(default_factory=list)
-    """the oldest first"""
+    """oldest first"""
     deadline: float = math.inf
-    """of the oldest"""
+    """of the oldest task"""
     shortages: int = 0
-    """of memory, in this stage, before it started"""
+    """memory shortages in this stage before it started"""
 
 
 E = TypeVar("E", bound=Executor)
@@ -59,13 +59,13 @@ class WorkQueue(Generic[E]):
 
     Args:
         name: of the stage, for messages; empty if there is only one.
-        attempts: of a task before it is given up. An error that is `permanent` is not retried.
+        attempts: failed attempts after which a task is given up. Errors with a true `permanent` are not retried.
         timeout: seconds for an attempt.
         limit: the most executors.
-        concurrent: the most tasks that an executor has at a time.
+        concurrent: maximum number of tasks that an executor runs concurrently.
         on_note: called with one line for each failure that is retried.
-        on_failure: called with each attempt that fails: the task, the reason and the traceback.
-        clock: seconds, never backwards.
+        on_failure: called for each failed attempt, with the task, the reason and the traceback.
+        clock: monotonic time in seconds.
     """
 
     def __init__(
@@ -87,21 +87,21 @@ class WorkQueue(Generic[E]):
         self.beside: Sequence[WorkQueue[E]] = ()
         """the queues of the other stages"""
         self.given_up: dict[str, str] = {}
-        """reason by address of the unit"""
+        """reason by URL of the unit"""
         self._parts_done: Counter[str] = Counter()
         self._no_start_before = 0.0
         self._shortages = 0
-        """how often memory ran short"""
+        """number of memory shortages"""
         self._in_a_row = 0
-        """shortages since a task was done"""
+        """shortages since a task last finished"""
         self._in_vain = 0
-        """of these, those that left nothing in work anywhere"""
+        """of these, those after which no stage was running anything"""
         self._starts_in_vain = 0
-        """starts that memory ended while no executor was ready; since one was"""
+        """starts that failed for lack of memory since an executor was last ready"""
 
     @property
     def busy(self) -> bool:
-        """Something is in work."""
+        """Whether any task is running."""
         return any(executor.works for executor in self.executors)
 
     @property
@@ -110,7 +110,7 @@ class WorkQueue(Generic[E]):
 
     @property
     def starved(self) -> bool:
-        """Tasks wait and no executor is ready, perhaps for lack of resources."""
+        """Whether tasks wait and no executor is ready, perhaps for lack of resources."""
         return bool(self.waiting) and not any(executor.ready for executor in self.executors)
 
     def add(self, tasks: Iterable[Task]) -> None:
@@ -122,19 +122,19 @@ class WorkQueue(Generic[E]):
         self.executors.append(executor)
 
     def started(self, executor: E) -> None:
-        """An executor is ready now."""
+        """Note that an executor is ready."""
         executor.ready = True
         self._starts_in_vain = 0
 
     def missing(self) -> int:
-        """How many executors to start: at most one for each task that no idle one can take."""
+        """How many executors to start: at most one for each task that no idle executor can take."""
         if self.clock() < self._no_start_before:
             return 0
         idle = sum(not executor.works for executor in self.executors)
         return max(0, min(self.limit - len(self.executors), len(self.waiting) - idle))
 
     def assign(self) -> list[tuple[E, Work]]:
-        """Give waiting tasks to executors with room: each gets its first before any gets its second."""
+        """Assign waiting tasks to executors; each gets its first before any gets its second."""
         given = []
         for held in range(self._room()):
             for executor in self.executors:
@@ -148,14 +148,14 @@ class WorkQueue(Generic[E]):
         return given
 
     def seconds_to_next(self) -> float:
-        """Until the next attempt of a waiting task."""
+        """Seconds until the next attempt of a waiting task."""
         return max(0.0, min((work.not_before for work in self.waiting), default=0.0) - self.clock())
 
     def done(self, executor: E, work: Work) -> Unit | None:
-        """A task is done; the last part of a unit is followed by the merge.
+        """Note that a task is done; after the last part of a unit, add the merge.
 
         Returns:
-            the unit that has left this stage, if one has.
+            the unit that has now left this stage, if any.
         """
         self._take_back(executor, work)
         self._in_a_row = self._in_vain = 0
@@ -169,7 +169,7 @@ class WorkQueue(Generic[E]):
         return None
 
     def failed(self, executor: E, work: Work, error: BaseException | None, trace: str) -> None:
-        """A task raised an error; its executor goes on."""
+        """Handle a task that raised an error; its executor keeps running."""
         self._take_back(executor, work)
         reason = one_line(error)
         self._record([work], reason, trace)
@@ -177,9 +177,9 @@ class WorkQueue(Generic[E]):
         self._retry(work, reason, retry_delay(work.attempts), permanent=getattr(error, "permanent", False))
 
     def died(self, executor: E, reason: str) -> None:
-        """An executor died of one of its tasks.
+        """Handle the death of an executor, caused by one of its tasks.
 
-        If it had several, it is not known which: none is charged an attempt, and each is retried alone.
+        If it had several, the culprit is unknown: this does not count as an attempt, and each is retried alone.
         """
         works = self._dismiss(executor)
         self._record(works, reason)
@@ -193,7 +193,7 @@ class WorkQueue(Generic[E]):
             self.on_note(f"{_names(works)}: {self._of_stage(reason)}. Retrying one at a time")
 
     def node_lost(self, executor: E) -> None:
-        """An executor was lost with its node, for which no task is to blame."""
+        """Handle the loss of an executor with its node; no task is to blame."""
         works = self._dismiss(executor)
         self._record(works, "the node was lost")
         for work in works:
@@ -201,10 +201,10 @@ class WorkQueue(Generic[E]):
             self._retry(work, "the node was lost")
 
     def expire(self) -> list[E]:
-        """Take back the tasks of executors whose oldest task has timed out; their other tasks are not charged.
+        """Take back the tasks of executors whose oldest task has timed out; this is not an attempt of their other tasks.
 
         Returns:
-            those executors, which are to be ended.
+            these executors; the caller ends them.
         """
         late = [executor for executor in self.executors if executor.works and self.clock() > executor.deadline]
         for executor in late:
@@ -217,14 +217,14 @@ class WorkQueue(Generic[E]):
         return late
 
     def memory_short(self, executor: E, reason: str) -> None:
-        """An executor was ended because its node ran short of memory, for which its tasks are not to blame.
+        """Handle an executor that was killed because its node ran short of memory; its tasks are not to blame.
 
-        They are retried alone, after a wait, without a limit while other tasks finish. When nothing finishes, they are
+        They are retried alone after a delay, without limit as long as other tasks finish. If nothing finishes, they are
         given up after a few shortages.
         """
         works = self._dismiss(executor)
         self._record(works, reason)
-        fresh = executor.shortages == self._shortages  # one shortage may end several
+        fresh = executor.shortages == self._shortages  # one shortage may kill several executors
         self._shortages += fresh
         self._in_a_row += fresh
         wait = retry_delay(self._in_a_row)
@@ -257,14 +257,14 @@ class WorkQueue(Generic[E]):
         return self._starts_in_vain >= self._shortages_allowed
 
     def _room(self) -> int:
-        """How many tasks an executor may have now: fewer near the end, so that all finish together."""
+        """How many tasks an executor may have now; fewer near the end, so that all finish together."""
         if self.limit == 1:
             return self.concurrent
         left = len(self.waiting) + sum(len(executor.works) for executor in self.executors)
         return max(1, min(self.concurrent, left // (2 * self.limit)))
 
     def _next(self, alone: bool) -> Work | None:
-        """Take the first task that is due; one that must run alone only for an executor without any."""
+        """Take the first task that is due; tasks that must run alone are only for executors without tasks."""
         now = self.clock()
         work = next((w for w in self.waiting if w.not_before <= now and (alone or not w.alone)), None)
         if work is not None:
@@ -273,11 +273,11 @@ class WorkQueue(Generic[E]):
 
     def _take_back(self, executor: E, work: Work) -> None:
         if executor.works[0] is work:
-            executor.deadline = self.clock() + self.timeout  # of the next
+            executor.deadline = self.clock() + self.timeout  # of the next task
         executor.works.remove(work)
 
     def _dismiss(self, executor: E) -> list[Work]:
-        """Remove an executor; returns what it had in work."""
+        """Remove an executor; return what it was running."""
         self.executors.remove(executor)
         works, executor.works = executor.works, []
         return works
@@ -305,7 +305,7 @@ class WorkQueue(Generic[E]):
 
 
 def retry_delay(failures: int) -> float:
-    """Seconds before a task that failed is retried: 1, 2, 4 to 60, so that many attempts outlast a store's bad minutes."""
+    """Seconds before a failed task is retried: 1, 2, 4 up to 60, so that several attempts outlast an outage of a store."""
     return min(2.0 ** (failures - 1), 60.0)
 
 

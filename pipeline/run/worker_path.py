@@ -1,7 +1,7 @@
-"""Where Ray's workers look for modules: at this very code, and nowhere that the driver does not look.
+"""Where Ray's workers look for modules: in this code, and only where the driver looks.
 
-Ray puts the driver's working directory first on their `sys.path`, where a `pipeline.py` or `jobs` of the user's own hides
-ours: `python -m jobs.caption` looks there, but a console script does not.
+Ray puts the driver's working directory first on their `sys.path`, where the user's own `pipeline.py` or `jobs` would hide
+those of this project. `python -m jobs.caption` looks there, but a console script does not.
 """
 
 import os
@@ -13,7 +13,7 @@ _ROOT = str(Path(__file__).resolve().parents[2])
 
 
 def worker_path() -> list[str]:
-    """Folders to put on the workers' `sys.path`, the last one first."""
+    """Folders to put on the workers' `sys.path`, in reverse order."""
     here = os.path.abspath(os.curdir)
     found = {os.path.abspath(path or os.curdir) for path in sys.path}
     installed = {os.path.realpath(path) for path in (*site.getsitepackages(), site.getusersitepackages())}

@@ -1,1 +1,1 @@
-"""What is done with a unit of work: learning prompts, verifying them."""
+"""What to do with a unit of work: learn prompts, verify them."""

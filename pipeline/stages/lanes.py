@@ -1,10 +1,9 @@
-"""One model, and lanes that several streams of images or texts fill together, so that none is idle while one unit ends and the
-next begins.
+"""One model whose lanes are shared by several streams of images or texts, so that none is idle between units.
 
-A unit's thread reads, decodes and waits for results. All that the model computes, one more thread does: targets, learning,
-scores of prompts and of captions. At most two streams are read at a time, and the one that came first is served first: a lost
-worker had begun one or two units, or all it had of small ones. A prompt does not depend on its neighbours, so the rows are
-those of unit after unit.
+The thread of a unit reads, decodes and waits for results. One more thread does all computation: targets, learning, scores of
+prompts and captions. At most two streams are read at a time, and the earliest is served first, so that a lost worker loses the
+work on one or two units, or on all its small ones. A prompt does not depend on its neighbors, so the rows are the same as if
+units were processed one by one.
 """
 
 import dataclasses
@@ -27,8 +26,8 @@ from pez.tasks import Learned, Task
 T = TypeVar("T")
 
 BATCH = 16  # requests, see pez.models.clip
-_STREAMS_READ = 2  # whose images are decoded and wait in memory
-_PATIENCE = 5.0  # seconds that an interrupted caller waits for the step in progress
+_STREAMS_READ = 2  # streams whose decoded images wait in memory
+_PATIENCE = 5.0  # seconds that an interrupted caller waits for the current step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +35,13 @@ class Request:
     """One prompt to learn."""
 
     key: str
-    """with the settings' seed, fixes the random start"""
+    """determines the random start, together with the seed of the settings"""
     target: Tensor | str
-    """(3, height, width) float pixels, preprocessed for the model; or a text"""
+    """(3, height, width) float pixels, preprocessed for the model, or a text"""
     caption: str | None = None
-    """to score as well"""
+    """a caption to score as well"""
     handle: Any = None
-    """anything that the caller wants to find again on the result"""
+    """anything; returned with the result"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +60,10 @@ class SharedLanes:
     """Learns for many streams of requests, in a thread of its own.
 
     Args:
-        lanes: prompts learned side by side, a multiple of 16. As many requests of each stream may wait for lanes.
+        lanes: number of prompts learned side by side, a multiple of 16. Up to as many requests per stream wait for lanes.
 
     Raises:
-        UserError: more tokens than the model has room for, or a vocabulary without tokens.
+        UserError: more tokens than the model has room for, or an empty vocabulary.
     """
 
     def __init__(self, clip: Clip, settings: PezSettings, lanes: int) -> None:
@@ -73,28 +72,28 @@ class SharedLanes:
         self._batches_ahead = max(1, lanes // BATCH)
         self._changed = threading.Condition()
         self._reading = threading.Semaphore(_STREAMS_READ)
-        self._streams: list[_Stream] = []  # in the order in which they came
+        self._streams: list[_Stream] = []  # in order of arrival
         self._calls: deque[Callable[[], None]] = deque()
         self._thread: threading.Thread | None = None  # while there are streams or calls
 
     @property
     def learning(self) -> int:
-        """Prompts that are being learned."""
+        """Number of prompts being learned."""
         return self._engine.learning
 
     @property
     def steps(self) -> int:
-        """Steps that these have had, together."""
+        """Total number of steps of these prompts so far."""
         return self._engine.steps
 
     def results(self, batches: Iterable[list[Request]]) -> Iterator[list[Result]]:
-        """Learn for the requests of one stream, in the caller's thread; other threads may call it meanwhile.
+        """Learn for the requests of one stream, in the caller's thread; other threads may call it concurrently.
 
         Yields:
-            results in lists, in the order in which they are done.
+            lists of results, in the order in which they finish.
 
         Raises:
-            what reading the batches raises, and what making their targets or learning raised.
+            errors of reading the batches, of computing their targets and of learning.
         """
         stream = _Stream()
         with self._changed:
@@ -112,17 +111,17 @@ class SharedLanes:
             with self._changed:
                 self._streams.remove(stream)
                 self._changed.notify_all()
-                # No step of a caller that has given up outlives the call, if that can be helped.
+                # If possible, no step for a caller that has given up outlives the call.
                 self._changed.wait_for(lambda: self._thread is None or self._streams or self._calls, _PATIENCE)
 
     def score_captions(self, captions: Sequence[str | None], directions: Tensor) -> list[float | None]:
-        """Similarities of captions and of the targets that they came with.
+        """Similarities between captions and the targets that they came with.
 
         Args:
-            directions: (captions, dim) float, as results have them.
+            directions: (captions, dim) float, as in results.
 
         Returns:
-            a similarity for each caption; None where it is None or empty.
+            a similarity for each caption; None if it is None or empty.
         """
         return self._on_the_thread(lambda: self._score_captions(captions, directions.to(self.clip.device)))
 
@@ -160,14 +159,14 @@ class SharedLanes:
             return done
 
     def _wait(self, stream: "_Stream") -> list[Result]:
-        """Results that are there, or come; empty when all have come."""
+        """Wait for results; empty once all have been returned."""
         with self._changed:
             self._changed.wait_for(lambda: stream.done or stream.error or not stream.missing)
             stream.check()
         return self._take(stream)
 
     def _run(self) -> None:
-        """The thread: one act after the other, until there is nothing left to wait for."""
+        """The body of the thread: one action after another, until no stream is left."""
         while (act := self._next_act()) is not None:
             act()
 
@@ -179,7 +178,7 @@ class SharedLanes:
             if self._calls:
                 return self._calls.popleft()
             if not self._streams:
-                self._engine.clear()  # of tasks whose streams have ended early
+                self._engine.clear()  # of tasks whose streams ended early
                 self._thread = None
                 self._changed.notify_all()
                 return None
@@ -196,7 +195,7 @@ class SharedLanes:
     def _submit(self, stream: "_Stream", batch: list[Request]) -> None:
         try:
             directions = self._directions_of([request.target for request in batch])
-        except Exception as error:  # of these requests; other streams go on
+        except Exception as error:  # of these requests; other streams continue
             self._fail([stream], error)
             return
         for request, direction in zip(batch, directions, strict=True):
@@ -207,7 +206,7 @@ class SharedLanes:
         try:
             finished = self._engine.step()
             results = self._results_of(finished) if finished else []
-        except Exception as error:  # to all who wait; those who come next may have more luck
+        except Exception as error:  # for all current streams; later ones may succeed
             self._engine.clear()
             self._fail(self._streams, error)
             return
@@ -227,7 +226,7 @@ class SharedLanes:
             self._changed.notify_all()
 
     def _directions_of(self, targets: list[Tensor | str]) -> Tensor:
-        """(targets, dim) float; a stream has targets of one kind."""
+        """(targets, dim) float; all targets of a stream are of one kind."""
         if isinstance(targets[0], str):
             return self.clip.text_features([self._beginning(str(text)) for text in targets])
         return self.clip.pixel_features(torch.stack([pixels for pixels in targets if isinstance(pixels, Tensor)]))
@@ -237,7 +236,7 @@ class SharedLanes:
         tickets = [learned.task.handle for learned in finished]
         prompts = prompts_of(self.clip, finished)
         of_captions = self._score_captions([ticket.caption for ticket in tickets], directions)
-        # Each a copy: a result that is kept must not keep its neighbours.
+        # Copies, so that a result does not keep its neighbors in memory.
         own = [direction.clone() for direction in directions.cpu()]
         found = zip(tickets, prompts, of_captions, own, strict=True)
         return [Result(ticket.handle, *values) for ticket, *values in found]
@@ -250,13 +249,13 @@ class SharedLanes:
         return [similarity if c else None for similarity, c in zip(similarities, captions, strict=True)]
 
     def _beginning(self, text: str) -> str:
-        """What the model may read of a text: its first tokens only, and a tokenizer is slow on a megabyte."""
+        """The part of a text that can matter: the model reads its first tokens only, and tokenizers are slow on a megabyte."""
         return " ".join(text.split())[: 16 * self.clip.context_length]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Ticket:
-    """Whose a task is."""
+    """Links a task to its stream."""
 
     stream: "_Stream"
     caption: str | None
@@ -264,13 +263,13 @@ class _Ticket:
 
 
 class _Stream:
-    """What one caller offers and gets."""
+    """The requests and results of one caller."""
 
     def __init__(self) -> None:
         self.batches: deque[list[Request]] = deque()
         self.done: list[Result] = []
         self.missing = 0
-        """requests that were offered and have no result yet"""
+        """requests without a result yet"""
         self.error: Exception | None = None
 
     def check(self) -> None:

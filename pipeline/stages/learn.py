@@ -1,4 +1,4 @@
-"""The journey of one unit: items, images, features, prompts, table."""
+"""From a unit to its table: items, images, features, prompts, rows."""
 
 import contextlib
 import dataclasses
@@ -36,34 +36,34 @@ _NOT_FINITE = "similarity is NaN: the model overflowed on this target; try --pre
 
 @dataclasses.dataclass
 class Progress:
-    """Counts of what is in work, for people."""
+    """Progress of the current units, for display."""
 
     images: int = 0
     similarity: float = 0.0
     """sum over images"""
     learning: int = 0
-    """prompts that are being learned"""
+    """number of prompts being learned"""
     steps: int = 0
-    """that these have had, together"""
+    """total number of steps of these prompts so far"""
     of: int = 0
-    """steps of a prompt"""
+    """steps per prompt"""
     shards_done: float = 0.0
-    """of the shards in work; 0 where their size is not known"""
+    """finished share of the current shards, in shards; 0 if their size is unknown"""
 
 
 @dataclasses.dataclass
 class _UnitInWork:
-    """Counts of one unit, and how many images it may have: as many as were read, or more by the bytes that are left."""
+    """Counts of one unit, and the number of images it may have, extrapolated from the bytes read."""
 
     size: int | None
-    """bytes of the tar; None = not known"""
+    """bytes of the tar; None = unknown"""
     parts: int
     images: int = 0
     similarity: float = 0.0
     read: int = 0
     bytes_read: int = 0
     whole: bool = False
-    """it was read to its end"""
+    """read to the end"""
 
     @property
     def expected(self) -> float | None:
@@ -75,29 +75,29 @@ class _UnitInWork:
 
 
 def learn_unit(unit: Unit, learner: "Learner", table: PromptTable, retry_failed: bool = False) -> ShardReport:
-    """Turn one unit, like a tar of images, into one Parquet of prompts.
+    """Turn one unit, such as a tar of images, into one Parquet file of prompts.
 
     Args:
-        retry_failed: of a finished unit, learn the rows again that are not ok.
+        retry_failed: redo the rows of a finished unit that are not ok.
 
     Raises:
-        UnitError: the unit cannot be read to its end, or holds no item; nothing is published.
+        UnitError: the unit cannot be read to its end, or has no items; nothing is published.
     """
-    if report := table.finished(unit):  # an earlier run, or an actor that was lost after its last act
+    if report := table.finished(unit):  # by an earlier run, or by an actor that was lost after publishing
         return _learn_failed(unit, report, learner, table) if retry_failed and report.failed else report
     left_out: Counter[str] = Counter()
     with learner.clock.work() as seconds, learner.recording() as warnings:
         rows = dict(learner.learn(unit, learner.items(unit, left_out)))
         if not rows:
             raise learner.nothing_in(unit)
-        if report := table.finished(unit):  # by another run on the same output, meanwhile
+        if report := table.finished(unit):  # meanwhile, by another run on the same output
             return report
         return table.publish(unit, [rows[i] for i in sorted(rows)], seconds(), left_out, warnings())
 
 
 def learn_part(part: Part, learner: "Learner", table: PromptTable) -> PartReport:
-    """The rows of every n-th item; the others are read past and not decoded."""
-    if table.finished(part.unit):  # another run, or an earlier one whose failed rows are to be learned again
+    """Learn the rows of every n-th item; the others are read but not decoded."""
+    if table.finished(part.unit):  # by another run, or by an earlier one whose failed rows are to be redone
         return part_of_whole(part, table)
     if report := finished_part(part, table):
         return report
@@ -107,13 +107,13 @@ def learn_part(part: Part, learner: "Learner", table: PromptTable) -> PartReport
         rows = dict(learner.learn(part.unit, items, part.parts))
         if not items.count:
             raise learner.nothing_in(part.unit)
-        if table.finished(part.unit):  # another run on the same output has just merged and removed the parts
+        if table.finished(part.unit):  # another run on the same output has merged and removed the parts
             return part_of_whole(part, table)
         return publish_part(part, [rows[i] for i in sorted(rows)], items, left_out, seconds(), table, warnings())
 
 
 def _learn_failed(unit: Unit, earlier: ShardReport, learner: "Learner", table: PromptTable) -> ShardReport:
-    """A finished unit again, of which only the rows that are not ok are new."""
+    """Redo the rows of a finished unit that are not ok."""
     rows = table.read_rows(f"{unit.stem}.parquet")
     failed = {row.key for row in rows if row.status != "ok"}
     keys: list[tuple[int, str]] = []
@@ -131,21 +131,21 @@ def _learn_failed(unit: Unit, earlier: ShardReport, learner: "Learner", table: P
         spent = earlier.seconds + seconds()
     if [key for _, key in sorted(keys)] != [row.key for row in rows]:
         raise UnitError(
-            f"{unit.url} has other keys than when its prompts were learned; "
-            f"remove {table.url}/{unit.stem}.parquet to learn all of them again"
+            f"the keys of {unit.url} have changed since its prompts were learned; "
+            f"remove {table.url}/{unit.stem}.parquet to redo all of them"
         )
-    table.remove(f"_verified/{unit.stem}.json")  # it was of the earlier rows
+    table.remove(f"_verified/{unit.stem}.json")  # it belongs to the earlier rows
     return table.publish(
         unit, [new.get(row.key, row) for row in rows], spent, left_out, [*earlier.warnings, *warnings()]
     )
 
 
 class Learner:
-    """A CLIP and what is done with it; one in each actor.
+    """Learns prompts with a CLIP; one per actor.
 
     Args:
-        threads: that decode images ahead of the optimiser.
-        source: how units are read; default = as the settings say.
+        threads: number of threads that decode images in advance.
+        source: how to read units; default = according to the settings.
     """
 
     def __init__(
@@ -160,20 +160,20 @@ class Learner:
         self.source = source or source_of(settings)
         with warning_log.recording() as self.opening:
             self.clip = load_model(self.settings, device)
-        # Made here: a word that the model does not have ends the start, and not each unit.
+        # Created here, so that a word that the model does not have fails at the start, not in each unit.
         self.lanes = SharedLanes(self.clip, method, self.settings.side_by_side)
         self.clock = WorkClock()
         self._in_work: dict[int, _UnitInWork] = {}
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[Callable[[], list[str]]]:
-        """Around the work on one unit; gives a function for the warnings that concern it, those of loading included."""
+        """Record warnings during the work on one unit; yields a function that returns them, including those of loading."""
         with warning_log.recording() as found:
             yield lambda: list(dict.fromkeys([*self.opening, *found]))
 
     @property
     def progress(self) -> Progress:
-        """Of all units in work."""
+        """Progress of all current units."""
         units = list(self._in_work.values())
         of = self.method.total_steps
         images, similarity = sum(s.images for s in units), sum(s.similarity for s in units)
@@ -189,19 +189,19 @@ class Learner:
         return self.source.read(unit, left_out)
 
     def nothing_in(self, unit: Unit) -> UnitError:
-        """The error of a unit without any item."""
+        """The error for a unit without items."""
         noun, expected = self.source.nouns
-        return UnitError(f"{unit.url} holds no {noun}; expected {expected}")
+        return UnitError(f"no {noun} in {unit.url}; expected {expected}")
 
     def learn(self, unit: Unit, items: Iterable[Item], parts: int = 1) -> Iterator[tuple[int, Row]]:
         """Learn a prompt for every item that has an image or a text.
 
         Args:
-            parts: that the unit is cut into, if the items are those of one.
+            parts: number of parts of the unit, if the items are those of one part.
 
         Yields:
-            (index, row) for every item, in the order in which they are done; in the end once more for each whose caption
-            came late.
+            (index, row) for every item, in the order in which they finish; at the end once more for each item whose
+            caption came late.
         """
         progress = _UnitInWork(self.source.size(unit), parts)
         rejected: list[tuple[int, Row]] = []
@@ -243,7 +243,7 @@ class Learner:
             del self._in_work[id(progress)]
 
     def _with_late_captions(self, unit: Unit, late: "_LateCaptions") -> Iterator[tuple[int, Row]]:
-        """The rows again whose captions came when they were in work, or done."""
+        """Updated rows of items whose captions came after them."""
         for index, row in late.rejected.items():
             if index in late.texts:
                 yield index, dataclasses.replace(row, caption=late.texts[index])
@@ -257,7 +257,7 @@ class Learner:
 
     def _request(self, decoded: "Decoded") -> Request:
         target = decoded.pixels if decoded.pixels is not None else decoded.item.text
-        assert target is not None, "an item that is ok has an image or a text"
+        assert target is not None, "an ok item has an image or a text"
         return Request(decoded.item.key, target, decoded.own_caption, dataclasses.replace(decoded, pixels=None))
 
     def _decode(self, item: Item) -> "Decoded":
@@ -295,11 +295,11 @@ class Learner:
 
 @dataclasses.dataclass
 class _LateCaptions:
-    """Captions that come after their images, and what is needed to add them to rows without one; all by index."""
+    """Captions that come after their images, and what is needed to add them to rows; all by index."""
 
     texts: dict[int, str] = dataclasses.field(default_factory=dict)
     rows: dict[int, "tuple[Decoded, pez.Prompt, Tensor]"] = dataclasses.field(default_factory=dict)
-    """(decoded without pixels, prompt, (dim,) direction) of the rows with a prompt: some kilobytes each, as the rows have"""
+    """(decoded without pixels, prompt, (dim,) direction) of rows with a prompt but no caption; a few kilobytes each"""
     rejected: dict[int, Row] = dataclasses.field(default_factory=dict)
 
     def without_image(self, rows: list[tuple[int, Row]]) -> list[tuple[int, Row]]:
@@ -309,7 +309,7 @@ class _LateCaptions:
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """An item without its bytes, and its pixels if it has an image that could be decoded."""
+    """An item without its bytes, and its pixels if it has an image that can be decoded."""
 
     item: Item
     pixels: Tensor | None = None
@@ -320,7 +320,7 @@ class Decoded:
 
     @property
     def own_caption(self) -> str | None:
-        """The text that came with an image; a text that is shortened has none."""
+        """The text that came with an image; None for texts to shorten."""
         return self.item.caption if self.item.text is None else None
 
 

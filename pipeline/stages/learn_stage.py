@@ -18,10 +18,10 @@ class LearnStage:
     """Learn prompts for units into an output folder.
 
     Args:
-        output: what is opened as the folder; it may hold a password.
+        output: URL to open as the folder; it may contain a password.
         described: see `pipeline/description.py`.
-        retry_failed: of finished units, learn the failed rows again.
-        source: how units are read; default = as the settings say.
+        retry_failed: redo the failed rows of finished units.
+        source: how to read units; default = according to the settings.
     """
 
     settings: LearnSettings
@@ -40,7 +40,7 @@ class LearnStage:
 
 
 class LearnWorker:
-    """A CLIP, and the folder that its prompts go to."""
+    """A learner, and the folder for its prompts."""
 
     def __init__(self, learner: Learner, table: PromptTable, retry_failed: bool = False) -> None:
         self.learner, self.table, self.retry_failed = learner, table, retry_failed

@@ -1,8 +1,8 @@
-"""A large shard in parts, so that a lost actor loses little and the last shards are shared among many.
+"""Large shards in parts, so that a lost actor loses little work and the last shards are shared among many actors.
 
-out/_parts/<stem>/<i>-of-<n>.parquet   rows of the samples whose index leaves i when divided by n; written in one step
+out/_parts/<stem>/<i>-of-<n>.parquet   rows of the samples with index % n == i; written atomically
 
-When all parts are there they become the shard's Parquet and report, the same bytes as of a shard learned whole.
+When all parts are there, they are merged into the shard's Parquet file and report, with the same bytes as if learned whole.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from pipeline.table import PromptTable
 
 @dataclasses.dataclass(frozen=True)
 class PartReport:
-    """What became of one part of a shard."""
+    """The result of one part of a shard."""
 
     shard: str
     part: int
@@ -27,22 +27,22 @@ class PartReport:
     samples: int
     """of the whole shard"""
     keys: str
-    """a hash of the shard's keys in order: parts of different tars do not make a shard"""
+    """a hash of the shard's keys in order, so that parts of different tars are never merged"""
     ok: int
     similarity: float
-    """sum over the rows that are ok"""
+    """sum over the ok rows"""
     seconds: float
     fingerprint: str
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)
-    """members of the tar that are in no row of the whole shard"""
+    """members of the tar that are in no row of the whole shard, counted by reason"""
     gaps: list[int] = dataclasses.field(default_factory=list)
-    """numbers below the last sample's that no sample of the whole shard has"""
+    """indices below the last one that no sample of the whole shard has"""
     warnings: list[str] = dataclasses.field(default_factory=list)
     """see ShardReport"""
 
 
 class PartItems:
-    """Passes a part's items on and takes note of all the others."""
+    """Yields the items of a part, and counts all items."""
 
     def __init__(self, part: Part, items: Iterator[Item]) -> None:
         self.part, self.items = part, items
@@ -65,7 +65,7 @@ class PartItems:
 
 
 def finished_part(part: Part, table: PromptTable) -> PartReport | None:
-    """The report of a part that is done, or None."""
+    """The report of a finished part, or None."""
     about = table.read_metadata(_name(part))
     values = json.loads((about or {}).get(_ABOUT, b"{}"))
     if values.get("shard") != part.unit.url or values.get("fingerprint") != table.fingerprint:
@@ -74,7 +74,7 @@ def finished_part(part: Part, table: PromptTable) -> PartReport | None:
 
 
 def part_of_whole(part: Part, table: PromptTable) -> PartReport:
-    """The report of a part that is not needed, as its unit is done."""
+    """The report of a part that is not needed because its unit is done."""
     return PartReport(part.unit.url, part.index, part.parts, 0, "", 0, 0.0, 0.0, table.fingerprint)
 
 
@@ -108,10 +108,10 @@ def publish_part(
 
 
 def merge_parts(merge: Merge, table: PromptTable) -> ShardReport:
-    """Make the unit's Parquet and report of its parts, then remove them.
+    """Merge the parts of a unit into its Parquet file and report, then remove them.
 
     Raises:
-        UnitError: the parts are not of one tar, or not all there; none of them is kept then.
+        UnitError: parts are missing or come from different tars; all are removed.
     """
     unit, parts = merge.unit, merge.parts
     reports: list[PartReport] = []
@@ -122,7 +122,7 @@ def merge_parts(merge: Merge, table: PromptTable) -> ShardReport:
                 break
             rows.append(table.read_rows(_name(part)))
             reports.append(report)
-    if whole := table.finished(unit):  # another run on the same output has just merged and removed them
+    if whole := table.finished(unit):  # another run on the same output has merged and removed them
         return whole
     count = sum(len(part_rows) for part_rows in rows)
     if len(reports) < parts or len({r.keys for r in reports}) > 1 or count != reports[0].samples:
@@ -139,14 +139,14 @@ def merge_parts(merge: Merge, table: PromptTable) -> ShardReport:
 
 
 def sweep_parts(units: Sequence[Unit], table: PromptTable) -> None:
-    """Remove what other divisions and lost runs left of finished units."""
+    """Remove parts of finished units left by lost runs, or by runs with another number of parts."""
     left = table.folders("_parts")
     for unit in units:
         if unit.stem in left:
             table.remove(_folder(unit))
 
 
-_ABOUT = b"pez-part"  # of a Parquet's schema metadata
+_ABOUT = b"pez-part"  # key in the schema metadata of a Parquet file
 
 
 def _folder(unit: Unit) -> str:

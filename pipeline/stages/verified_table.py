@@ -1,9 +1,9 @@
-"""The part of an output folder that is verification's: columns of the Parquet, and files like the table's own.
+"""The results of verification in an output folder: columns of the Parquet files, and files like the table's own.
 
-out/<stem>.parquet              the same rows with the last three columns filled in, put in the place of the first
-out/_verified/<stem>.json       written after it: the marker of a verified shard
-out/_verify.json                the settings; another run may only add to the folder with the same ones
-out/_regenerated/<stem>.tar     the pictures that were made, if they are kept
+out/<stem>.parquet              the same rows with the last three columns filled in; replaces the original file
+out/_verified/<stem>.json       written after it; marks a verified shard
+out/_verify.json                the settings; runs with other settings are refused
+out/_regenerated/<stem>.tar     the generated images, if they are kept
 """
 
 import contextlib
@@ -28,17 +28,17 @@ from pipeline.table import PromptTable
 
 @dataclasses.dataclass(frozen=True)
 class Regenerated:
-    """What became of one row's prompt as pictures."""
+    """The result for the prompt of one row."""
 
     similarities: list[float | None] | None
-    """to the original, one a seed; None for a picture that the safety checker blanked"""
+    """to the original, one per seed; None for images blanked by the safety checker"""
     seeds: list[int]
     error: str | None = None
     """why there are no similarities"""
 
     @property
     def mean(self) -> float | None:
-        """Over the pictures that are there."""
+        """Mean over the images that were not blanked."""
         there = [value for value in self.similarities or () if value is not None]
         return sum(there) / len(there) if there else None
 
@@ -49,39 +49,39 @@ class Regenerated:
 
 @dataclasses.dataclass(frozen=True)
 class VerifyReport:
-    """What became of one shard's prompts as pictures."""
+    """The result for the prompts of one shard."""
 
     shard: str
     stem: str
     rows: int
-    """with a prompt"""
+    """rows with a prompt"""
     scored: int
-    """of them, those with a similarity"""
+    """rows with a similarity"""
     blanked: int
-    """pictures that the safety checker blanked"""
+    """images blanked by the safety checker"""
     seconds: float
     images_per_second: float
-    """pictures made"""
+    """generated images per second"""
     mean_similarity: float | None
-    """over the rows scored"""
+    """over the scored rows"""
     failures: list[dict[str, str]]
-    """key and reason of the first rows that could not be regenerated"""
+    """key and reason of the first rows for which no image could be generated"""
     fingerprint: str
     warnings: list[str] = dataclasses.field(default_factory=list)
-    """what was done otherwise than asked for"""
+    """see ShardReport"""
 
 
 Keep = Callable[[str, str, Sequence[Image.Image | None]], None]
-"""takes the key, the prompt and the pictures of a row"""
+"""takes the key, the prompt and the generated images of a row"""
 
 
 class VerifiedTable:
-    """The part of an output folder that tells how the prompts' pictures compare with the originals.
+    """The verification of an output folder: how images generated from its prompts compare with the originals.
 
     Args:
         prompts: the folder.
-        settings: everything that decides the added columns, as JSON values.
-        keep_images: a shard is finished only where its pictures are kept.
+        settings: everything that determines the added columns, as JSON values.
+        keep_images: a shard counts as finished only if its generated images are kept.
     """
 
     def __init__(self, prompts: PromptTable, settings: dict[str, Any], keep_images: bool = False) -> None:
@@ -89,9 +89,9 @@ class VerifiedTable:
         self.fingerprint = fingerprint(settings)
 
     def check(self) -> None:
-        """See whether this run may verify here; changes nothing.
+        """Check that this run may verify here; changes nothing.
 
-        Settings with which not one shard was verified, as of a run whose generator did not load, are left behind.
+        Earlier settings with which no shard was verified, such as those of a run whose generator did not load, are ignored.
 
         Raises:
             UserError: the folder was verified with other settings.
@@ -105,16 +105,16 @@ class VerifiedTable:
             if "generator" not in theirs:
                 raise UserError(
                     f"{self.prompts.url} was verified by an earlier version of this project; "
-                    "finish it with that version, or delete _verify.json and _verified/ there to verify it again"
+                    "finish it with that version, or delete _verify.json and _verified/ there to redo it"
                 )
             described = differences(theirs, self.settings)
             raise UserError(
                 f"{self.prompts.url} is verified with other settings: {described}; "
-                "use the same, or delete _verify.json and _verified/ there to verify anew"
+                "use the same settings, or delete _verify.json and _verified/ there to redo it"
             )
 
     def claim(self) -> None:
-        """Write the settings down.
+        """Record the settings.
 
         Raises:
             UserError: the folder is not writable, or verified with other settings.
@@ -127,21 +127,21 @@ class VerifiedTable:
             raise UserError(str(error)) from error
 
     def pending(self, shards: Sequence[Unit]) -> list[Unit]:
-        """Of shards with prompts, those that are not verified."""
+        """The shards that are not verified yet; all have prompts."""
         marked = self.prompts.names("_verified", ".json")
         with ThreadPoolExecutor(16) as pool:
             done = pool.map(lambda shard: shard.stem in marked and self.finished(shard) is not None, shards)
             return [shard for shard, verified in zip(shards, done, strict=True) if not verified]
 
     def finished(self, shard: Unit) -> VerifyReport | None:
-        """The report of a shard that is verified, or None.
+        """The report of a verified shard, or None.
 
-        The marker alone does not count: its prompts may have been learned again since.
+        The marker alone does not count, because the prompts may have been redone since.
         """
         values = self._marker(shard.stem)
         if values is None or (values.get("shard"), values.get("fingerprint")) != (shard.url, self.fingerprint):
             return None
-        if self.keep_images and not self.prompts.fs.exists(self.prompts.at(_pictures_of(shard))):
+        if self.keep_images and not self.prompts.fs.exists(self.prompts.at(_images_of(shard))):
             return None
         about = json.loads((self.prompts.read_metadata(f"{shard.stem}.parquet") or {}).get(_ABOUT, b"{}"))
         if about.get("fingerprint") != self.fingerprint:
@@ -154,17 +154,17 @@ class VerifiedTable:
             return None
 
     def _marker(self, stem: str) -> dict[str, Any] | None:
-        """What the marker of a shard says, None where there is none or it is damaged."""
+        """The contents of a shard's marker; None if it is missing or damaged."""
         try:
             return self.prompts.read_json(f"_verified/{stem}.json")
         except DamagedError:
             return None
 
     def _of_others(self) -> dict[str, Any] | None:
-        """The settings written down, if they are not these."""
+        """The recorded settings, if they differ from these."""
         try:
             written = self.prompts.read_json("_verify.json")
-        except DamagedError:  # it is written again; the markers tell which shards are done
+        except DamagedError:  # it is rewritten; the markers show which shards are done
             return None
         return written if written is not None and written.get("fingerprint") != self.fingerprint else None
 
@@ -177,25 +177,25 @@ class VerifiedTable:
         seconds: float,
         warnings: Sequence[str] = (),
     ) -> VerifyReport:
-        """Write a shard's rows again with the columns of verification filled in, then the marker.
+        """Rewrite a shard's rows with the columns of verification filled in, then write the marker.
 
         Args:
             rows: of the shard, as read.
-            found: by key, for each row with a prompt.
+            found: results by key, for each row with a prompt.
             about: fields of `regeneration` that are the same in each row.
 
         Raises:
-            OutputError: the folder does not take them, or another run with other settings claimed it meanwhile.
+            OutputError: a file cannot be written, or another run with other settings has claimed the folder.
         """
         if self._of_others() is not None:
-            raise OutputError(f"{self.prompts.url} was claimed meanwhile by a run with other settings of verification")
+            raise OutputError(f"{self.prompts.url} was claimed by another run with different settings of verification")
         results = [found.get(key) for key in rows["key"].to_pylist()]
         columns: list[list[Any]] = [
             [r and r.mean for r in results],
             [r and r.similarities for r in results],
             [r and {**about, "seeds": r.seeds, "blanked": r.blanked, "error": r.error} for r in results],
         ]
-        # A Parquet of an earlier version of ours has no such columns.
+        # Parquet files of earlier versions have no such columns.
         plain = rows.select([name for name in rows.column_names if name not in VERIFIED.names])
         for field, values in zip(VERIFIED, columns, strict=True):
             plain = plain.append_column(field, pa.array(values, field.type))
@@ -209,21 +209,21 @@ class VerifiedTable:
         return report
 
     @contextlib.contextmanager
-    def pictures(self, shard: Unit) -> Iterator[Keep]:
-        """Where a shard's pictures go: a WebDataset beside the table, or nowhere."""
+    def images(self, shard: Unit) -> Iterator[Keep]:
+        """A function that stores a shard's generated images: in a WebDataset beside the table, or nowhere."""
         if not self.keep_images:
-            yield lambda key, prompt, pictures: None
+            yield lambda key, prompt, images: None
             return
         import webdataset as wds  # takes seconds
 
         with (
-            self.prompts.file(_pictures_of(shard)) as file,
+            self.prompts.file(_images_of(shard)) as file,
             wds.TarWriter(file, mtime=0.0, user="pez", group="pez") as tar,
         ):
 
-            def keep(key: str, prompt: str, pictures: Sequence[Image.Image | None]) -> None:
-                endings = ["png"] if len(pictures) == 1 else [f"{i}.png" for i in range(len(pictures))]
-                there = {e: _png(p) for e, p in zip(endings, pictures, strict=True) if p is not None}
+            def keep(key: str, prompt: str, images: Sequence[Image.Image | None]) -> None:
+                extensions = ["png"] if len(images) == 1 else [f"{i}.png" for i in range(len(images))]
+                there = {e: _png(i) for e, i in zip(extensions, images, strict=True) if i is not None}
                 if there:
                     tar.write({"__key__": key, **there, "txt": prompt})
 
@@ -247,14 +247,14 @@ class VerifiedTable:
         )
 
 
-_ABOUT = b"pez-verify"  # of a Parquet's schema metadata
+_ABOUT = b"pez-verify"  # key in the schema metadata of a Parquet file
 
 
-def _pictures_of(shard: Unit) -> str:
+def _images_of(shard: Unit) -> str:
     return f"_regenerated/{shard.stem}.tar"
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()

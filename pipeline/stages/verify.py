@@ -1,6 +1,6 @@
-"""Verification of one shard: prompts, pictures of them, and how near those are to the originals.
+"""Verification of one shard: generate images from its prompts, and compare them with the originals.
 
-The prompts are read from the shard's Parquet, the originals from its tar; the same Parquet gets the columns of the result.
+The prompts are read from the shard's Parquet file and the originals from its unit; the results are added as columns.
 """
 
 import dataclasses
@@ -21,47 +21,47 @@ from pez.generators.files import check_generator, find_generator
 from pez.images import decode_image
 from pez.models.load import check_model, load_clip
 from pez.models.names import carries_weights
-from pez.regeneration import Generator, load_generator, picture_similarities, seed_for
+from pez.regeneration import Generator, image_similarities, load_generator, seed_for
 from pez.settings import GeneratorPrecision
 from pipeline.description import chosen, model_of
 from pipeline.errors import one_line
 from pipeline.run import warning_log
-from pipeline.settings import PaintSettings, VerifySettings
+from pipeline.settings import GeneratorSettings, VerifySettings
 from pipeline.sources.ahead import ahead, batches
 from pipeline.sources.base import Item, LateCaption, Source, Unit, UnitError
 from pipeline.sources.choice import image_source_of
 from pipeline.stages.verified_table import Keep, Regenerated, VerifiedTable, VerifyReport
 from pipeline.table import PromptTable
 
-Painting = TypeVar("Painting", bound=PaintSettings)
+Chosen = TypeVar("Chosen", bound=GeneratorSettings)
 
 _IMAGES_AT_ONCE = 16  # the image tower's batch, see pez.models.clip
 
 
 @dataclasses.dataclass
 class VerifyProgress:
-    """Counts of the shard in work, for people."""
+    """Progress of the current shard, for display."""
 
     images: int = 0
     """rows done"""
     scored: int = 0
     """rows with a similarity"""
     similarity: float = 0.0
-    """sum over the rows with one"""
+    """sum over these rows"""
     of: int = 0
     """rows of the shard"""
 
 
 def verify_unit(shard: Unit, verifier: "Verifier", table: VerifiedTable) -> VerifyReport:
-    """Paint a shard's prompts, compare the pictures with the originals, and add the columns that tell.
+    """Generate images from a shard's prompts, compare them with the originals, and add the columns with the results.
 
     Raises:
-        UnitError: the shard has no prompts yet, its tar cannot be read to its end, or the generator fails for any prompt.
+        UnitError: the shard has no prompts yet, it cannot be read to its end, or the generator fails for every prompt.
     """
-    if report := table.finished(shard):  # an earlier run, or an actor that was lost after its last act
+    if report := table.finished(shard):  # by an earlier run, or by an actor that was lost after publishing
         return report
     if table.prompts.finished(shard) is None:
-        raise UnitError(f"{shard.url} has no prompts in {table.prompts.url}; run jobs.caption first")
+        raise UnitError(f"{shard.url} has no prompts in {table.prompts.url}; run pez caption first")
     start = time.monotonic()
     rows = table.prompts.read(shard)
     columns = (rows[name].to_pylist() for name in ("key", "prompt", "status"))
@@ -69,31 +69,29 @@ def verify_unit(shard: Unit, verifier: "Verifier", table: VerifiedTable) -> Veri
     source = image_source_of(table.prompts.settings)
     try:
         # published only on a clean exit
-        with table.pictures(shard) as keep, warning_log.recording() as warnings:
+        with table.images(shard) as keep, warning_log.recording() as warnings:
             found = dict(verifier.verify(shard, prompts, source, keep))
     except UnreadError as error:
         if "://" not in shard.url or shard.source != shard.url:
             raise
-        raise UnitError(
-            f"{error}; if it needs a signature, run jobs.verify with --input and the signed address"
-        ) from None
+        raise UnitError(f"{error}; if it needs a signature, run pez verify with --input and the signed URL") from None
     except torch.OutOfMemoryError as error:
-        raise UnitError(f"out of memory with one picture at a time ({one_line(error)}); take a larger GPU") from error
+        raise UnitError(f"out of memory with one image at a time ({one_line(error)}); use a larger GPU") from error
     return table.publish(shard, rows, found, verifier.about, time.monotonic() - start, [*verifier.opening, *warnings])
 
 
 class Verifier:
-    """A generator and the CLIP that compares; one in each actor.
+    """A generator and a judge; one per actor.
 
     Args:
         guide: name of the model that the prompts were learned with.
-        threads: that decode images.
+        threads: number of threads that decode images.
     """
 
     def __init__(
         self, settings: VerifySettings, guide: str, device: str | torch.device = "cpu", threads: int = 2
     ) -> None:
-        assert settings.verify is not None, "verification is asked for"
+        assert settings.verify is not None, "verification is requested"
         self.settings, self.threads = settings, threads
         name, pretrained = score_model(settings, guide)
         with warning_log.recording() as self.opening:
@@ -111,12 +109,12 @@ class Verifier:
     def verify(
         self, shard: Unit, prompts: Mapping[str, str], source: Source, keep: Keep
     ) -> Iterator[tuple[str, Regenerated]]:
-        """Paint each prompt and compare the pictures with the original.
+        """Generate images from each prompt and compare them with the original.
 
         Args:
             prompts: by key.
             source: how the shard was read when its prompts were learned.
-            keep: is given each key's pictures.
+            keep: called with the generated images of each key.
 
         Yields:
             (key, result) for every key of the prompts.
@@ -127,7 +125,7 @@ class Verifier:
         seeds = {key: [seed_for(self.settings.verify_seed, key, n) for n in range(count)] for key in prompts}
         wanted = []
         for key in prompts:
-            original = originals.get(key, "its picture is not in the shard any more")
+            original = originals.get(key, "its image is no longer in the shard")
             if isinstance(original, str):
                 yield key, self._failed(seeds[key], original)
             else:
@@ -135,17 +133,17 @@ class Verifier:
 
         waiting: list[tuple[Image.Image | str | None, float | None]] = []
         for batch in batches(wanted, -(-_IMAGES_AT_ONCE // self.settings.verify_batch) * self.settings.verify_batch):
-            painted = self._paint([prompts[key] for key, _, _ in batch], [seed for _, seed, _ in batch])
-            pictures = [None if isinstance(picture, str) else picture for picture in painted]
-            cosines = picture_similarities(self.judge, torch.stack([original for _, _, original in batch]), pictures)
-            for (key, _, _), picture, cosine in zip(batch, painted, cosines, strict=True):
-                waiting.append((picture, cosine))
+            generated = self._generate([prompts[key] for key, _, _ in batch], [seed for _, seed, _ in batch])
+            images = [None if isinstance(image, str) else image for image in generated]
+            cosines = image_similarities(self.judge, torch.stack([original for _, _, original in batch]), images)
+            for (key, _, _), image, cosine in zip(batch, generated, cosines, strict=True):
+                waiting.append((image, cosine))
                 if len(waiting) == count:
                     yield key, self._result(key, prompts[key], seeds[key], waiting, keep)
                     waiting = []
 
     def _originals(self, shard: Unit, keys: Mapping[str, str], source: Source) -> dict[str, Tensor | str]:
-        """Features of the shard's pictures, (dim,) each, or why there is none; the pictures themselves are not held."""
+        """Features of the originals, (dim,) each, or the reason why there are none. The images are not kept in memory."""
         items = (item for item in _read(shard, source) if item.key in keys)
         found: dict[str, Tensor | str] = {}
         for batch in batches(ahead(items, self._decode, self.threads, 2 * _IMAGES_AT_ONCE), _IMAGES_AT_ONCE):
@@ -164,32 +162,32 @@ class Verifier:
         except ValueError as error:
             return item.key, str(error)
 
-    def _paint(self, prompts: list[str], seeds: list[int]) -> list[Image.Image | str | None]:
-        """Pictures, None for those that were blanked, or the reason why there is none."""
+    def _generate(self, prompts: list[str], seeds: list[int]) -> list[Image.Image | str | None]:
+        """Images; None for blanked ones, or the reason why there is none."""
         try:
             return list(self.generator.images(prompts, seeds))
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # whatever a prompt makes some model raise
-            return self._paint_alone(prompts, seeds)
+        except Exception:  # whatever a prompt makes a model raise
+            return self._generate_singly(prompts, seeds)
 
-    def _paint_alone(self, prompts: list[str], seeds: list[int]) -> list[Image.Image | str | None]:
-        """Find the prompts that cannot be painted."""
-        painted: list[Image.Image | str | None] = []
+    def _generate_singly(self, prompts: list[str], seeds: list[int]) -> list[Image.Image | str | None]:
+        """Generate one image at a time, to find the prompts for which this fails."""
+        generated: list[Image.Image | str | None] = []
         for prompt, seed in zip(prompts, seeds, strict=True):
             try:
-                painted += self.generator.images([prompt], [seed])
+                generated += self.generator.images([prompt], [seed])
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
-                painted.append(one_line(error))
-        reason = next((picture for picture in painted if isinstance(picture, str)), None)
+                generated.append(one_line(error))
+        reason = next((image for image in generated if isinstance(image, str)), None)
         if reason is not None:
             try:
                 self.generator.images(["a photo"], [0])
             except Exception as error:  # no prompt is to blame
                 raise UnitError(f"the generator {self.settings.verify} fails: {reason}") from error
-        return painted
+        return generated
 
     def _result(
         self,
@@ -199,10 +197,10 @@ class Verifier:
         made: list[tuple[Image.Image | str | None, float | None]],
         keep: Keep,
     ) -> Regenerated:
-        error = next((picture for picture, _ in made if isinstance(picture, str)), None)
+        error = next((image for image, _ in made if isinstance(image, str)), None)
         if error is not None:
             return self._failed(seeds, error)
-        keep(key, prompt, [picture for picture, _ in made if not isinstance(picture, str)])
+        keep(key, prompt, [image for image, _ in made if not isinstance(image, str)])
         result = Regenerated([cosine for _, cosine in made], seeds)
         self.progress.images += 1
         if result.mean is not None:
@@ -216,7 +214,7 @@ class Verifier:
 
 
 class UnreadError(UnitError):
-    """A shard's pictures cannot be read again."""
+    """The originals of a shard cannot be read."""
 
 
 def _read(shard: Unit, source: Source) -> Iterator[Item]:
@@ -226,13 +224,13 @@ def _read(shard: Unit, source: Source) -> Iterator[Item]:
         raise UnreadError(str(error)) from error
 
 
-def generator_of(settings: PaintSettings, device: str | torch.device) -> Generator:
-    """The text-to-image model that the settings name.
+def generator_of(settings: GeneratorSettings, device: str | torch.device) -> Generator:
+    """The text-to-image model named by the settings.
 
     Raises:
-        UserError: it does not load, or has a precision that the device cannot compute.
+        UserError: it does not load, or the device does not support its precision.
     """
-    assert settings.verify is not None, "verification is asked for"
+    assert settings.verify is not None, "verification is requested"
     return load_generator(
         settings.verify,
         device,
@@ -245,8 +243,8 @@ def generator_of(settings: PaintSettings, device: str | torch.device) -> Generat
     )
 
 
-def resolved(settings: Painting) -> Painting:
-    """The settings with files and folders as absolute paths: an actor's working directory is another one."""
+def resolved(settings: Chosen) -> Chosen:
+    """The settings with absolute paths, because actors have another working directory."""
     changes: dict[str, Any] = {}
     if settings.verify and settings.verify != "demo" and (path := Path(settings.verify).expanduser()).exists():
         changes["verify"] = str(path.absolute())
@@ -259,17 +257,17 @@ def resolved(settings: Painting) -> Painting:
 
 
 def check_verification(
-    settings: PaintSettings, guide: str, guide_pretrained: str, device: str | torch.device | None = None
+    settings: GeneratorSettings, guide: str, guide_pretrained: str, device: str | torch.device | None = None
 ) -> None:
-    """Find what is wrong with the settings before any work, and warn where the guide judges its own prompts.
+    """Find problems with the settings before any work, and warn if the guide judges its own prompts.
 
     Args:
         guide: name of the model that the prompts are learned with.
-        device: where the pictures are made, if it is known yet.
+        device: that generates the images, if it is known yet.
 
     Raises:
-        UserError: no generator, one that is not text-to-image or not whole, a precision that the device cannot compute, or
-            no such CLIP; one line.
+        UserError: no generator is named, it is incomplete or not a text-to-image model, the device does not support the
+            precision, or there is no such CLIP.
     """
     if settings.verify is None:
         raise UserError("no generator is named; expected --verify demo, ORG/MODEL, a folder or a .safetensors file")
@@ -279,11 +277,11 @@ def check_verification(
         _precision(settings, device)
     check_generator(settings.verify, settings.verify_scheduler, settings.verify_variant, settings.guidance)
     if name == guide and (carries_weights(name) or pretrained == guide_pretrained):
-        warnings.warn(f"{name} guides the prompts and scores their pictures too: it favours its own", stacklevel=2)
+        warnings.warn(f"{name} is both guide and judge, so it favors its own prompts", stacklevel=2)
 
 
-def score_model(settings: PaintSettings, guide: str) -> tuple[str, str]:
-    """Name and weights of the CLIP that compares.
+def score_model(settings: GeneratorSettings, guide: str) -> tuple[str, str]:
+    """Name and weights of the judge.
 
     Raises:
         UserError: an open_clip name without weights.
@@ -301,12 +299,12 @@ def score_model(settings: PaintSettings, guide: str) -> tuple[str, str]:
 
 
 def describe_verification(settings: VerifySettings, guide: str, device: str) -> dict[str, object]:
-    """What decides the added columns, as JSON values, for the fingerprint.
+    """What determines the added columns, as JSON values, for the fingerprint.
 
     Raises:
-        UserError: a precision that the device cannot compute.
+        UserError: the device does not support the precision.
     """
-    names = {field.name for field in dataclasses.fields(PaintSettings)} - _NOT_OF_THE_GENERATOR
+    names = {field.name for field in dataclasses.fields(GeneratorSettings)} - _NOT_OF_THE_GENERATOR
     if not _variant_matters(settings):
         names.remove("verify_variant")
     name, pretrained = score_model(settings, guide)
@@ -320,22 +318,21 @@ def describe_verification(settings: VerifySettings, guide: str, device: str) -> 
 _NOT_OF_THE_GENERATOR = {"score_model", "score_pretrained", "verify_batch", "verify_precision"}
 
 
-def _variant_matters(settings: PaintSettings) -> bool:
-    """True where the variant that is named is other weights than those that are loaded without naming one."""
+def _variant_matters(settings: GeneratorSettings) -> bool:
+    """Whether the named variant differs from the weights that are loaded by default."""
     if settings.verify is None or settings.verify_variant is None:
         return False
     try:
         return find_generator(settings.verify).variant != settings.verify_variant
-    except UserError:  # several, of which one must be named
+    except UserError:  # there are several, and one must be named
         return True
 
 
 def verified_table(table: PromptTable, settings: VerifySettings, device: str) -> VerifiedTable:
-    """The columns to add to a table, checked against those that an earlier run added.
+    """The verification of a table, checked against that of an earlier run.
 
     Raises:
-        UserError: those were added with other settings.
-        UserError: a precision that the device cannot compute.
+        UserError: the earlier run had other settings, or the device does not support the precision.
     """
     about = describe_verification(settings, model_of(table.settings).model, device)
     verified = VerifiedTable(table, about, settings.keep_images)
@@ -343,8 +340,8 @@ def verified_table(table: PromptTable, settings: VerifySettings, device: str) ->
     return verified
 
 
-def _precision(settings: PaintSettings, device: str | torch.device) -> GeneratorPrecision:
+def _precision(settings: GeneratorSettings, device: str | torch.device) -> GeneratorPrecision:
     cpu = torch.device(device).type == "cpu"
     if cpu and settings.verify_precision == "fp16":
-        raise UserError("verify_precision is fp16, which a CPU cannot compute; expected fp32 or bf16")
+        raise UserError("verify_precision is fp16, which a CPU does not support; expected fp32 or bf16")
     return settings.verify_precision or ("fp32" if cpu else "fp16")

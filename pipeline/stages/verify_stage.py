@@ -16,7 +16,7 @@ class VerifyStage:
     """Verify the prompts of an output folder.
 
     Args:
-        output: what is opened as the folder; it may hold a password.
+        output: URL to open as the folder; it may contain a password.
         prompts, verified: descriptions of the prompts and of their verification.
     """
 
@@ -28,7 +28,7 @@ class VerifyStage:
 
     @classmethod
     def of(cls, settings: VerifySettings, table: VerifiedTable) -> "VerifyStage":
-        """The stage that fills in a table's columns."""
+        """The stage that fills in the columns of a table."""
         return cls(settings, table.prompts.source, table.prompts.settings, table.settings)
 
     def open(self, device: str, threads: int) -> "VerifyWorker":

@@ -1,4 +1,4 @@
-"""Seconds of units of work that one worker does side by side."""
+"""Seconds per unit of work, for a worker that processes several concurrently."""
 
 import contextlib
 import threading
@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 
 class WorkClock:
-    """Seconds that each of several units takes, where a second in which two are in work counts half for each.
+    """Seconds that each of several units takes. A second in which two are processed counts half for each.
 
-    So the seconds of all units add up to those of the worker, and tell its throughput.
+    So the seconds of all units add up to those of the worker, and give its throughput.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -18,7 +18,7 @@ class WorkClock:
 
     @contextlib.contextmanager
     def work(self) -> Iterator[Callable[[], float]]:
-        """Around the work on one unit; yields a function that returns its seconds so far."""
+        """Measure the work on one unit; yields a function that returns its seconds so far."""
         start = self._share(+1)
         try:
             yield lambda: self._share() - start

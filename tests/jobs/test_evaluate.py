@@ -14,7 +14,7 @@ import pez
 from jobs import command
 from jobs.evaluate import EvaluateJob, evaluate
 from pez.demo import scenes
-from pez.regeneration import Generator, load_generator, picture_similarities, seed_for
+from pez.regeneration import Generator, image_similarities, load_generator, seed_for
 
 Told = tuple[int, str, str]
 Run = Callable[..., Told]
@@ -53,7 +53,7 @@ def test_several_pictures_of_a_prompt_count_as_their_mean(
     for key, scene, feature in zip(("00000", "00001"), originals, features, strict=True):
         seeds = [seed_for(0, key, n) for n in range(3)]
         made = generator.images([scenes.caption(scene)] * 3, seeds)
-        means.append(sum(s or 0 for s in picture_similarities(judge, feature.expand(3, -1), made)) / 3)
+        means.append(sum(s or 0 for s in image_similarities(judge, feature.expand(3, -1), made)) / 3)
     found = figures(tmp_path / "figures.json")["caption"]["regenerated"]
     assert found["mean"] == pytest.approx(sum(means) / 2, abs=1e-4)
     assert f"{found['mean']:.3f} ± {found['interval']:.3f}" in told
@@ -121,7 +121,7 @@ def test_figures_that_cannot_be_written_in_the_end_are_shown_all_the_same(
         (["--demo", "--json", "{tmp}/a", "--picture", "{tmp}/a"], "expected two files"),
         (["--demo", "--keep-images"], "--keep-images"),
         (["--demo", "--verify-images", 0], "--verify-images is 0"),
-        (["--demo", "--verify-precision", "fp16", "--device", "cpu"], "which a CPU cannot compute"),
+        (["--demo", "--verify-precision", "fp16", "--device", "cpu"], "which a CPU does not support"),
         (["--demo", "--verify", "{tmp}"], "no pipeline in {tmp}"),
         (["--demo", "--verify-variant", "fp16"], "has no variant 'fp16'"),
         (["--demo", "--allowlist", "qqqqxzqq"], "'qqqqxzqq'"),

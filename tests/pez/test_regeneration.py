@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
 import pez
-from pez.regeneration import Generator, load_generator, picture_similarities, seed_for
+from pez.regeneration import Generator, image_similarities, load_generator, seed_for
 from pez.settings import Scheduler
 
 PROMPTS = ["a red square", "huge green star at the top", "small pink heart", "yellow circle " * 20, "?", "blue moon"]
@@ -142,7 +142,7 @@ def test_similarity_is_one_for_the_same_picture_and_none_for_a_blanked_one(
     demo_clip: pez.Clip, images: list[Image.Image]
 ) -> None:
     originals = demo_clip.image_features(images[:3])
-    same, blanked, other = picture_similarities(demo_clip, originals, [images[0], None, images[0]])
+    same, blanked, other = image_similarities(demo_clip, originals, [images[0], None, images[0]])
     assert same == pytest.approx(1.0, abs=1e-5)
     assert blanked is None
     assert other == pytest.approx(float(originals[0] @ originals[2]), abs=1e-5)

@@ -127,7 +127,7 @@ def test_a_tar_with_other_keys_is_not_mixed_in(
     before = Path(f"{table.url}/a.parquet").read_bytes()
     make_tar("in/a.tar", [("new.png", encoded(images[9])), *members(images)])
     with pytest.raises(
-        UnitError, match="other keys than when its prompts were learned; remove .*a.parquet to learn all"
+        UnitError, match="the keys of .* have changed since its prompts were learned; remove .*a.parquet to redo all"
     ):
         learn_unit(shard, learner, table, retry_failed=True)
     assert Path(f"{table.url}/a.parquet").read_bytes() == before

@@ -1,4 +1,4 @@
-"""Memory that runs short: Ray ends actors, for which no shard can be blamed."""
+"""Memory that runs short: Ray kills actors, for which no shard can be blamed."""
 
 import os
 import re
@@ -60,7 +60,7 @@ def test_what_ray_writes_of_memory_becomes_a_few_words() -> None:
         "1.75GB used / 23.54GB limit (0.074461)\nOOM kill reason: Memory usage 1878020096B exceeded threshold of "
         "505521248B (2.0% of 25276063744B limit)\nObject store memory usage: [- objects spillable: 0\n"
     )
-    line = "memory ran short on node 10.0.0.7 (1.75GB of 23.54GB used, Ray ends actors above 2.0%)"
+    line = "memory ran short on node 10.0.0.7 (1.75GB of 23.54GB used, Ray kills actors above 2.0%)"
     assert memory_shortage(error) == line
     assert memory_shortage(OutOfMemoryError("other words of another Ray")) == "memory ran short"
     assert memory_shortage(RayActorError()) is None
@@ -76,7 +76,7 @@ def test_memory_that_stays_short_ends_the_job_with_a_reason_for_each_shard(
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    reason = r"learning: memory ran short on node 127.0.0.1 \(.* of .* used, Ray ends actors above 1.0%\)"
+    reason = r"learning: memory ran short on node 127.0.0.1 \(.* of .* used, Ray kills actors above 1.0%\)"
     for tar in scene_tars:
         assert len([x for x in lines if re.fullmatch(rf"failed: {re.escape(tar)}: {reason} \(3 attempts\)", x)]) == 1
     assert [line for line in lines if "fewer --actors or smaller --lanes need less memory" in line]

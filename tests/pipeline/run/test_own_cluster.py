@@ -75,8 +75,8 @@ def test_a_node_that_does_not_share_the_disk_is_found_out_before_work(
     assert (output.returncode, inputs.returncode) == (2, 2)
     [line] = [line for line in output.stderr.splitlines() if line]
     assert line.startswith("error: on node ")
-    assert f"the output {user}/prompts is not the one that the job was started with; share that disk" in line
-    assert f"the input {user}/shards/scenes-0.tar is not the one" in inputs.stderr
+    assert f"the output {user}/prompts is not the same as on the machine that started the job; share that disk" in line
+    assert f"the input {user}/shards/scenes-0.tar is not the same" in inputs.stderr
     assert mended.returncode == 0, mended.stdout + mended.stderr  # nothing had claimed the output with other settings
     assert pq.read_table(user / "prompts").num_rows == 12
 
@@ -104,7 +104,7 @@ def test_a_submitted_job_writes_where_the_user_sees_it_or_is_refused(
     relative = submitted("prompts")
     assert relative.returncode != 0
     assert "error: --output prompts is in the folder that Ray unpacks for a submitted job" in relative.stdout
-    assert "give an absolute path on a disk that all nodes share, or an object store" in relative.stdout
+    assert "pass an absolute path on a disk that all nodes share, or a URL in an object store" in relative.stdout
     absolute = submitted(str(user / "prompts"))
     assert absolute.returncode == 0, absolute.stdout + absolute.stderr
     assert pq.read_table(user / "prompts").num_rows == 12

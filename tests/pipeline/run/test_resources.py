@@ -60,9 +60,9 @@ def test_verifiers_fit_beside_or_after_the_actors_that_learn(
             {"gpus_per_actor": 1.0},
             "cpu",
             Resources(8, 64),
-            "gpus_per_actor is 1 and device is cpu; leave one of them out",
+            "gpus_per_actor is 1 and device is cpu; omit one of them",
         ),
-        ({"gpus_per_actor": 1.5}, None, Resources(8, 64), "gpus_per_actor is 1.5; expected a whole number"),
+        ({"gpus_per_actor": 1.5}, None, Resources(8, 64), "gpus_per_actor is 1.5; expected an integer"),
     ],
 )
 def test_what_no_machine_will_ever_give_is_refused(

@@ -32,7 +32,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_an_output_in_a_submitted_package_is_refused(package: Path, output: str) -> None:
     with pytest.raises(
-        UserError, match="folder that Ray unpacks .* give an absolute path on a disk that all nodes share"
+        UserError, match="folder that Ray unpacks .* pass an absolute path on a disk that all nodes share"
     ):
         check_outside_package([output.format(package=package)], "output")
 
@@ -50,7 +50,7 @@ def test_the_disk_of_the_driver_is_known_again_and_nothing_stays_behind(tmp_path
     with shared_disk.shared_disk(table, shards) as disk:
         disk.check("here")
         tar.write_bytes(b"another one")
-        with pytest.raises(UserError, match=f"on node here the input {tar} is not the one"):
+        with pytest.raises(UserError, match=f"on node here the input {tar} is not the same"):
             disk.check("here")
     assert [path.name for path in (tmp_path / "out").iterdir()] == []
 
@@ -62,7 +62,7 @@ def test_a_folder_of_the_same_name_is_not_the_output(tmp_path: Path) -> None:
     with shared_disk.shared_disk(table, []) as disk:
         (tmp_path / "out").rename(tmp_path / "driver's")
         PromptTable(str(tmp_path / "out"), {}).claim()
-        with pytest.raises(UserError, match=rf"on node 10.0.0.2 the output {tmp_path}/out is not the one .*s3://"):
+        with pytest.raises(UserError, match=rf"on node 10.0.0.2 the output {tmp_path}/out is not the same .*s3://"):
             disk.check("10.0.0.2")
 
 

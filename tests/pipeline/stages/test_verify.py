@@ -209,7 +209,7 @@ def test_settings_without_a_verified_shard_may_be_claimed_anew(
     slower = verified(table, guidance=7.5)
     slower.claim()
     verified(table).claim()
-    with pytest.raises(OutputError, match="claimed meanwhile by a run with other settings of verification"):
+    with pytest.raises(OutputError, match="claimed by another run with different settings of verification"):
         verify_unit(shard, verifier, slower)  # what it has painted is not mixed with the others
     assert rows_of(table)[0]["regeneration"] is None
     verify_unit(shard, verifier, verified(table))
@@ -335,7 +335,7 @@ def test_a_signature_that_ran_out_is_given_anew(
         thread.join()
         server.server_close()
     assert [status for status, _ in told] == [1, 1, 0]
-    assert "if it needs a signature, run jobs.verify with --input and the signed address" in told[0][1]
+    assert "if it needs a signature, run pez verify with --input and the signed URL" in told[0][1]
     assert url in told[1][1]
     assert not any(word in text for _, text in told for word in ("OLDER", "TODAY"))
     assert rows_of(table)[0]["regenerated_similarity"] is not None
@@ -422,7 +422,7 @@ def test_a_picture_that_left_the_shard_is_told(
     verify_unit(shard, verifier, verified(table))
     errors = {row["key"]: (row["regeneration"] or {}).get("error") for row in rows_of(table)}
     assert errors["000"] is None
-    assert errors["001"] == "its picture is not in the shard any more"
+    assert errors["001"] == "its image is no longer in the shard"
     assert str(errors["002"]).startswith("cannot decode the image")
 
 
@@ -439,7 +439,7 @@ def test_a_row_does_not_depend_on_the_others(
 
 
 def test_prompts_that_are_not_there_are_asked_for(table: PromptTable, verifier: Verifier) -> None:
-    with pytest.raises(UnitError, match="x.tar has no prompts in .*; run jobs.caption first"):
+    with pytest.raises(UnitError, match="x.tar has no prompts in .*; run pez caption first"):
         verify_unit(Unit("x.tar", "x"), verifier, verified(table))
 
 
@@ -462,7 +462,7 @@ def test_the_default_score_model_is_not_the_guide() -> None:
 
 
 def test_a_guide_that_scores_its_own_prompts_is_warned_of() -> None:
-    with pytest.warns(UserWarning, match="demo guides the prompts and scores their pictures too"):
+    with pytest.warns(UserWarning, match="demo is both guide and judge"):
         check_verification(VerifySettings(verify="demo", score_model="demo"), "demo", "none")
 
 
@@ -478,7 +478,7 @@ def test_a_guide_that_scores_its_own_prompts_is_warned_of() -> None:
         ("caption", ["--demo", "--verify", "demo", "--score-model", "ViT-Z"], "no weights are named for the score"),
         ("caption", ["--demo", "--verify", "demo", "--score-model", "local-dir:{tmp}"], "expected an open_clip folder"),
         ("caption", ["--demo", "--verify", "demo", "--verify-precision", "fp16", "--device", "cpu"],
-         "verify_precision is fp16, which a CPU cannot compute"),
+         "verify_precision is fp16, which a CPU does not support"),
         ("verify", ["--verify", "demo"], "no _run.json in {tmp}/out; expected the output of python -m jobs.caption"),
     ],
 )  # fmt: skip
