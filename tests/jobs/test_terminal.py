@@ -266,7 +266,7 @@ def test_the_line_tells_the_time_that_verification_takes() -> None:
     clock.now = 50.0
     progress.look([VerifyProgress(images=25, scored=25, similarity=20.0, of=100)])
     assert progress.line().startswith("verified 0/2 shards  25 prompts  mean regenerated similarity 0.800")
-    assert progress.line().endswith("25 of 100 in work  5 min 50 s left")
+    assert progress.line().endswith("25 of 100 in progress  5 min 50 s left")
 
 
 def test_a_learner_counts_the_steps_of_what_it_has_in_work(scene_tars: list[str]) -> None:
@@ -368,5 +368,5 @@ def test_a_demo_without_a_place_is_one_line(tmp_path: Path, monkeypatch: pytest.
     other.chmod(0o777)  # others could put their tars there
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="no place for the demo's pictures .* set XDG_CACHE_HOME to a folder of yours"):
+    with pytest.raises(UserError, match="no place for the demo's images .* set XDG_CACHE_HOME to a writable folder"):
         demo_shards()
