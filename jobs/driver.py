@@ -1,7 +1,7 @@
-"""What the commands that learn prompts into tables share: from the input to the mark of a job that is done.
+"""The common part of the commands that learn prompts into tables, from the input to the `_SUCCESS` file.
 
-Settings are checked before any work; units that an earlier run finished are left alone; the rest is learned, on Ray or in this
-process, and verified if that is asked for; then what happened is printed.
+Settings are checked before any work. Units finished by an earlier run are skipped; the rest is learned, on Ray or in this
+process, and verified if requested. Then the results are printed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pipeline.table import PromptTable
 
 _READS_AT_ONCE = 32
-_EARLIER = 256  # reports of finished units that are read again, for the counts of what was left out
+_EARLIER = 256  # reports of earlier runs that are read at most, to count what was left out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class TableJob(RunOptions):
     settings: LearnSettings
     method: pez.PezSettings
     find: Callable[[Counter[str]], Found]
-    """from a counter of what is left out to the units of the input"""
+    """finds the units of the input; counts files left out, by reason"""
     output: str
     bookkeeping: Bookkeeping | None = None
     retry_failed: bool = False
@@ -57,7 +57,7 @@ class TableJob(RunOptions):
     noun: str = "image"
     """what prompts are learned for"""
     note: str | None = None
-    """a line to print before the work"""
+    """a line to print before any work"""
 
 
 def run(job: TableJob) -> int:
@@ -97,16 +97,16 @@ def run(job: TableJob) -> int:
             plans = _plans(job)
             device, verify_device = (plan.device for plan in plans)
         job = dataclasses.replace(job, settings=job.settings.on(device))
-        activity.now(f"looking into {job.output}")
+        activity.now(f"checking {job.output}")
         described = describe(job.settings, job.method, device)
         columns = source_of(job.settings).columns
         table = PromptTable(job.output, described, job.bookkeeping, in_full(job.settings, job.method, device), columns)
         table.check()
         done, pending = table.divide(units, job.retry_failed)
-        units = [*done, *pending]  # with the stems that they have in this folder
+        units = [*done, *pending]  # with their stems in this folder
         verified = verified_table(table, job.verification, verify_device) if verifies else None
         work = _Work(table, found, units, pending, verified, verified.pending(done) if verified else [])
-        if job.local or not cluster_address(job.cluster):  # nodes elsewhere may have what is not here
+        if job.local or not cluster_address(job.cluster):  # other nodes may have weights that are not here
             if work.pending:
                 check_reachable(job.settings.model, job.settings.pretrained)
             if verifies and (work.pending or work.unverified):
@@ -145,24 +145,24 @@ def _computation(settings: LearnSettings, device: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """What is to be done in an output folder."""
+    """The work to do in an output folder."""
 
     table: PromptTable
     found: Found
     units: list[Unit]
-    """all"""
+    """all units"""
     pending: list[Unit]
-    """to learn, and then to verify"""
+    """units to learn, and then to verify"""
     verified: VerifiedTable | None
     """None = without verification"""
     unverified: list[Unit]
-    """that an earlier run learned"""
+    """learned by an earlier run, to verify"""
 
     def begin(self, parts: int) -> list[Task]:
         """Claim the folder.
 
         Returns:
-            what to learn, one after the other: the pending units, or parts of them.
+            the tasks of learning, in order: the pending units, or parts of them.
         """
         from pipeline.run.tasks import tasks_of
 
@@ -172,13 +172,13 @@ class _Work:
         if self.verified:
             self.verified.claim()
         tasks = tasks_of(self.pending, parts)
-        # Another run may be at work on this output: by starting elsewhere, two runs do each half of it.
+        # Another run may be working on this output. With different starting points, each does half of the work.
         start = secrets.randbelow(len(tasks)) if earlier and tasks else 0
         return tasks[start:] + tasks[:start]
 
 
 def _plans(job: TableJob) -> tuple[ActorPlan, ActorPlan]:
-    """What the actors that learn and those that verify get."""
+    """The plans of the actors that learn and of those that verify."""
     from pipeline.run.ray import connect
     from pipeline.run.resources import learn_plan, verify_plan
 
@@ -188,7 +188,7 @@ def _plans(job: TableJob) -> tuple[ActorPlan, ActorPlan]:
 
 
 def _serially(job: TableJob, work: _Work, device: str, progress: JobProgress, failures: FailureLog) -> dict[str, str]:
-    """One stage after the other in this process: there is room for one model."""
+    """Run the stages one after another in this process, so that only one model is in memory at a time."""
     from pipeline.run.serial import run_serially
     from pipeline.stages.learn import Learner
     from pipeline.stages.learn_stage import LearnWorker
@@ -197,7 +197,7 @@ def _serially(job: TableJob, work: _Work, device: str, progress: JobProgress, fa
     if work.pending:
         progress.doing(f"loading {job.settings.model}")
         learner = Learner(job.settings, job.method, device)
-    tasks = work.begin(job.cluster.parts)  # a model that does not load has claimed nothing
+    tasks = work.begin(job.cluster.parts)  # not before the model has loaded
     failed: dict[str, str] = {}
     if learner is not None:
         worker = LearnWorker(learner, work.table, job.retry_failed)
@@ -222,10 +222,10 @@ def verify_serially(
     progress: JobProgress,
     failures: FailureLog,
 ) -> dict[str, str]:
-    """Verify units in this process; a generator that does not load has claimed nothing.
+    """Verify units in this process. The output is claimed only after the generator has loaded.
 
     Returns:
-        reason by address, of the units that failed.
+        reasons by URL, for the units that failed.
     """
     from pipeline.description import model_of
     from pipeline.run.serial import run_serially
@@ -266,6 +266,7 @@ def _on_ray(
 
 
 def connecting(settings: ClusterSettings) -> str:
+    """`starting Ray on this machine`."""
     address = settings.address or os.environ.get("RAY_ADDRESS")
     return f"joining the Ray cluster at {address}" if address else "starting Ray on this machine"
 
@@ -284,11 +285,11 @@ def _conclude(
     noun: str,
     console: Console,
 ) -> int:
-    """The mark of a job that is done, then what people want to know of it: nothing that is shown decides over the mark.
+    """Write `_SUCCESS` if the job is done, then print the results; errors of printing do not affect `_SUCCESS`.
 
     Args:
         reports: of this run.
-        not_taken: files that the input has beside the shards, by reason.
+        not_taken: number of files that are not input, by reason.
     """
     from pipeline.summary import nothing_learned
 
@@ -302,14 +303,14 @@ def _conclude(
             else:
                 table.succeed(shards)
         except OutputError as error:
-            unmarked = f"failed: {error}; re-run the command to try again"
+            unmarked = f"failed: {error}; re-run the command to resume"
     for url, reason in failed.items():
         say(console, plain(f"failed: {url}: {reason}"), "red")
     show_first(table, [shard for shard in shards if shard.url not in failed], console)
     for line in _left_out(table, shards, reports, not_taken):
         say(console, plain(line))
     if failed:
-        say(console, f"{len(failed)} of {count(len(shards), 'shard')} failed; re-run the command to try them again")
+        say(console, f"{len(failed)} of {count(len(shards), 'shard')} failed; re-run the command to retry")
         return 1
     if unmarked:
         say(console, plain(unmarked), "red")
@@ -321,19 +322,19 @@ def _conclude(
 
 
 def show_first(table: PromptTable, shards: list[Unit], console: Console) -> None:
-    """Print the first prompts of the first shard that is done."""
+    """Print the first prompts of the first finished shard."""
     try:
         shown = next((shard for shard in shards if table.finished(shard)), None)
         if shown is not None:
             console.print(prompt_table(table.read(shown)))
-    except (UserError, OSError) as error:  # it was written, and is not asked for but here
+    except (UserError, OSError) as error:  # it was written; it is only read here
         say(console, plain(f"note: the first prompts cannot be shown: {error}"))
 
 
 def _left_out(
     table: PromptTable, shards: list[Unit], reports: list[ShardReport], not_taken: Counter[str]
 ) -> Iterator[str]:
-    """What is in no row, or has no picture, by reason: of this run's shards, and of earlier ones where they are few."""
+    """Files and members in no row, and rows without an image, by reason; of this run, and of earlier ones if there are few."""
     from pipeline.summary import without_picture
 
     reported = {report.stem for report in reports}

@@ -1,6 +1,6 @@
-"""Kinds of images that Pillow reads with a plugin alone: HEIC (`pillow-heif`) and JPEG XL (`pillow-jxl-plugin`).
+"""Formats that Pillow reads only with a plugin: HEIC (`pillow-heif`) and JPEG XL (`pillow-jxl-plugin`).
 
-The plugin of JPEG XL decodes a picture where it is opened, so the size is read from its first bytes before (ISO/IEC 18181-1).
+The JPEG XL plugin decodes an image when it is opened, so its size is read from the first bytes beforehand (ISO/IEC 18181-1).
 """
 
 import importlib
@@ -12,20 +12,20 @@ PLUGINS = {
     "HEIC": ("pillow_heif", "HeifImageFile", "pillow-heif", "heic"),
     "JPEG XL": ("pillow_jxl.JpegXLImagePlugin", "JXLImageFile", "pillow-jxl-plugin", "jxl"),
 }
-"""module, class, package and extra of each kind"""
+"""module, class, package and extra of each format"""
 
 
 class NoPluginError(Exception):
-    """The plugin is not installed; the message is one line."""
+    """The plugin is not installed."""
 
 
 def size_before_opening(kind: str, data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a kind that is decoded where it is opened; None of other kinds, or where it is not told."""
+    """(width, height), if the format is decoded when opened and the size is known; else None."""
     return _jpeg_xl_size(data) if kind == "JPEG XL" else None
 
 
 def open_with_plugin(kind: str, data: bytes) -> ImageFile.ImageFile:
-    """Open a picture.
+    """Open an image.
 
     Raises:
         NoPluginError: the plugin is missing.

@@ -59,21 +59,22 @@ class TarSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSettings:
-    """How folders of images and tables of images are read."""
+    """How to read folders of images and tables of images."""
 
     input_kind: InputKind | None = None
-    """what the input is: tars, a folder of images, or tables (Parquet, CSV, JSON lines) that hold images or name them;
-    default = as the names tell"""
+    """kind of the input: tars, a folder of images, or tables (Parquet, CSV, JSON lines) that contain images or their paths
+    or URLs; default = detected from the names of the files"""
     images_per_unit: int = 1000
-    """files of a folder that make a unit, with a Parquet of its own"""
+    """number of files of a folder per unit; each unit has its own Parquet file"""
     image_column: str | None = None
-    """column of a Parquet that holds the images; default = the only one that can"""
+    """Parquet column with the images; default = the only one that can contain them"""
     url_column: str | None = None
-    """column of a table that holds paths, relative to the table, or URLs of images; default = one called url, path or so"""
+    """column of a table with URLs of images, or paths relative to the table; default = the only one with a name like url or
+    path"""
     key_column: str | None = None
-    """column that holds a key for each row, texts or whole numbers; default = the number of the row"""
+    """column with the key of each row, texts or integers; default = the row number"""
     caption_column: str | None = None
-    """column that holds the captions; default = one called caption or text"""
+    """column with the captions; default = one called caption or text"""
 
     def __post_init__(self) -> None:
         if not 1 <= self.images_per_unit <= 1_000_000:

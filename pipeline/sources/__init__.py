@@ -1,1 +1,1 @@
-"""From what a user names to items: units of work, streams, decoding."""
+"""From the input that a user names to items: units of work, streams, decoding."""

@@ -1,4 +1,4 @@
-"""Work done ahead of the one who needs it, in threads, through a bounded queue, in order."""
+"""Work done in advance, in threads, through a bounded queue, in order."""
 
 import queue
 import threading
@@ -14,12 +14,12 @@ _END = object()
 
 
 def ahead(items: Iterable[Item], work: Callable[[Item], Result], threads: int, limit: int) -> Iterator[Result]:
-    """Read `items` in a thread and do `work` on them in others, at most `most` ahead of the consumer.
+    """Read `items` in a thread and do `work` on them in others, at most `limit` ahead of the consumer.
 
-    Of items that wait for their work there are never more than a few: they may be much larger than its results.
+    Only a few items wait for their work at any time, because they may be much larger than the results.
 
     Yields:
-        results in the order of the items. What reading or work raises is raised here, at its place in the order.
+        results in the order of the items. Errors of reading or work are raised here, at their place in the order.
     """
     results: queue.Queue[object] = queue.Queue(maxsize=limit)
     stopped = threading.Event()
@@ -59,7 +59,7 @@ def ahead(items: Iterable[Item], work: Callable[[Item], Result], threads: int, l
                 yield value.result()
         finally:
             stopped.set()
-            reader.join(timeout=5)  # one that hangs in a read of a far store must not hold up an interrupt
+            reader.join(timeout=5)  # a hanging read of a remote store must not delay an interrupt
             pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -1,7 +1,7 @@
-"""What every source of images or texts gives to the stages: units of work, and the items in them.
+"""The interface between sources and stages: units of work, and the items in them.
 
-A source is a small value that workers receive with their settings. It opens the units it is given, and never runs anything
-that it finds in them.
+A source is a small value that workers receive with their settings. It opens units, and never runs anything that it finds
+in them.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """One file of the input: the unit of work, of output and of resume."""
+    """An input file or a list of files; units are processed, written and resumed one by one."""
 
     url: str
-    """the public URL or path: rows, reports and messages show it, and it identifies the unit"""
+    """the public URL or path, shown in rows, reports and messages; it identifies the unit"""
     stem: str
-    """names the output files; unique in a job"""
+    """the base name of the output files; unique in a job"""
     source: str = dataclasses.field(default="", repr=False, compare=False)
-    """what is opened: the url, or one with a signature or password in it, which is never shown"""
+    """the URL to open; it may contain a signature or password and is never shown"""
 
     def __post_init__(self) -> None:
         if not self.source:
@@ -33,17 +33,17 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One key of a unit, as found: what a prompt is learned for, or the reason why there is nothing."""
+    """One key of a unit, with what to learn a prompt for, or the reason why there is nothing."""
 
     index: int
-    """order of the keys in the unit; numbers may be missing where members turned out to belong to another key"""
+    """position of the key in the unit; numbers are missing if members turned out to belong to another key"""
     key: str
     image: bytes | None = dataclasses.field(default=None, repr=False)
-    """an encoded image; None for items that have none, and for texts"""
+    """the encoded image; None if there is none, and for texts"""
     text: str | None = None
     """a text to shorten; None for images"""
     caption: str | None = None
-    """the text that came with the image; of a text, the text itself"""
+    """the text that came with the image; for texts, the text itself"""
     status: str = "ok"
     """ok, or the kind of problem: no_image, bad_image, no_text, bad_text, bad_key"""
     reason: str | None = None
@@ -51,54 +51,54 @@ class Item:
     columns: dict[str, Any] = dataclasses.field(default_factory=dict)
     """values of the source's extra columns, by name; a missing one is null"""
     size: int = 0
-    """its share of the unit's size, in the measure of `Source.size`"""
+    """share of the unit's size, in the units of `Source.size`"""
 
 
 @dataclasses.dataclass(frozen=True)
 class LateCaption(Item):
-    """Not an item of its own: the caption of a key whose item was yielded before."""
+    """Not an item of its own, but the caption of a key whose item was yielded earlier."""
 
 
 class UnitError(UserError):
-    """A unit that cannot be read to its end; nothing of it is published."""
+    """A unit cannot be read to its end; nothing of it is published."""
 
     def __init__(self, message: str, permanent: bool = False) -> None:
         super().__init__(message)
         self.permanent = permanent
-        """another attempt cannot help"""
+        """retrying cannot help"""
 
 
 class Source(Protocol):
-    """How units become items."""
+    """Turns units into items."""
 
     @property
     def nouns(self) -> tuple[str, str]:
-        """What a unit holds and what is expected in it, for messages: ("image", "members like 0001.jpg")."""
+        """What a unit consists of and what is expected in it, for messages: ("image", "members like 0001.jpg")."""
         ...
 
     @property
     def columns(self) -> "Sequence[pa.Field]":
-        """Extra columns of the output, nullable; the values are in `Item.columns`."""
+        """Extra nullable columns of the output; the values are in `Item.columns`."""
         ...
 
     def read(self, unit: Unit, left_out: Counter[str]) -> Iterator[Item]:
-        """Stream a unit, in the same order every time.
+        """Stream a unit, always in the same order.
 
         Args:
-            left_out: counts, by reason, what the unit holds that is in no item.
+            left_out: counts the contents of the unit that are in no item, by reason.
 
         Yields:
             one item for each key; LateCaptions for captions found after their item.
 
         Raises:
-            UnitError: the unit cannot be read to its end; one line.
+            UnitError: the unit cannot be read to its end.
         """
         ...
 
     def size(self, unit: Unit) -> int | None:
-        """How large a unit is, in the measure of `Item.size`; None where that is not cheap to know."""
+        """The size of a unit, in the units of `Item.size`; None if it is expensive to find out."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """The settings that decide the rows, as JSON values without defaults, for the fingerprint."""
+        """The settings that determine the rows, as JSON values without defaults, for the fingerprint."""
         ...

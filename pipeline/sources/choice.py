@@ -1,4 +1,4 @@
-"""From settings, and from the description of an earlier run, to the source that they mean."""
+"""The source for given settings, or for the description of an earlier run."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ _KINDS: dict[str, type[Any]] = {
     "folder": FolderSource,
     "table": ImageTableSource,
 }
-"""by what `Source.describe` calls them"""
+"""by their names in `Source.describe`"""
 
 
 def source_of(settings: ModelSettings) -> Source:
-    """The source that the settings of a job name."""
+    """The source named by the settings of a job."""
     if isinstance(settings, TextSettings):
         return TextSource(settings.column, settings.key_column)
     assert isinstance(settings, TarSettings), "settings of a job name a source"
@@ -39,7 +39,7 @@ def described_source(description: Mapping[str, Any]) -> Source:
     """The source of an earlier run.
 
     Args:
-        description: what `Source.describe` gave then.
+        description: the result of `Source.describe` in that run.
     """
     options = dict(description)
     source: Source = _KINDS[options.pop("kind", "tars")](**options)
@@ -47,17 +47,17 @@ def described_source(description: Mapping[str, Any]) -> Source:
 
 
 def image_source_of(description: Mapping[str, Any]) -> Source:
-    """How the images of an output were read.
+    """The source of the images of an output.
 
     Args:
         description: of the run that learned its prompts.
 
     Raises:
-        UserError: its prompts are of texts.
+        UserError: its prompts were learned from texts.
     """
     source = described_source(description["source"])
     if isinstance(source, TextSource):
         raise UserError("the prompts are of texts; expected the output of pez caption, whose images can be compared")
-    if isinstance(source, TarSource):  # read to its end before
+    if isinstance(source, TarSource):  # an earlier run read it to its end
         return dataclasses.replace(source, allow_unfinished_tars=True)
     return source

@@ -1,4 +1,4 @@
-"""Rows of a CSV file with a header, read in small memory; commas, semicolons or tabs, compressed with gzip or not."""
+"""Rows of a CSV file with a header, streamed in little memory; with commas, semicolons or tabs, optionally gzipped."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -14,14 +14,14 @@ def read_csv(unit: Unit, columns: Sequence[str], options: Sequence[str]) -> Iter
     """Stream the rows of a file.
 
     Args:
-        columns: to read.
-        options: that name them, for messages.
+        columns: columns to read.
+        options: the options that name them, for messages.
 
     Yields:
-        one row for each record; one of another length than the header has a reason.
+        one row for each record; records whose length differs from the header have a reason.
 
     Raises:
-        UnitError: not readable, cut short inside quotes, or without these columns.
+        UnitError: not readable, truncated inside quotes, or without these columns.
     """
     lines = _Lines(unit)
     records = _records(unit, lines)
@@ -49,13 +49,13 @@ def csv_header(unit: Unit) -> list[str]:
     """The names of a file's columns.
 
     Raises:
-        UnitError: not readable.
+        UnitError: the file is not readable.
     """
     return next(_records(unit, _Lines(unit)), [])
 
 
 class _Lines:
-    """The lines of a file with their ends; counts the quotes in them."""
+    """The lines of a file, including line ends; counts their quotes."""
 
     def __init__(self, unit: Unit) -> None:
         self.unit, self.quotes = unit, 0
@@ -82,7 +82,7 @@ def _records(unit: Unit, lines: _Lines) -> Iterator[list[str]]:
     iterator = iter(lines)
     first = next((line for line in iterator if line.strip()), "")
     if "\0" in first:
-        raise UnitError(f"{unit.url} is no table; expected Parquet, JSON lines or CSV", permanent=True)
+        raise UnitError(f"{unit.url} is not a table; expected Parquet, JSON lines or CSV", permanent=True)
     delimiter = max(_DELIMITERS, key=first.count)
 
     def every() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The demo's shards: drawn scenes as WebDataset, made at first use, the same bytes everywhere."""
+"""The demo's shards: drawn scenes as WebDataset, created at first use, with the same bytes everywhere."""
 
 import contextlib
 import io
@@ -15,16 +15,16 @@ from pez.demo import scenes
 from pez.errors import UserError
 
 _SHARDS, _SCENES = 4, 16
-_VERSION = 1  # of the scenes; a new one makes new files
+_VERSION = 1  # of the scenes; increment it to create new files
 
 
 def demo_shards() -> list[str]:
-    """Addresses of the demo's tars: held-out scenes as PNG with their captions.
+    """Paths of the demo's tars: held-out scenes as PNG with their captions.
 
-    They lie in the user's cache, or in a folder for temporary files where that cannot be written.
+    They are in the user's cache, or in a folder for temporary files if the cache is not writable.
 
     Raises:
-        UserError: neither can be.
+        UserError: neither is writable.
     """
     reasons = []
     for folder in _caches():
@@ -32,7 +32,7 @@ def demo_shards() -> list[str]:
             return _written(folder / f"demo-v{_VERSION}")
         except OSError as error:
             reasons.append(f"{folder}: {error.strerror or error}")
-    raise UserError(f"no place for the demo's pictures ({'; '.join(reasons)}); set XDG_CACHE_HOME to a folder of yours")
+    raise UserError(f"no place for the demo's images ({'; '.join(reasons)}); set XDG_CACHE_HOME to a writable folder")
 
 
 def _caches() -> Iterator[Path]:
@@ -40,9 +40,9 @@ def _caches() -> Iterator[Path]:
     if os.path.isabs(chosen):
         yield Path(chosen) / "pez-captions"
     else:
-        with contextlib.suppress(RuntimeError):  # there is no home
+        with contextlib.suppress(RuntimeError):  # there is no home folder
             yield Path.home() / ".cache" / "pez-captions"
-    # Others may write there too: the folder must be the user's own, and closed to them.
+    # Other users may write there too, so the folder must belong to the user and be closed to others.
     folder = Path(tempfile.gettempdir()) / f"pez-captions-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -52,24 +52,24 @@ def _caches() -> Iterator[Path]:
 
 def _written(folder: Path) -> list[str]:
     paths = [folder / f"scenes-{i:05d}.tar" for i in range(_SHARDS)]
-    pictured = scenes.held_out_scenes(_SHARDS * _SCENES)
+    drawn = scenes.held_out_scenes(_SHARDS * _SCENES)
     for i, path in enumerate(paths):
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
             try:
-                write_scenes(part, pictured[i * _SCENES : (i + 1) * _SCENES], first=i * _SCENES)
+                write_scenes(part, drawn[i * _SCENES : (i + 1) * _SCENES], first=i * _SCENES)
                 part.replace(path)
             finally:
                 part.unlink(missing_ok=True)
     return [str(path) for path in paths]
 
 
-def write_scenes(path: Path, pictured: list[scenes.Scene], first: int = 0) -> None:
+def write_scenes(path: Path, drawn: list[scenes.Scene], first: int = 0) -> None:
     """Write scenes as one tar of `NNNNN.png` and `NNNNN.txt`."""
-    # Fixed times and owners, so that the bytes depend on nothing else.
+    # Fixed times and owners, so that the bytes are reproducible.
     with wds.TarWriter(str(path), mtime=0.0, user="pez", group="pez") as tar:
-        for i, scene in enumerate(pictured, first):
-            picture = io.BytesIO()
-            Image.fromarray(scenes.render(scene)).save(picture, "PNG")
-            tar.write({"__key__": f"{i:05d}", "png": picture.getvalue(), "txt": scenes.caption(scene)})
+        for i, scene in enumerate(drawn, first):
+            image = io.BytesIO()
+            Image.fromarray(scenes.render(scene)).save(image, "PNG")
+            tar.write({"__key__": f"{i:05d}", "png": image.getvalue(), "txt": scenes.caption(scene)})

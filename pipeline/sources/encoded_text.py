@@ -1,9 +1,9 @@
-"""Bytes to the text in them: in the usual encodings, or a field of JSON."""
+"""Decoding of bytes to text: in the usual encodings, or from a field of JSON."""
 
 import codecs
 import json
 
-_BYTE_ORDER_MARKS = (  # the longer first: that of UTF-32 begins as that of UTF-16
+_BYTE_ORDER_MARKS = (  # longer ones first, since the mark of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF8, "utf-8"),
@@ -13,30 +13,30 @@ _BYTE_ORDER_MARKS = (  # the longer first: that of UTF-32 begins as that of UTF-
 
 
 def decoded(data: bytes) -> str:
-    """Text in the encoding that its bytes show, without the byte order mark."""
+    """Decode text in the detected encoding, without the byte order mark."""
     return data.decode(encoding_of(data), errors="replace").removeprefix("\ufeff")
 
 
 def encoding_of(data: bytes) -> str:
-    """UTF-8, or as the byte order mark says, or UTF-16 where every second byte is zero or nearly so."""
+    """The encoding of the byte order mark; or UTF-16 if nearly every second byte is zero; else UTF-8."""
     marked = next((encoding for mark, encoding in _BYTE_ORDER_MARKS if data.startswith(mark)), None)
     return marked or _utf16_without_mark(data) or "utf-8"
 
 
 def without_half_characters(text: str) -> str:
-    """A text in which halves of characters, which JSON can spell and no table takes, are replaced."""
+    """Replace halves of characters (lone surrogates), which JSON can express but tables cannot store."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def field_of(data: bytes, field: str) -> str | None:
-    """The text of a JSON object's field; None where it has no such text.
+    """The text of a field of a JSON object; None if there is none.
 
     Args:
-        field: its name, or names joined by dots (`meta.caption`); a name that holds dots itself goes first, and a number is a
-            place in a list. Of a list of texts the first counts.
+        field: its name, or names joined by dots (`meta.caption`). A name that contains dots itself takes precedence, and a
+            number is an index into a list. Of a list of texts, the first is used.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it is not JSON.
     """
     try:
         value = _at(json.loads(decoded(data)), field)

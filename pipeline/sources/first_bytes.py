@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes, where it is not what was expected; and what to do with it."""
+"""What an unexpected file is, judging by its first bytes, and advice on what to do with it."""
 
 import dataclasses
 import re
@@ -8,24 +8,24 @@ from typing import Any
 from pez.images import kind_of
 
 HEAD = 1024
-"""bytes that are enough"""
+"""number of bytes that are sufficient"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a file is instead of a tar."""
+    """What a file is, if it is not a tar."""
 
     what: str
     advice: str
     permanent: bool = True
-    """False where another try may find the file: a server's page in its place"""
+    """False if retrying may help, as for an error page of a server"""
 
 
-_MAKE_A_TAR = "give the folder as --input, or put the files of a folder into a tar: tar cf photos.tar photos"
+_MAKE_A_TAR = "pass the folder as --input, or put the files of a folder into a tar: tar cf photos.tar photos"
 _UNPACK = "unpack it, and " + _MAKE_A_TAR
 _TABLE = "write its images into tars, as members like 0001.jpg and 0001.txt"
 _PARQUET = (
-    "if it holds images, give it a name that ends in .parquet, or --input-kind table; to shorten the texts of a column: "
+    "if it contains images, rename it to *.parquet or pass --input-kind table; to shorten the texts of a column: "
     "pez distill --input TABLE --column NAME"
 )
 _KINDS = (
@@ -54,10 +54,14 @@ _KINDS = (
     (rb"%PDF-", "a PDF", "put its images into a tar: tar cf images.tar images"),
     (
         rb"version https://git-lfs\.github\.com/spec/",
-        "a git-lfs pointer and not the file",
+        "a git-lfs pointer instead of the file",
         "get the file: git lfs pull",
     ),
-    (rb"(\.git/annex/objects|/annex/objects)/", "a git-annex pointer and not the file", "get the file: git annex get"),
+    (
+        rb"(\.git/annex/objects|/annex/objects)/",
+        "a git-annex pointer instead of the file",
+        "get the file: git annex get",
+    ),
     (rb"....ftyp", "a video or an image in HEIC", _MAKE_A_TAR),
     (rb"\x1aE\xdf\xa3|RIFF....AVI |OggS", "a video", _MAKE_A_TAR),
     (rb"RIFF....WAVE|ID3|fLaC", "a sound", _MAKE_A_TAR),
@@ -75,7 +79,7 @@ def read_head(file: Any) -> bytes:
 
 
 def what_it_is(head: bytes) -> Found | None:
-    """What a file is that begins so; None where it may be a tar, or is nothing that is known.
+    """What a file with these first bytes is; None if it may be a tar, or is unknown.
 
     Args:
         head: HEAD bytes, or all there are.
@@ -93,34 +97,34 @@ def what_it_is(head: bytes) -> Found | None:
 
 
 def _page(head: bytes) -> Found | None:
-    """What a server gives in place of a file."""
+    """What a server returned instead of a file."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if error := _ERROR_OF_A_STORE.search(text):
         return Found(f"a store's error, {error[1].decode()}", "check the URL and the credentials", permanent=False)
     if re.match(rb"(?i)<(!doctype html|html|head|body|\?xml)", text):
-        kind = "an XML document" if text[:5].lower() == b"<?xml" else "a page of HTML"
+        kind = "an XML document" if text[:5].lower() == b"<?xml" else "an HTML page"
         title = _TITLE.search(text)
         named = f" ({' '.join(title[1].decode('utf-8', 'replace').split())[:80]})" if title else ""
         return Found(
-            f"{kind}{named} and not the file",
+            f"{kind}{named} instead of the file",
             "it may need a login, or be the URL of a page about the file (the Hugging Face hub's files are at /resolve/)",
             permanent=False,
         )
     if re.match(rb'[{\[]\s*("|\{|\]|\})', text):
         return Found(
             "JSON",
-            "expected a WebDataset shard; if a server told an error, check the URL and the credentials",
+            "expected a WebDataset shard; if a server returned an error, check the URL and the credentials",
             permanent=False,
         )
     return None
 
 
 def begins_a_tar(head: bytes) -> bool:
-    """True where a file that begins so may be a tar."""
+    """Whether a file with these first bytes may be a tar."""
     if len(head) < tarfile.BLOCKSIZE or not head.strip(b"\0"):
         return bool(head) and not head.strip(b"\0")
     try:
         tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
-    except Exception:  # tarfile raises nearly anything on hostile headers
+    except Exception:  # tarfile can raise anything on hostile headers
         return head[257:262] == b"ustar"  # a damaged one
     return True

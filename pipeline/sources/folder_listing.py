@@ -1,6 +1,6 @@
-"""What a folder of images holds: its files, their keys and captions, and the units that they make.
+"""The contents of a folder of images: its files, their keys and captions, and the units that they form.
 
-Hidden files and folders, outputs of jobs, and files that are no images are not input; they are counted by reason.
+Hidden files and folders, outputs of jobs, and other files are not input; they are counted by reason.
 """
 
 import dataclasses
@@ -37,10 +37,10 @@ OTHER_IMAGES = (
     "raf",
     "orf",
 )
-"""extensions of images that are not decoded: their rows say so"""
+"""extensions of images that are not decoded; their rows say so"""
 _IMAGES = {*IMAGE_EXTENSIONS, *PLUGIN_EXTENSIONS, *OTHER_IMAGES}
 _USUAL = re.compile(r"(?=.*[a-z])[a-z0-9]{1,5}")
-"""an extension that tells what a file is; of others, as in `photo.1` or `photo.jpg_large`, the first bytes do"""
+"""a usual extension, which is trusted; with others, as in `photo.1` or `photo.jpg_large`, the first bytes are checked"""
 _HEAD = 1024
 _READS_AT_ONCE = 32
 
@@ -51,16 +51,16 @@ class Files:
 
     root: str
     paths: list[str]
-    """of all that are not hidden, below the root, sorted"""
+    """of all visible files, relative to the root, sorted"""
     left_out: Counter[str]
-    """what is not among them, by reason"""
+    """number of other files, by reason"""
 
 
 def files_below(root: str, output: str | None = None) -> Files:
-    """List a folder, local or of a store. Linked folders are entered, each folder once.
+    """List a folder, local or in an object store. Links to folders are followed; each folder is listed once.
 
     Args:
-        output: folder of the job, which is no input.
+        output: folder of the job, which is not input.
 
     Raises:
         UserError: it cannot be listed.
@@ -139,23 +139,23 @@ def _listed_by_store(root: str, left_out: Counter[str]) -> list[str]:
 
 
 def is_image_name(path: str) -> bool:
-    """Whether a file is an image by its name alone."""
+    """Whether the name of a file is that of an image."""
     return path.rpartition(".")[2].lower() in _IMAGES
 
 
 def images_of(
     files: Files, names: MemberNames, taken: Set[str] = frozenset(), keys: Set[str] = frozenset()
 ) -> tuple[list[ListedImage], Counter[str]]:
-    """The images among files, and what is left out, by reason.
+    """The images among files, and the number of files left out, by reason.
 
     Args:
-        taken: paths of images that are in units already.
-        keys: that these have.
+        taken: paths of images that are already in units.
+        keys: the keys of these images.
 
-    A file without a usual extension is an image where its first bytes are those of one.
+    A file without a usual extension is an image if its first bytes are those of one.
     """
     left_out = Counter(files.left_out)
-    images: dict[str, str] = {}  # key without extension by path
+    images: dict[str, str] = {}  # key, without extension, by path
     captions: dict[str, list[str]] = {}
     doubtful: list[str] = []
     for path in files.paths:
@@ -213,7 +213,7 @@ def _begins_an_image(root: str, path: str) -> bool:
 
 
 def _own_keys(stems: dict[str, str], taken: Set[str]) -> dict[str, str]:
-    """A key for each path: its stem, or where others have that, its path; of two runs the first keeps what it gave."""
+    """A key for each path: its stem, or its path if the stem is not unique. Keys given by an earlier run never change."""
     keys = dict(stems)
     while True:
         times = Counter(keys.values())
@@ -239,11 +239,11 @@ def _caption_of(path: str, stem: str, captions: dict[str, list[str]], used: set[
 
 
 def lists_of(root: str, images: Sequence[ListedImage], per_unit: int, first: int, stem: str) -> list[ImageList]:
-    """Images of a folder as units of so many.
+    """Divide the images of a folder into units.
 
     Args:
         first: number of the first unit.
-        stem: what the names of its output files begin with.
+        stem: prefix of the names of the output files.
     """
     starts = range(0, len(images), per_unit)
     return [
@@ -253,7 +253,7 @@ def lists_of(root: str, images: Sequence[ListedImage], per_unit: int, first: int
 
 
 def what_is_in(paths: Iterable[str]) -> Counter[str]:
-    """How many tars, tables and images there are, by name; and `parquet`, tables that do not describe images beside them."""
+    """The numbers of tars, tables and images, by name; `parquet` counts tables that do not just describe images beside them."""
     counts = Counter[str]()
     for path in paths:
         name = path.lower()
@@ -268,5 +268,5 @@ def what_is_in(paths: Iterable[str]) -> Counter[str]:
 
 
 def addresses(lists: Collection[ImageList]) -> set[str]:
-    """The addresses of all files of some lists."""
+    """The paths or URLs of all images of some lists."""
     return {address_below(one.root, image.path) for one in lists for image in one.images}

@@ -1,8 +1,8 @@
-"""Folders of images as a source: a unit is a list of files, which a job made once and keeps in its output.
+"""Folders of images as a source. A unit is a list of files, which a job makes once and keeps in its output.
 
 out/_files/<hash>.jsonl    the unit and its folder, then a line for each file: path, key, path of the caption
 
-So a unit stays what it was, whatever is put into the folder or taken out of it meanwhile.
+So a unit never changes, even if files are added to the folder or removed from it.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from pipeline.sources.stores import listing_options, unreadable
 
 MAX_CAPTION_BYTES = 2**20
 MAX_JSON_BYTES = 16 * 2**20
-_THREADS = 8  # that read files ahead
+_THREADS = 8  # threads that read files in advance
 _LISTS = "_files"
 
 
@@ -37,7 +37,7 @@ class ListedImage:
     """One image of a folder."""
 
     path: str
-    """below the folder, as the file system has it"""
+    """relative to the folder, as in the file system"""
     key: str
     caption: str | None = None
     """path of the file with its caption"""
@@ -51,28 +51,28 @@ class ImageList:
     """its public URL"""
     stem: str
     number: int
-    """of the units of this folder"""
+    """number of the unit in this folder"""
     root: str
     """the folder"""
     images: tuple[ListedImage, ...] = dataclasses.field(repr=False)
 
     @property
     def name(self) -> str:
-        """Of the file that keeps it in an output."""
+        """The name of its file in an output."""
         return list_name(self.unit)
 
     def written(self) -> bytes:
-        """As lines of JSON; names that are not UTF-8 keep their bytes as escapes."""
+        """The list as JSON lines; names that are not UTF-8 are escaped."""
         head = {"unit": self.unit, "stem": self.stem, "number": self.number, "root": self.root}
         lines = [head, *({k: v for k, v in dataclasses.asdict(one).items() if v is not None} for one in self.images)]
         return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
     @classmethod
     def read(cls, data: bytes) -> "ImageList":
-        """What `written` wrote.
+        """Parse the result of `written`.
 
         Raises:
-            ValueError: it did not write this.
+            ValueError: it is damaged.
         """
         try:
             head, *lines = [json.loads(line) for line in data.splitlines()]
@@ -87,7 +87,7 @@ def list_name(unit: str) -> str:
 
 
 def recorded_lists(output: OutputFolder) -> list[ImageList]:
-    """The lists that earlier runs wrote, in the order of their numbers.
+    """The lists written by earlier runs, ordered by number.
 
     Raises:
         UserError: they cannot be read.
@@ -99,17 +99,19 @@ def recorded_lists(output: OutputFolder) -> list[ImageList]:
 
 
 def record(lists: Sequence[ImageList], output: OutputFolder) -> None:
-    """Write lists that are not written yet; before any work.
+    """Write lists that do not exist yet, before any work.
 
     Raises:
-        OutputError: another run listed the same folder meanwhile and found other files.
+        OutputError: another run has listed the same folder and found different files.
     """
     for one in lists:
         try:
             output.put(one.name, one.written(), if_absent=True)
         except FileExistsError:
             if output.fs.cat_file(output.at(one.name)) != one.written():
-                raise OutputError(f"another run lists {one.root} for {output.url} and found other files") from None
+                raise OutputError(
+                    f"another run has listed {one.root} for {output.url} and found different files"
+                ) from None
 
 
 def listed_units(units: Sequence[Unit], output: OutputFolder) -> list[Unit]:
@@ -132,7 +134,7 @@ class FolderSource:
     Args:
         image_key, caption_key, key_split: see MemberNames.
 
-    A key is the path below the folder without its extension. Where that is no key of one image alone, it is with its extension.
+    A key is the path relative to the folder, without its extension; the extension is kept if the key would not be unique.
     """
 
     image_key: str | None = None
@@ -143,10 +145,10 @@ class FolderSource:
     columns = ()
 
     def read(self, unit: Unit, left_out: Counter[str] | None = None) -> Iterator[Item]:
-        """Read the files of a list, see Source: all have an item, also those that are not there any more.
+        """Read the files of a list, see Source. All have an item, even if they are gone.
 
         Raises:
-            UnitError: the list or the folder is not there, or many files in a row are out of reach.
+            UnitError: the list or the folder is missing, or many files in a row cannot be reached.
         """
         yield from self._read(unit, Counter() if left_out is None else left_out)
 
@@ -172,8 +174,8 @@ class FolderSource:
             yield item
 
     def size(self, unit: Unit) -> int | None:
-        """Files in the list."""
-        with contextlib.suppress(UnitError):  # reading it says what is wrong
+        """Number of files in the list."""
+        with contextlib.suppress(UnitError):  # `read` reports the problem
             return len(self._list(unit).images)
         return None
 
@@ -195,12 +197,12 @@ class FolderSource:
 
 
 def address_below(root: str, path: str) -> str:
-    """The address of a file of a folder."""
+    """The path or URL of a file in a folder."""
     return f"{root.rstrip('/')}/{path}"
 
 
 def unit_url(root: str, number: int) -> str:
-    """What identifies a unit of a folder, like `/data/photos#00002`."""
+    """The public URL of a unit of a folder, such as `/data/photos#00002`."""
     return f"{public_address(root).rstrip('/')}#{number:05d}"
 
 
@@ -224,7 +226,7 @@ def _caption(path: str, root: str, names: MemberNames) -> tuple[str | None, str 
     except NotReadError as error:
         return None, "empty captions" if "empty" in str(error) else "captions that cannot be read"
     except ValueError:
-        return None, "captions that are no JSON"
+        return None, "captions that are not JSON"
     if text is None:
         return None, f"captions without a text called {field!r}"
     if len(text) > MAX_CAPTION_BYTES:

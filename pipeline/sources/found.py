@@ -1,4 +1,4 @@
-"""What a job's input turned out to be."""
+"""The units found in a job's input."""
 
 import dataclasses
 from typing import Any
@@ -10,20 +10,20 @@ from pipeline.sources.folders import ImageList, record
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The units of an input, and what was told from its files."""
+    """The units of an input, and what was detected from its files."""
 
     units: list[Unit]
     settings: Any = None
-    """of the job, with what was not given and the input decides; None = as they are"""
+    """settings of the job, completed by what was detected; None = unchanged"""
     lists: tuple[ImageList, ...] = ()
-    """of new units of folders, which are to be recorded before any work"""
+    """lists of new units of folders, to record before any work"""
     notes: tuple[str, ...] = ()
-    """a line each, for people"""
+    """lines to print"""
 
     def record(self, output: OutputFolder) -> None:
-        """Write down what the units need.
+        """Record the lists of files of the units.
 
         Raises:
-            OutputError: the folder does not take it.
+            OutputError: they cannot be written.
         """
         record(self.lists, output)

@@ -1,6 +1,6 @@
-"""One small file as a whole, local, of a store or of a web server: its bytes, or the reason why there are none.
+"""Reading one small file as a whole, from a disk, an object store or a web server: its bytes, or why there are none.
 
-What may pass is tried again. Where nothing at all can be reached, the unit fails, so that an outage makes no rows.
+Temporary errors are retried. If nothing can be reached at all, the unit fails, so that an outage produces no rows.
 """
 
 import contextlib
@@ -23,24 +23,24 @@ from pipeline.sources.stores import listing_options, missing_driver, words_of
 
 MAX_IMAGE_BYTES = 256 * 2**20
 WAITS: Sequence[float] = (0.5, 2.0, 8.0)
-"""seconds before each further try"""
+"""seconds before each further attempt"""
 SILENCE = 30.0
-"""seconds without a byte after which a web server is taken for dead"""
+"""seconds without data after which a web server is considered dead"""
 LONGEST = 300.0
 """seconds that a download may take"""
 _CHUNK = 2**18
 _PASSING = (408, 425, 429)
-"""of the answers 4xx of a web server, those that another try may change"""
+"""HTTP status codes 4xx after which retrying may help"""
 _LOCAL_FOREVER = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
 
 
 class NotReadError(Exception):
-    """Why a file gives no bytes, in one line."""
+    """A file cannot be read; the message says why, in one line."""
 
     def __init__(self, reason: str, unreached: bool = False) -> None:
         super().__init__(reason)
         self.unreached = unreached
-        """nobody answered: the fault may be with this machine or its network and not with the file"""
+        """there was no answer, so the cause may be this machine or its network instead of the file"""
 
 
 def read_file(address: str, limit: int = MAX_IMAGE_BYTES) -> bytes:
@@ -50,7 +50,7 @@ def read_file(address: str, limit: int = MAX_IMAGE_BYTES) -> bytes:
         limit: in bytes; a larger file is an error.
 
     Raises:
-        NotReadError: there are none, after all tries.
+        NotReadError: it cannot be read, after all attempts.
     """
     read = _from_web if _is_web(address) else _from_disk if is_local(address) else _from_store
     for wait in (*WAITS, None):
@@ -61,7 +61,7 @@ def read_file(address: str, limit: int = MAX_IMAGE_BYTES) -> bytes:
         except Exception as error:  # each filesystem has its own errors
             if wait is None:
                 answered = isinstance(error, urllib.error.HTTPError)
-                raise NotReadError(f"{_reason(error, address)} ({len(WAITS) + 1} tries)", not answered) from error
+                raise NotReadError(f"{_reason(error, address)} ({len(WAITS) + 1} attempts)", not answered) from error
             time.sleep(wait)
             continue
         if not data:
@@ -69,14 +69,14 @@ def read_file(address: str, limit: int = MAX_IMAGE_BYTES) -> bytes:
         if len(data) > limit:
             raise _too_large(limit)
         return data
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
 def beside(table: str, value: str) -> str:
-    """The address of what a table names: a URL, an absolute path, or a path relative to the table.
+    """The path or URL of a file named in a table: a URL, an absolute path, or a path relative to the table.
 
     Raises:
-        NotReadError: nothing that is opened.
+        NotReadError: it is of a kind that is not opened.
     """
     value = value.strip()
     if "::" in value or value.startswith("pipe:"):
@@ -97,35 +97,35 @@ def beside(table: str, value: str) -> str:
     if value.startswith("/") or is_local(table):
         return value if value.startswith("/") else table.rpartition("/")[0] + "/" + value
     protocol, _, rest = table.partition("://")
-    below = posixpath.normpath(rest.rpartition("/")[0] + "/" + value)  # no store reads ..
+    below = posixpath.normpath(rest.rpartition("/")[0] + "/" + value)  # object stores do not resolve ..
     return f"{protocol}://{below}"
 
 
 class Reach:
-    """Sees whether anything of a unit can be reached.
+    """Detects that nothing of a unit can be reached.
 
     Args:
-        in_a_row: files out of reach that end the unit, wherever they come; None = only where no file was reached at all.
+        in_a_row: number of consecutive unreachable files after which the unit fails; None = only if no file was reached.
     """
 
     PATIENCE = 16
-    """files out of reach before an end"""
+    """number of unreachable files that are tolerated"""
 
     def __init__(self, unit: Unit, in_a_row: int | None = PATIENCE) -> None:
         self.unit, self.in_a_row = unit, in_a_row
         self.reached, self.missed, self.row = 0, 0, 0
 
     def see(self, error: NotReadError | None) -> None:
-        """Take note of a file; raises UnitError where too many in a row are out of reach."""
+        """Count a file; raise UnitError if too many in a row cannot be reached."""
         if error is None or not error.unreached:
             self.reached, self.row = self.reached + 1, 0
             return
         self.missed, self.row = self.missed + 1, self.row + 1
         if self.in_a_row is not None and self.row >= self.in_a_row:
-            raise UnitError(f"{self.unit.url}: {self.row} files in a row are out of reach, the last with: {error}")
+            raise UnitError(f"{self.unit.url}: {self.row} files in a row cannot be reached, the last with: {error}")
 
     def conclude(self, last: str = "") -> None:
-        """Raises UnitError where not one of many files was reached."""
+        """Raise UnitError if none of many files was reached."""
         if not self.reached and self.missed >= self.PATIENCE:
             raise UnitError(
                 f"{self.unit.url}: none of its {self.missed} files can be reached{last}; is there a network?"
@@ -142,8 +142,8 @@ def _from_disk(address: str, limit: int) -> bytes:
         mode, size = os.stat(path).st_mode, os.stat(path).st_size
         if stat.S_ISDIR(mode):
             raise NotReadError("it is a folder; expected an image file")
-        if not stat.S_ISREG(mode):  # a pipe would be waited for
-            raise NotReadError("it is no regular file; expected an image file")
+        if not stat.S_ISREG(mode):  # reading a pipe would hang
+            raise NotReadError("it is not a regular file; expected an image file")
         if size > limit:
             raise _too_large(limit, size)
         with open(path, "rb") as file:
@@ -161,7 +161,7 @@ def _from_store(address: str, limit: int) -> bytes:
             return bytes(fs.cat_file(path, start=0, end=limit + 1))
         except (FileNotFoundError, PermissionError):
             raise
-        except Exception:  # an empty file has no first byte
+        except Exception:  # reading a range of an empty file fails
             with contextlib.suppress(Exception):
                 if fs.info(path)["size"] == 0:
                     return b""
@@ -195,12 +195,12 @@ def _from_web(address: str, limit: int) -> bytes:
         if 400 <= error.code < 500 and error.code not in _PASSING:
             raise NotReadError(_reason(error, address)) from error
         raise
-    except ValueError as error:  # no URL
-        raise NotReadError(f"it is no URL ({_reason(error, address)})") from error
+    except ValueError as error:  # not a URL
+        raise NotReadError(f"it is not a URL ({_reason(error, address)})") from error
 
 
 def _encoded(address: str) -> str:
-    """A URL as people write it, in ASCII."""
+    """A URL as people write it, encoded in ASCII."""
     parts = urlsplit(address)
     host = parts.netloc
     with contextlib.suppress(UnicodeError):
@@ -232,5 +232,5 @@ def _reason(error: Any, address: str) -> str:
 
 
 def shown(address: str) -> str:
-    """An address for messages: without secrets, in one line."""
+    """A path or URL for messages: without secrets, in one line."""
     return " ".join(public_address(address).split())[:500]

@@ -1,4 +1,4 @@
-"""What --input of images means: tars, folders of images, or tables that hold or name images; one kind a job."""
+"""The meaning of --input for images: tars, folders of images, or tables that contain or name images; one kind per job."""
 
 import dataclasses
 import glob
@@ -60,14 +60,14 @@ _OF_TABLES = ("image_column", "url_column", "key_column", "caption_column")
 def find_images(
     patterns: Sequence[str], output: OutputFolder | None, settings: Settings, left_out: Counter[str]
 ) -> Found:
-    """Turn what a user typed after --input into units.
+    """Turn the --input patterns of a user into units.
 
     Args:
-        output: of the job: what earlier runs listed is kept, and nothing below it is input.
-        left_out: counts, by reason, the files that are not input.
+        output: of the job. Lists of earlier runs are kept, and nothing below it is input.
+        left_out: counts the files that are not input, by reason.
 
     Raises:
-        UserError: nothing is there, it is of several kinds or of none that is known, or an option does not fit it; one line.
+        UserError: there is no input, it is of several or unknown kinds, or an option does not apply to it.
     """
     look = _Look(output, settings)
     asked = [one for pattern in patterns for one in look.at(pattern)]
@@ -76,7 +76,7 @@ def find_images(
         kinds.setdefault(one.kind, one.shown)
     if len(kinds) > 1:
         found = ", ".join(f"{kind_name(kind)} ({shown})" for kind, shown in kinds.items())
-        raise UserError(f"the input is of several kinds: {found}; expected one kind a job, or --input-kind")
+        raise UserError(f"the input is of several kinds: {found}; expected one kind per job, or --input-kind")
     kind: InputKind = next(iter(kinds), "tars")
     _refuse_options_of_others(settings, kind)
     chosen = dataclasses.replace(settings, input_kind=None if kind == "tars" else kind)
@@ -112,22 +112,22 @@ class _Asked:
     kind: InputKind
     shown: str
     patterns: tuple[str, ...] = ()
-    """of tables"""
+    """patterns of tables"""
     files: Files | None = None
-    """of a folder"""
+    """files of a folder"""
     whole: bool = True
-    """all of the folder is meant, and not files of it"""
+    """the whole folder is meant, not single files"""
 
 
 class _Look:
-    """Looks at what patterns mean."""
+    """Finds out what patterns mean."""
 
     def __init__(self, output: OutputFolder | None, settings: CaptionSettings) -> None:
         self.output, self.wanted = output, settings.input_kind
         self.names = MemberNames(settings.image_key, settings.caption_key, settings.key_split)
 
     def at(self, pattern: str) -> list[_Asked]:
-        """What a pattern means; one that is of no kind is left to tars, whose errors say what was found."""
+        """The meaning of a pattern. An unknown kind is treated as tars, whose errors say what was found."""
         if pattern.startswith("@"):
             return [asked for line in listed_patterns(pattern[1:]) for asked in self.at(line)]
         if is_local(pattern) and os.path.exists(local_name(pattern)):
@@ -177,14 +177,14 @@ class _Look:
                 head = file.read(HEAD)
             kind = "table" if head[:4] == b"PAR1" else "folder" if kind_of(head) else None
         if kind == "folder" and url.lower().startswith(("http://", "https://")):
-            raise UserError(f"{shown!r} is one image of a web server; expected a table of URLs, with --url-column")
+            raise UserError(f"{shown!r} is a single image on a web server; expected a table of URLs, with --url-column")
         if kind == "folder":
             root, _, name = public_address(url).rpartition("/")
             return _Asked("folder", shown, files=Files(root, [name], Counter()), whole=False)
         return _Asked(kind or "tars", shown, (url,))
 
     def _of(self, paths: Sequence[str], pattern: str, shown: str) -> _Asked:
-        """What a glob means that matches these files."""
+        """The meaning of a glob that matches these files."""
         kind = self.wanted or self._kind(what_is_in(paths), shown)
         if kind != "folder":
             return _Asked(kind or "tars", shown, (pattern,))
@@ -195,24 +195,24 @@ class _Look:
         return _Asked("folder", shown, files=Files(root, visible, Counter()), whole=False)
 
     def _folder(self, path: str, direct: Sequence[str], shown: str) -> _Asked:
-        """What a folder means that holds these files itself."""
+        """The meaning of a folder that directly contains these files."""
         at_once = what_is_in(direct)
         if self.wanted is None and at_once["tars"]:
             return _Asked("tars", shown)
         files = files_below(public_address(path).rstrip("/"), None if self.output is None else self.output.url)
         kind = self.wanted or self._kind(what_is_in(files.paths), shown)
         if kind is None and images_of(files, self.names)[0]:
-            kind = "folder"  # without extensions
+            kind = "folder"  # of images without extensions
         if kind == "table":
             nested = f"{glob.escape(path) if is_local(path) else path}/**/*"
             return _Asked(
-                kind, shown, (path,) if at_once["tables"] else tuple(nested + e for e in self._endings(files))
+                kind, shown, (path,) if at_once["tables"] else tuple(nested + e for e in self._extensions(files))
             )
         if kind is None and files.paths:
             raise UserError(_of_no_kind(files.paths, shown))
         return _Asked(kind or "tars", shown, files=files)
 
-    def _endings(self, files: Files) -> list[str]:
+    def _extensions(self, files: Files) -> list[str]:
         return [e for e in IMAGE_TABLE_EXTENSIONS if any(path.lower().endswith(e) for path in files.paths)]
 
     def _kind(self, counts: Counter[str], shown: str) -> InputKind | None:
@@ -220,7 +220,7 @@ class _Look:
             other, name = ("tars", "tar") if counts["tars"] else ("table", "Parquet table")
             number = counts["tars"] or counts["parquet"]
             raise UserError(
-                f"{shown!r} holds {count(counts['images'], 'image')} and {count(number, name)}; say which are meant with "
+                f"{shown!r} contains {count(counts['images'], 'image')} and {count(number, name)}; choose with "
                 f"--input-kind folder or --input-kind {other}"
             )
         if counts["images"]:
@@ -243,7 +243,7 @@ def _refuse_options_of_others(settings: CaptionSettings, kind: InputKind) -> Non
     }[kind]
     given = ["--" + name.replace("_", "-") for name in others if getattr(settings, name) != defaults[name]]
     if given:
-        raise UserError(f"{', '.join(given)} {'has' if len(given) == 1 else 'have'} no meaning for {kind_name(kind)}")
+        raise UserError(f"{', '.join(given)} {'has' if len(given) == 1 else 'have'} no effect on {kind_name(kind)}")
 
 
 def _columns(settings: CaptionSettings) -> str:
@@ -255,7 +255,7 @@ def _columns(settings: CaptionSettings) -> str:
 def _units_of_folders(
     asked: Sequence[_Asked], output: OutputFolder | None, settings: Settings, left_out: Counter[str]
 ) -> Found:
-    """Units of what earlier runs listed, and new ones of what they did not."""
+    """The units listed by earlier runs, and new units of other files."""
     recorded = [] if output is None else recorded_lists(output)
     names = MemberNames(settings.image_key, settings.caption_key, settings.key_split)
     owner = {address: one.unit for one in recorded for address in addresses([one])}
@@ -295,7 +295,7 @@ def _left_out(left_out: Counter[str]) -> str:
 
 
 def _merged(asked: Sequence[_Asked]) -> Iterator[_Asked]:
-    """Files of one folder that were named one by one, as one list of them."""
+    """Merge files of one folder that were named individually into one list."""
     single: dict[str, _Asked] = {}
     for one in asked:
         assert one.files is not None, "of a folder"
@@ -311,7 +311,7 @@ def _merged(asked: Sequence[_Asked]) -> Iterator[_Asked]:
 
 
 def _stem(root: str, lists: Sequence[ImageList]) -> str:
-    """What the names of a folder's outputs begin with: the folder's name, with a hash where another folder has it."""
+    """The prefix of a folder's output files: the folder's name, with a hash if another folder has the same name."""
     for one in lists:
         if one.root == root:
             return one.stem.rpartition("-")[0]

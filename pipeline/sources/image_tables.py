@@ -1,6 +1,6 @@
-"""Tables of images as a source: Parquet with the images in it, or Parquet, JSON lines or CSV that name files or URLs.
+"""Tables of images as a source: Parquet with embedded images, or Parquet, JSON lines or CSV with paths or URLs.
 
-Each row is one item. Of a web server, files are downloaded with time limits and tries, several at once.
+Each row is one item. Files are downloaded from web servers concurrently, with time limits and retries.
 """
 
 import contextlib
@@ -26,19 +26,19 @@ from pipeline.sources.table_rows import BadValue, RowKeys, TableRow, kind_of_val
 
 MAX_CAPTION_BYTES = 2**20
 _BATCH = 16  # rows of images
-_BUFFER = 2**20  # bytes of a column that are read at once
-_THREADS = 16  # that read files or download
+_BUFFER = 2**20  # bytes of a column to read at once
+_THREADS = 16  # threads that read files or download
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageTableSource:
-    """Tables of images; the bytes of a file decide what kind of table it is, and not its name.
+    """Tables of images. The kind of a table is detected from its bytes, not its name.
 
     Args:
-        image_column: of Parquet, holds the encoded images: binary, or the struct `{bytes, path}` of Hugging Face datasets.
-        url_column: instead, holds URLs or paths of image files; paths are relative to the table.
-        key_column: holds the keys; None = the number of the row.
-        caption_column: holds the captions; None = there are none.
+        image_column: Parquet column with encoded images: binary, or the struct `{bytes, path}` of Hugging Face datasets.
+        url_column: instead, a column with URLs or paths of image files; paths are relative to the table.
+        key_column: column with the keys; None = the row number.
+        caption_column: column with the captions; None = there are none.
     """
 
     image_column: str | None = None
@@ -55,7 +55,7 @@ class ImageTableSource:
 
     @property
     def named(self) -> dict[str, str]:
-        """The columns that are read, by the option that names them; the images' first."""
+        """The columns to read, by the options that name them; the column of images comes first."""
         columns = {
             "--image-column": self.image_column,
             "--url-column": self.url_column,
@@ -68,7 +68,7 @@ class ImageTableSource:
         """Stream a table, see Source.
 
         Raises:
-            UnitError: not readable, no table, damaged or cut short, without the columns, or nothing it names can be reached.
+            UnitError: not readable, not a table, damaged, truncated, without the columns, or none of its files can be reached.
         """
         yield from self._read(unit, Counter() if left_out is None else left_out)
 
@@ -99,10 +99,10 @@ class ImageTableSource:
         reach.conclude()
 
     def size(self, unit: Unit) -> int | None:
-        """Rows of a local Parquet file, bytes of another local table."""
+        """Rows of a local Parquet file, or bytes of another local table."""
         if "://" in unit.source:
             return None
-        with contextlib.suppress(OSError, ValueError, UnitError):  # reading it says what is wrong
+        with contextlib.suppress(OSError, ValueError, UnitError):  # `read` reports the problem
             if table_kind(unit) == "parquet":
                 return int(pq.read_metadata(unit.source).num_rows)
             return None if unit.source.lower().endswith(".gz") else os.stat(unit.source).st_size
@@ -123,7 +123,7 @@ class ImageTableSource:
             return self._parquet_rows(unit)
         if self.image_column is not None:
             raise UnitError(
-                f"{unit.url} is no Parquet, which alone holds images; name a column of paths or URLs with --url-column",
+                f"{unit.url} is not Parquet, so it cannot contain images; name a column of paths or URLs with --url-column",
                 permanent=True,
             )
         read = read_json_lines if kind == "jsonl" else read_csv
@@ -157,7 +157,7 @@ class ImageTableSource:
             return dataclasses.replace(bare, status="bad_key", reason=bad_key), None
         value, address = row.cells[0], None
         column = self.image_column or self.url_column
-        if isinstance(value, dict):  # of Hugging Face datasets: the bytes, or else where they are
+        if isinstance(value, dict):  # of Hugging Face datasets: the bytes, or else their path
             value = value["bytes"] if value.get("bytes") is not None else value.get("path")
         if value is None or (isinstance(value, str) and not value.strip()):
             reason = f"the column {column!r} is {'null' if value is None else 'empty'} here; expected an image"
@@ -179,7 +179,7 @@ class ImageTableSource:
 
 
 def table_kind(unit: Unit) -> str:
-    """`parquet`, `jsonl` or `csv`, by the first bytes; a file of another kind is told of where it is read.
+    """`parquet`, `jsonl` or `csv`, by the first bytes; files of other kinds are reported when they are read.
 
     Raises:
         UnitError: it cannot be read.
@@ -203,7 +203,7 @@ def table_kind(unit: Unit) -> str:
 
 
 def holds_images(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds encoded images: binary, or a struct with `bytes`."""
+    """Whether a column of this type can contain encoded images: binary, or a struct with `bytes`."""
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
         return place >= 0 and _is_binary(kind.field(place).type)
@@ -211,12 +211,12 @@ def holds_images(kind: pa.DataType) -> bool:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    view = getattr(pa.types, "is_binary_view", lambda _: False)  # of newer versions
+    view = getattr(pa.types, "is_binary_view", lambda _: False)  # in newer versions only
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or view(kind))
 
 
 def _expect_column(unit: Unit, schema: pa.Schema, name: str, option: str) -> None:
-    """Raises UnitError unless a column is there once, and is of a type that the option may name."""
+    """Raise UnitError unless a column exists once and has a type that fits the option."""
     found = schema.get_all_field_indices(name)
     if len(found) != 1:
         how_many = "no column" if not found else f"{len(found)} columns"
@@ -229,7 +229,7 @@ def _expect_column(unit: Unit, schema: pa.Schema, name: str, option: str) -> Non
     fits, expected = {
         "--image-column": (holds_images(kind), "images: binary, or a struct {bytes, path}"),
         "--url-column": (is_text(kind), "texts: paths or URLs"),
-        "--key-column": (is_text(kind) or pa.types.is_integer(kind), "texts or whole numbers"),
+        "--key-column": (is_text(kind) or pa.types.is_integer(kind), "texts or integers"),
         "--caption-column": (is_text(kind) or listed, "texts"),
     }[option]
     if not fits and not pa.types.is_null(kind):

@@ -1,7 +1,7 @@
-"""What to read: the --input patterns of a user, expanded into units of work.
+"""Expansion of the --input patterns of a user into units of work.
 
-Braces, globs, folders, lists and single URLs; local, or of any store that fsspec opens. Each command reads files of one kind:
-tars of images, or tables of texts.
+Braces, globs, folders, lists and single URLs; local, or in any store that fsspec opens. The files are of one kind: tars of
+images, tables of images, or tables of texts.
 """
 
 import codecs
@@ -30,18 +30,18 @@ _WITH_HOST = ("ftp", "sftp", "ssh", "smb", "webhdfs", "hdfs")
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """The files that a command reads."""
+    """A kind of input files."""
 
     noun: str
     extensions: tuple[str, ...]
     other: tuple[str, ...]
-    """extensions of the files that another command reads"""
+    """extensions of files that another command reads"""
     other_command: str
-    """what reads them"""
+    """the command that reads them"""
     advice: str
     """what to do with a folder of other files"""
     reads_outputs: bool = False
-    """the tables that an earlier job wrote are input too"""
+    """tables written by earlier jobs are input, too"""
 
     @property
     def expected(self) -> str:
@@ -49,7 +49,7 @@ class Kind:
         return f"{', '.join(self.extensions[:-1])} or {self.extensions[-1]}"
 
     def holds(self, url: str) -> bool:
-        """Whether a file is of this kind, by its name."""
+        """Whether the name of a file is of this kind."""
         return url.lower().endswith(self.extensions)
 
 
@@ -65,7 +65,7 @@ TABLES = Kind(
     TABLE_EXTENSIONS,
     TAR_EXTENSIONS,
     "a tar of images is read by: pez caption --input TAR --output OUT",
-    "write them as JSON lines, one object a line",
+    "write them as JSON lines, one object per line",
     reads_outputs=True,
 )
 
@@ -77,17 +77,18 @@ def expand_inputs(
 
     Args:
         patterns: URLs or paths with braces (`{00000..00999}`) or globs (`*`, `?`, `[..]`, `**`), folders (their files with
-            the extensions of the kind), or `@file` with one pattern a line.
-        output: folder of the job; nothing below it is input. Nor is what other jobs wrote, except where tables are read.
-        left_out: counts, by reason, the files in a folder or a glob that are not input. Hidden names, and those that begin
-            with `_`, are not input unless they are typed.
+            the extensions of the kind), or `@file` with one pattern per line.
+        output: folder of the job; nothing below it is input. Outputs of other jobs are not input either, except for tables
+            of texts.
+        left_out: counts the files in a folder or a glob that are not input, by reason. Names that begin with `.` or `_`
+            are skipped unless they are typed.
 
     Returns:
-        units in the order given, each file once, however often and however it is spelled.
+        units in the given order, each file once, regardless of repetition and spelling.
 
     Raises:
-        UserError: nothing matches, a local file is missing, a file is of the kind of another command or lies in the output,
-            or a URL is of a protocol that cannot be opened; one line.
+        UserError: nothing matches, a local file is missing, a file is for another command or in the output, or the protocol
+            of a URL is not supported.
     """
     left_out = Counter() if left_out is None else left_out
     expansion = _Expansion(kind, _Outputs(output, kind.reads_outputs), left_out)
@@ -101,11 +102,11 @@ def expand_inputs(
 
 
 class _Outputs:
-    """Knows which folders jobs have written.
+    """Recognizes output folders of jobs.
 
     Args:
         output: of this job.
-        own_only: other jobs' outputs do not count.
+        own_only: ignore outputs of other jobs.
     """
 
     def __init__(self, output: str | None, own_only: bool) -> None:
@@ -114,7 +115,7 @@ class _Outputs:
         self._known: dict[str, bool] = {}
 
     def of(self, source: str) -> str | None:
-        """The output folder that a file lies in, or None. In a store, only this job's is known."""
+        """The output folder that contains a file, or None. In a store, only that of this job is recognized."""
         url = public_address(source)
         if self.output is not None and url.startswith(self.output + "/"):
             return self.output
@@ -137,14 +138,14 @@ class _Outputs:
 
 @dataclasses.dataclass(frozen=True)
 class _Expansion:
-    """Turns patterns into what to open."""
+    """Turns patterns into URLs to open."""
 
     kind: Kind
     outputs: _Outputs
     left_out: Counter[str]
 
     def of(self, pattern: str) -> list[str]:
-        """What to open for a pattern, one or more."""
+        """The URLs to open for a pattern."""
         if pattern.startswith("@"):
             return [source for line in listed_patterns(pattern[1:]) for source in self.of(line)]
         if not pattern.strip():
@@ -158,7 +159,7 @@ class _Expansion:
         return [source for one in braced for source in self._one(one, pattern)]
 
     def _one(self, url: str, typed: str) -> list[str]:
-        """What to open for a pattern without braces."""
+        """The URLs to open for a pattern without braces."""
         check_protocol(url)
         shown = redact(typed)
         if is_local(url):
@@ -179,23 +180,23 @@ class _Expansion:
                     return self._chosen(listed, url if is_glob else url.rstrip("/") + "/", shown)
         elif url.endswith("/"):
             raise UserError(
-                f"{shown!r} is a folder of a web server, which cannot be listed; name its {self.kind.noun}s, with braces"
+                f"{shown!r} is a folder on a web server, which cannot be listed; name its {self.kind.noun}s, with braces"
             )
         if folder := self.outputs.of(url):
-            raise UserError(f"{shown!r} lies in {folder}, the output of a job; expected input outside of it")
+            raise UserError(f"{shown!r} is in {folder}, the output of a job; expected input outside of it")
         self._expect_kind(url, shown)
         return [local_name(url) if is_local(url) else url]
 
     def _expect_kind(self, url: str, shown: str) -> None:
-        """Raises UserError where another command reads files of this name."""
+        """Raise UserError if another command reads files with this name."""
         name = (url if is_local(url) else urlsplit(url).path).lower()
         if name.endswith(self.kind.other):
-            raise UserError(f"{shown!r} is no {self.kind.noun} ({self.kind.expected}): {self.kind.other_command}")
+            raise UserError(f"{shown!r} is not a {self.kind.noun} ({self.kind.expected}): {self.kind.other_command}")
 
     def _chosen(self, names: Iterable[str], pattern: str, shown: str) -> list[str]:
-        """Of the files that a folder holds or a glob matches, those that are input, in order."""
+        """The input files among those of a folder or a glob, in order."""
         typed = set(pattern.split("/"))
-        typed_hidden = [part for part in typed if part.startswith((".", "_"))]  # like _part-*.tar
+        typed_hidden = [part for part in typed if part.startswith((".", "_"))]  # such as _part-*.tar
 
         def hidden(part: str) -> bool:
             if not part.startswith((".", "_")) or part in typed:
@@ -206,18 +207,18 @@ class _Expansion:
         ours = [name for name in visible if self.outputs.of(name)]
         others = sorted(set(visible) - set(ours))
         taken = [name for name in others if self.kind.holds(name)]
-        if not taken and not pattern.endswith("/"):  # a glob may name files without an extension
+        if not taken and not pattern.endswith("/"):  # a glob may match files without an extension
             taken = [name for name in others if not name.lower().endswith(self.kind.other)]
         if ours:
             self.left_out[_BELOW_OUTPUT] += len(ours)
         if len(taken) < len(others):
-            self.left_out[f"files that are no {self.kind.expected}"] += len(others) - len(taken)
+            self.left_out[f"files that are not {self.kind.expected}"] += len(others) - len(taken)
         if taken:
             return taken
         if ours:
             folder = self.outputs.of(ours[0])
             raise UserError(
-                f"{shown!r} matches files in {folder} alone, the output of a job; expected input outside of it"
+                f"{shown!r} matches only files in {folder}, the output of a job; expected input outside of it"
             )
         if others:
             raise UserError(self._none_of(others, shown))
@@ -235,7 +236,7 @@ def _extension(name: str) -> str:
 
 
 def matches_of_glob(pattern: str) -> Iterator[str]:
-    """What a local glob matches. `**` enters linked folders as others, each folder once, however many links lead in circles."""
+    """The matches of a local glob. `**` also enters linked folders, each folder once, so circular links are harmless."""
     before, stars, after = f"{pattern}/".partition("/**/")
     if not stars:
         yield from glob.iglob(pattern)
@@ -246,7 +247,7 @@ def matches_of_glob(pattern: str) -> Iterator[str]:
 
 
 def _folders(folder: str, seen: set[str]) -> Iterator[str]:
-    """A folder and those below it, but for hidden ones."""
+    """A folder and those below it, except hidden ones."""
     real = os.path.realpath(folder)
     if real in seen or not os.path.isdir(folder):
         return
@@ -254,14 +255,14 @@ def _folders(folder: str, seen: set[str]) -> Iterator[str]:
     yield folder
     try:
         below = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] not in "._")
-    except OSError:  # as globs do, where a folder cannot be read
+    except OSError:  # as globs do for unreadable folders
         return
     for one in below:
         yield from _folders(one, seen)
 
 
 def listed_by_store(url: str, is_glob: bool) -> list[str] | None:
-    """Files of a store that a glob matches or a folder holds; None where the URL is no folder."""
+    """Files in a store that match a glob or are in a folder; None if the URL is not a folder."""
     try:
         fs, path = fsspec.core.url_to_fs(url, **listing_options(url))
         if is_glob:
@@ -276,15 +277,17 @@ def listed_by_store(url: str, is_glob: bool) -> list[str] | None:
         raise UserError(f"cannot list {redact(url)!r}: {redact(one_line(error), url)}") from error
     names = [entry["name"] for entry in entries if entry["type"] == "file"]
     protocol, _, rest = url.partition("://")
-    if protocol.lower() in _WITH_HOST:  # their names are paths alone
+    if protocol.lower() in _WITH_HOST:  # their names are paths without the host
         return [f"{protocol}://{rest.split('/', 1)[0]}/{name.lstrip('/')}" for name in names]
     return [fs.unstrip_protocol(name) for name in names]
 
 
 def check_protocol(url: str) -> None:
-    """Raises UserError where a URL is none that may be opened."""
+    """Raise UserError if a URL may not be opened."""
     if url.startswith("pipe:"):
-        raise UserError(f"{url!r} would run a shell command; give a URL that fsspec opens, like s3:// or http://")
+        raise UserError(
+            f"{url!r} would run a shell command; expected a URL that fsspec opens, such as s3:// or http://"
+        )
     protocol = url.split("://", 1)[0].split("::")[-1].lower() if "://" in url else "file"
     try:
         fsspec.get_filesystem_class(protocol)
@@ -295,7 +298,7 @@ def check_protocol(url: str) -> None:
 
 
 def listed_patterns(file: str) -> list[str]:
-    """The patterns of a list, one a line; # begins a comment."""
+    """The patterns of a list, one per line; # begins a comment."""
     shown = redact(file)
     try:
         with fsspec.open(local_name(file) if is_local(file) else file, "rb") as opened:
@@ -313,7 +316,7 @@ def listed_patterns(file: str) -> list[str]:
     if nested:
         raise UserError(f"{shown} names another list, {nested!r}; expected URLs of files")
     if not patterns:
-        raise UserError(f"the list of inputs {shown} is empty; expected one URL a line")
+        raise UserError(f"the list of inputs {shown} is empty; expected one URL per line")
     return patterns
 
 
@@ -326,7 +329,7 @@ def _decoded(data: bytes) -> str:
 
 
 def local_name(url: str) -> str:
-    """The absolute path of a local file, with its links as they are."""
+    """The absolute path of a local file, without resolving links."""
     path = url.split("://", 1)[1] if "://" in url else url
     absolute = os.path.abspath(os.path.expanduser(path))
     return absolute + "/" if path.endswith("/") and os.path.isdir(absolute) else absolute

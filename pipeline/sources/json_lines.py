@@ -1,4 +1,4 @@
-"""Rows of a file of JSON lines, one object a line, read in small memory; compressed with gzip or not."""
+"""Rows of a file of JSON lines, one object per line, streamed in little memory; optionally gzipped."""
 
 import codecs
 import contextlib
@@ -17,29 +17,29 @@ from pipeline.sources.streams import ByteStream
 from pipeline.sources.table_rows import BadValue, TableRow
 
 MAX_LINE = 16 * 2**20
-"""characters of a line"""
+"""maximum number of characters per line"""
 _CHUNK = 2**20  # bytes
-_LOOK = 16  # lines, of which one must be an object: a file without any is no table
-_BLANK = " \t\r\n"  # of JSON
+_LOOK = 16  # lines, at least one of which must be an object; otherwise the file is not a table
+_BLANK = " \t\r\n"  # in JSON
 _NAMED = 20  # columns that an error lists
 
 
 OPTIONS = ("--column", "--key-column")
-"""that name columns of texts and keys"""
+"""the options that name columns of texts and keys"""
 
 
 def read_json_lines(unit: Unit, columns: Sequence[str], options: Sequence[str] = OPTIONS) -> Iterator[TableRow]:
-    """Stream the rows of a file; blank lines are none.
+    """Stream the rows of a file; blank lines are skipped.
 
     Args:
-        columns: to read.
-        options: that name them, for messages.
+        columns: columns to read.
+        options: the options that name them, for messages.
 
     Yields:
-        one row for each line, also for lines that are no JSON object: these have a reason.
+        one row for each line; lines that are not JSON objects have a reason.
 
     Raises:
-        UnitError: not readable, cut short, no JSON lines, or no row among the first has the columns.
+        UnitError: not readable, truncated, not JSON lines, or none of the first rows has the columns.
     """
     look = _Look(unit, columns, options)
     rows = look.rows()
@@ -53,7 +53,7 @@ def first_names(unit: Unit) -> list[str]:
     """The names of the fields of the first objects.
 
     Raises:
-        UnitError: not readable, or no JSON lines.
+        UnitError: not readable, or not JSON lines.
     """
     look = _Look(unit, (), ())
     for _ in itertools.islice(look.rows(), _LOOK):
@@ -63,7 +63,7 @@ def first_names(unit: Unit) -> list[str]:
 
 
 class _Look:
-    """Reads rows, and remembers whether they make a table with the columns."""
+    """Reads rows, and records whether they form a table with the columns."""
 
     def __init__(self, unit: Unit, columns: Sequence[str], options: Sequence[str]) -> None:
         self.unit, self.columns, self.options = unit, columns, options
@@ -87,14 +87,15 @@ class _Look:
             yield TableRow(tuple(_cell(values.get(name)) for name in self.columns), size)
 
     def expect_table(self) -> None:
-        """Raises UnitError where no line so far is an object, or none has the columns."""
+        """Raise UnitError if no line so far is an object, or none has the columns."""
         first = (self.first_line or "").strip()
         array = first == "[" or first.startswith("[{")
         if self.first_line is not None and (array or not self.objects):
             shown = " ".join(first.split())[:60]
-            advice = "; of a JSON array, jq -c '.[]' FILE makes JSON lines" if array else ""
+            advice = "; to convert a JSON array: jq -c '.[]' FILE" if array else ""
             raise UnitError(
-                f"{self.unit.url} is no table: found {shown!r}; expected Parquet, or JSON lines with one object a line{advice}",
+                f"{self.unit.url} is not a table: found {shown!r}; "
+                f"expected Parquet, or JSON lines with one object per line{advice}",
                 permanent=True,
             )
         for name, option in zip(self.columns, self.options, strict=False):
@@ -116,16 +117,16 @@ def _parsed(unit: Unit, number: int, line: str | None, ended: bool) -> tuple[dic
             raise UnitError(
                 f"{unit.url} is cut short inside line {number} ({error.msg}); make or copy it again"
             ) from error
-        return None, f"line {number} is no JSON ({error.msg}, at character {error.pos + 1}); expected an object"
-    except (RecursionError, ValueError) as error:  # too deep, or a number of too many digits
+        return None, f"line {number} is not JSON ({error.msg}, at character {error.pos + 1}); expected an object"
+    except (RecursionError, ValueError) as error:  # too deep, or a number with too many digits
         return None, f"line {number} cannot be read ({type(error).__name__}); expected a JSON object"
     if not isinstance(values, dict):
-        return None, f"line {number} holds no JSON object but {type(values).__name__}; expected an object"
+        return None, f"line {number} is not a JSON object but {type(values).__name__}; expected an object"
     return values, None
 
 
 def _may_be_cut(line: str, error: json.JSONDecodeError) -> bool:
-    """The line begins as an object, and what is wrong with it is that it ends."""
+    """Whether a line begins as an object and is just incomplete."""
     return line.lstrip().startswith("{") and (error.pos >= len(line.rstrip()) or error.msg.startswith("Unterminated"))
 
 
@@ -138,7 +139,7 @@ def _cell(value: Any) -> Any:
 
 
 def _lines(unit: Unit) -> Iterator[tuple[int, str | None, bool]]:
-    """(number from 1, text or None if it is too long, whether a line end follows) of each line that is not blank."""
+    """(number from 1, text or None if it is too long, whether a line end follows) of each non-blank line."""
     number, pieces, length = 1, list[str](), 0
 
     def line() -> str | None:
@@ -165,7 +166,7 @@ def _lines(unit: Unit) -> Iterator[tuple[int, str | None, bool]]:
 
 
 def _expect_text(unit: Unit, head: bytes, packed: bool) -> None:
-    """Raises UnitError where a file that begins so is of another kind."""
+    """Raise UnitError if a file with these first bytes is of another kind."""
     if head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"["):
         return
     inside = "gzip, and inside " if packed else ""
@@ -173,15 +174,15 @@ def _expect_text(unit: Unit, head: bytes, packed: bool) -> None:
         advice = "tars of images are read by: pez caption --input TAR --output OUT"
         raise UnitError(f"{unit.url} is {inside}a tar, not a table: {advice}", permanent=True)
     if found := what_it_is(head):
-        advice = "expected Parquet, or JSON lines with one object a line" if found.permanent else found.advice
+        advice = "expected Parquet, or JSON lines with one object per line" if found.permanent else found.advice
         raise UnitError(f"{unit.url} is {inside}{found.what}, not a table: {advice}", found.permanent)
 
 
 def read_text(unit: Unit) -> Iterator[str]:
-    """A file of text in pieces, decoded and unpacked.
+    """Read a text file in pieces, decompressed and decoded.
 
     Raises:
-        UnitError: not readable, cut short, or a file of another kind.
+        UnitError: not readable, truncated, or a file of another kind.
     """
     try:
         with contextlib.closing(ByteStream(unit.source)) as stream:

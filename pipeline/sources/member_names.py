@@ -1,4 +1,4 @@
-"""A member's name to its key, and what it holds: an image, a caption, or something beside them."""
+"""From the name of a member to its key, and its role: image, caption or other."""
 
 import dataclasses
 import re
@@ -13,24 +13,24 @@ IMAGE_EXTENSIONS = (
     *("png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", "avifs"),
 )
 PLUGIN_EXTENSIONS = ("heic", "heif", "hif", "jxl")
-"""of images that a plugin decodes; where a key has a usual image too, that one is taken"""
+"""of images that a plugin decodes; if a key also has a usual image, that one is used"""
 CAPTION_EXTENSIONS = ("txt", "caption", "text")
 
-OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # hidden where they are made
+OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # hidden files of operating systems
 _OF_WEBDATASET = re.compile(
     r"__[^/]*__($|/)|(.*/)?__[^/]*__\.[^/]*$", re.DOTALL
-)  # what it skips, and names like __index__.json
+)  # names that it skips, and names such as __index__.json
 
 
 @dataclasses.dataclass(frozen=True)
 class MemberNames:
-    """How names are read.
+    """How to interpret names.
 
     Args:
-        image_key: extensions of the members that hold the image, as WebDataset spells them: "jpg", ".jpg", "jpg;png",
+        image_key: extensions of the members that are images, spelled as in WebDataset: "jpg", ".jpg", "jpg;png",
             "left.jpg"; None = any usual image extension.
         caption_key: the same for captions; "json:caption" is a field of a JSON member. None = txt, caption or text.
-        key_split: at which dot of a name's last part the key ends. With "last", an extension of two parts that is named counts.
+        key_split: the dot of the base name at which the key ends. With "last", given extensions of two parts are respected.
 
     Raises:
         UserError: a key without an extension.
@@ -45,7 +45,7 @@ class MemberNames:
             raise UserError(f"key_split is {self.key_split!r}; expected last or first")
         images = _extensions("image_key", self.image_key) or dict.fromkeys(IMAGE_EXTENSIONS)
         if field := next((f for f in images.values() if f), None):
-            raise UserError(f"image_key is {self.image_key!r}; a field, {field!r}, can be of captions only")
+            raise UserError(f"image_key is {self.image_key!r}; only captions can have a field, {field!r}")
         captions = _extensions("caption_key", self.caption_key) or dict.fromkeys(CAPTION_EXTENSIONS)
         object.__setattr__(self, "_images", images)
         object.__setattr__(self, "_captions", captions)
@@ -57,7 +57,7 @@ class MemberNames:
     _of_parts: tuple[str, ...] = dataclasses.field(init=False, repr=False, compare=False)
 
     def split(self, name: str) -> tuple[str | None, str]:
-        """A name to its key and lower-case extension; hidden files and names without an extension have no key."""
+        """Split a name into key and lower-case extension. Hidden files and names without an extension have no key."""
         name = text_of_name(name)
         folder, slash, base = name.rpartition("/")
         if base.startswith(".") or "." not in base or base.lower() in OF_SYSTEMS:
@@ -78,7 +78,7 @@ class MemberNames:
         return self.image_key is None and (last in self._images or last in PLUGIN_EXTENSIONS)
 
     def is_usual_image(self, extension: str) -> bool:
-        """The extension is one of those named: it needs no plugin, and does not only end in one as `mask.png` does."""
+        """Whether the extension is a known one itself, needs no plugin, and does not just end in one, as `mask.png` does."""
         return extension in self._images
 
     def is_caption(self, extension: str) -> bool:
@@ -87,16 +87,16 @@ class MemberNames:
         )
 
     def caption_field(self, extension: str) -> str | None:
-        """The field of a JSON member that is the caption; None where the member's text is."""
+        """The field of a JSON member with the caption; None if the whole member is the caption."""
         return self._captions.get(extension)
 
     @property
     def expected(self) -> str:
-        """What an image's name would have to end in, where that was asked for."""
+        """The extensions that images must have, if they were given."""
         return " or ".join(self._images) if self.image_key is not None else ""
 
     def is_of_webdataset(self, name: str, extension: str) -> bool:
-        """A member about the shard, like `__index__.json`, and no picture or caption."""
+        """Whether a member describes the shard, such as `__index__.json`, and is not an image or caption."""
         about = _OF_WEBDATASET.match(text_of_name(name)) is not None
         return about and not self.is_image(extension) and not self.is_caption(extension)
 
@@ -105,14 +105,14 @@ class MemberNames:
 
 
 def shorter_keys(key: str) -> list[str]:
-    """The key without its last dotted part, without its last two, and so on: `a/photo.meta` is beside `a/photo`."""
+    """The key without its last dotted part, without its last two, and so on: `a/photo.meta` belongs to `a/photo`."""
     folder, slash, base = key.rpartition("/")
     parts = base.split(".")
     return [folder + slash + ".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1) if any(parts[:n])]
 
 
 def text_of_name(name: str) -> str:
-    """A name that is not UTF-8 with its odd bytes written as \\xff: Arrow takes no surrogates, and names stay apart."""
+    """Write invalid UTF-8 bytes of a name as \\xff. Arrow accepts no surrogates, and names stay distinct."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -125,7 +125,7 @@ def _extensions(option: str, value: str | None) -> dict[str, str | None]:
         if extension and (field.strip() or not colon):
             found[extension] = field.strip() or None
         elif one.strip() or extension:
-            raise UserError(f"{option} is {value!r}; expected an extension like jpg, or several like 'jpg;png'")
+            raise UserError(f"{option} is {value!r}; expected an extension such as jpg, or several such as 'jpg;png'")
     if value is not None and not found:
-        raise UserError(f"{option} is {value!r}; expected an extension like jpg, or several like 'jpg;png'")
+        raise UserError(f"{option} is {value!r}; expected an extension such as jpg, or several such as 'jpg;png'")
     return found

@@ -1,4 +1,4 @@
-"""Rows of a Parquet file, a batch at a time: memory does not grow with the file."""
+"""Rows of a Parquet file, read in batches, so that memory does not grow with the file."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -13,17 +13,17 @@ from pipeline.sources.stores import listing_options, unreadable, words_of
 from pipeline.sources.table_rows import BadValue, TableRow
 
 _BATCH = 1024  # rows
-_NAMED = 20  # columns that an error lists
+_NAMED = 20  # maximum number of columns listed in an error
 
 
 def read_parquet(unit: Unit, columns: Sequence[str]) -> Iterator[TableRow]:
     """Stream the rows of a file.
 
     Args:
-        columns: the texts, then the keys if they have a column.
+        columns: the column of texts, then that of keys, if any.
 
     Raises:
-        UnitError: not readable, damaged or cut short, or without these columns as texts (keys may be whole numbers).
+        UnitError: not readable, damaged or truncated, or without these columns as texts (keys may be integers).
     """
     with open_parquet(unit) as file:
         _expect_columns(unit, file.schema_arrow, columns)
@@ -38,13 +38,13 @@ def read_parquet(unit: Unit, columns: Sequence[str]) -> Iterator[TableRow]:
 
 @contextlib.contextmanager
 def open_parquet(unit: Unit, **options: Any) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, open.
+    """Open a Parquet file.
 
     Args:
-        options: of pyarrow's ParquetFile.
+        options: arguments of pyarrow's ParquetFile.
 
     Raises:
-        UnitError: not readable, damaged or cut short.
+        UnitError: not readable, damaged or truncated.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -65,7 +65,7 @@ def open_parquet(unit: Unit, **options: Any) -> Iterator[pq.ParquetFile]:
 
 
 def _expect_columns(unit: Unit, schema: pa.Schema, columns: Sequence[str]) -> None:
-    """Raises UnitError unless each column is there once, and can hold texts."""
+    """Raise UnitError unless each column exists once and can contain texts."""
     for position, name in enumerate(columns):
         found = schema.get_all_field_indices(name)
         if len(found) != 1:
@@ -80,19 +80,19 @@ def _expect_columns(unit: Unit, schema: pa.Schema, columns: Sequence[str]) -> No
         if is_text(kind) or pa.types.is_null(kind) or (position and pa.types.is_integer(kind)):
             continue
         texts = [field.name for field in schema if is_text(field.type)]
-        expected = "texts or whole numbers" if position else "texts"
+        expected = "texts or integers" if position else "texts"
         others = f"; its columns of texts: {', '.join(map(repr, texts[:_NAMED]))}" if texts else ""
         raise UnitError(f"{unit.url} has {kind} in its column {name!r}; expected {expected}{others}", permanent=True)
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds texts."""
-    view = getattr(pa.types, "is_string_view", lambda _: False)  # of newer versions
+    """Whether a column of this type contains texts."""
+    view = getattr(pa.types, "is_string_view", lambda _: False)  # in newer versions only
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or view(kind))
 
 
 def cells_of(column: pa.Array) -> list[Any]:
-    """Python values; texts that are not UTF-8 are marked."""
+    """The Python values of a column; texts that are not UTF-8 become `BadValue`."""
     try:
         return list(column.to_pylist())
     except UnicodeDecodeError:

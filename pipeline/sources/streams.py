@@ -1,4 +1,4 @@
-"""An address as a stream of bytes, from its start to its end, which outlives read errors that pass."""
+"""A URL as a stream of bytes, read from start to end, which survives temporary read errors."""
 
 import io
 import os
@@ -11,22 +11,22 @@ import fsspec
 from pipeline.sources.stores import listing_options
 
 _BLOCK = 8 * 2**20
-_SILENCE = 60.0  # seconds without a byte after which a server is taken for dead
+_SILENCE = 60.0  # seconds without data after which a server is considered dead
 
 
 class ByteStream(io.RawIOBase):
-    """Reads on where it was when a read fails: the bytes are those of an undisturbed read, or it raises.
+    """Resumes at the same position when a read fails. The bytes are those of an undisturbed read, or it raises.
 
     Args:
-        url: anything that fsspec opens. HTTP servers that know no ranges are read in one go.
+        url: anything that fsspec opens. HTTP servers without support for ranges are read in one go.
 
     Raises:
-        OSError: still not readable after all tries, or the file was replaced meanwhile. What the first opening raises
-            is left as the filesystem has it: a missing file is no error that passes.
+        OSError: not readable after all attempts, or the file has been replaced. Errors of the first opening are those of
+            the filesystem, because a missing file is not a temporary error.
     """
 
     waits: Sequence[float] = (0.2, 1.0, 5.0)
-    """seconds before each further try; a read that succeeds has all of them again"""
+    """seconds before each further attempt; reset after each successful read"""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -39,7 +39,7 @@ class ByteStream(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """At most so many bytes; none at the end only."""
+        """Read up to `size` bytes; empty only at the end."""
         waits = iter(self.waits)
         while True:
             try:
@@ -61,7 +61,7 @@ class ByteStream(io.RawIOBase):
                 wait = next(waits, None)
                 if wait is None:
                     reason = " ".join(str(error).split()) or type(error).__name__
-                    raise OSError(f"{reason} ({len(self.waits) + 1} tries at byte {self.position})") from error
+                    raise OSError(f"{reason} ({len(self.waits) + 1} attempts at byte {self.position})") from error
                 time.sleep(wait)
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class ByteStream(io.RawIOBase):
         file = self._open()
         try:
             version = _version(file)
-            # A stream does not tell its size; a file of ranges does.
+            # A stream does not know its size; a file read by ranges does.
             if version != self.version and None not in (version[0], self.version[0]):
                 raise _ReplacedError(f"the file was replaced while it was read, at byte {self.position}")
             try:
@@ -101,11 +101,11 @@ class ByteStream(io.RawIOBase):
 
 
 class _ReplacedError(OSError):
-    """What is read on is not what was begun."""
+    """The file is not the one that was opened first."""
 
 
 def _version(file: Any) -> tuple[Any, ...]:
-    """Size of an open file, None where it is not told, and what else tells it from another one of the same name."""
+    """The size of an open file (None if unknown), and what else distinguishes it from another file of the same name."""
     try:
         stat = os.fstat(file.fileno())
         return stat.st_size, stat.st_ino, stat.st_mtime_ns
@@ -123,7 +123,7 @@ def _client_options(url: str) -> dict[str, Any]:
         return {}
     import aiohttp
 
-    # aiohttp gives a whole request five minutes, but a shard is read as slowly as its prompts are learned.
+    # aiohttp limits a request to five minutes, but a shard is read only as fast as its prompts are learned.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
     protocol = url.split("://", 1)[0]
     return {"client_kwargs": {"timeout": timeout, **fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})}}

@@ -1,4 +1,4 @@
-"""Which columns of a table hold or name the images, and which the captions: as asked, or as their names and types tell."""
+"""The columns with images, paths or captions of a table: those given by options, or detected by names and types."""
 
 import dataclasses
 import json
@@ -26,10 +26,10 @@ _CAPTIONS = ("caption", "text")
 
 
 def with_columns(settings: Settings, unit: Unit) -> Settings:
-    """The settings with the columns of a table.
+    """The settings, completed with the columns of a table.
 
     Raises:
-        UserError: a column that is named is not there, none holds images, or several may; one line with what was found.
+        UserError: a given column does not exist, there is no column of images, or several are possible.
     """
     kind = table_kind(unit)
     if kind == "parquet":
@@ -72,18 +72,18 @@ def _texts(types: Mapping[str, pa.DataType | None]) -> list[str]:
 
 
 def _one(names: Sequence[str], usual: Iterable[str], option: str, unit: Unit) -> str | None:
-    """The column that is meant, of several the only one with a usual name; None where there is none."""
+    """The only column, or the only one of several with a usual name; None if there is none."""
     if len(names) <= 1:
         return names[0] if names else None
     named = [name for name in names if name.lower() in usual or name in usual]
     if len(named) != 1:
         listed = ", ".join(repr(name) for name in names[:20])
-        raise UserError(f"{unit.url} has several columns that may be meant, {listed}; name one with {option}")
+        raise UserError(f"{unit.url} has several possible columns, {listed}; name one with {option}")
     return named[0]
 
 
 def _of_features(schema: pa.Schema | None) -> list[str]:
-    """The columns that Hugging Face datasets has noted as images."""
+    """The columns that Hugging Face datasets has declared as images."""
     try:
         features = json.loads(((schema and schema.metadata) or {})[b"huggingface"])["info"]["features"]
         return [name for name, feature in features.items() if feature.get("_type") == "Image"]

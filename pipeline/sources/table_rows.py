@@ -1,4 +1,4 @@
-"""A row of a table, before anything is made of it, and the key that it gets."""
+"""Raw rows of a table, and their keys."""
 
 import dataclasses
 from typing import Any
@@ -6,28 +6,28 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class BadValue:
-    """A cell that cannot be read; `what` it is, for messages."""
+    """A cell that cannot be read; `what` describes it in messages."""
 
     what: str
 
 
 @dataclasses.dataclass(frozen=True)
 class TableRow:
-    """The cells of one row that are read."""
+    """The selected cells of one row."""
 
     cells: tuple[Any, ...] = ()
-    """in the order of the columns that were asked for; empty where the row has a reason"""
+    """in the order of the selected columns; empty if the row has a reason"""
     size: int = 1
-    """its share of the file, see Source.size"""
+    """share of the file, see Source.size"""
     reason: str | None = None
     """why the row as a whole cannot be read"""
 
 
 class RowKeys:
-    """Gives each row of a table a key of its own: a column's value, or its number, `000012`.
+    """Gives each row of a table a unique key: the value of a column, or the row number, `000012`.
 
     Args:
-        column: holds the keys; None = the numbers.
+        column: column with the keys; None = row numbers.
     """
 
     def __init__(self, column: str | None) -> None:
@@ -35,7 +35,7 @@ class RowKeys:
         self._seen: dict[str, int] = {}
 
     def key_of(self, index: int, row: TableRow, value: Any = None) -> tuple[str, str | None]:
-        """(key, reason why the row has no key of its own) of the next row.
+        """(key, reason why the row has no unique key) of the next row.
 
         Args:
             value: of the column.
@@ -45,16 +45,16 @@ class RowKeys:
         if self.column is not None:
             key, bad = _key(value, self.column) if row.reason is None else (number, None)
             if bad is None and row.reason is None and key in self._seen:
-                bad = f"the key {key[:80]!r} is that of row {self._seen[key]:06d}; expected a key of its own"
+                bad = f"the key {key[:80]!r} is also that of row {self._seen[key]:06d}; expected unique keys"
             key = key if bad is None else number
-            while key in self._seen:  # another row's key looks like the number of this one
+            while key in self._seen:  # the key of another row looks like this row number
                 key += "_"
             self._seen[key] = index
         return key, bad
 
 
 def kind_of_value(value: Any) -> str:
-    """What a cell holds, for messages."""
+    """The kind of a cell's value, for messages."""
     if isinstance(value, BadValue):
         return value.what
     names = {
@@ -70,7 +70,7 @@ def kind_of_value(value: Any) -> str:
 
 
 def _key(value: Any, column: str) -> tuple[str, str | None]:
-    """(key, reason why it is none) of a cell."""
+    """(key, reason why it is not valid) of a cell."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value), None
     if isinstance(value, str) and value and len(value) <= 4096:
@@ -85,4 +85,4 @@ def _key(value: Any, column: str) -> tuple[str, str | None]:
         if isinstance(value, str)
         else kind_of_value(value)
     )
-    return "", f"the key column {column!r} holds {found} here; expected a text or a whole number"
+    return "", f"the key column {column!r} holds {found} here; expected a text or an integer"

@@ -1,4 +1,4 @@
-"""One tar as a stream of members, which notices whatever is not a whole tar and says what it is."""
+"""A tar as a stream of members, which detects everything that is not a complete tar and says what it is."""
 
 import gzip
 import io
@@ -13,9 +13,9 @@ from pipeline.sources.stores import unreadable, words_of
 from pipeline.sources.streams import ByteStream
 
 _MAX_HEADER_BYTES = 2 * 2**20
-"""of what comes before one member: long names, and attributes, of which macOS writes a megabyte"""
+"""of the headers before a member: long names, and attributes, of which macOS writes a megabyte"""
 _READ_AT_ONCE = 2**17
-_READ_WHOLE = (  # by tarfile, as part of the next member's header
+_READ_WHOLE = (  # read by tarfile as part of the next member's header
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
     tarfile.XHDTYPE,
@@ -25,12 +25,12 @@ _READ_WHOLE = (  # by tarfile, as part of the next member's header
 
 
 class open_tar:  # noqa: N801 - reads as a function
-    """A tar as a stream of members, which notices when the stream is not a whole tar.
+    """A tar as a stream of members, which detects an incomplete tar.
 
     Args:
-        source: what is opened; it may hold a signature or a password.
-        url: what it is called in messages; default = the source.
-        allow_unfinished: take one that ends behind a whole member for whole, also without the two blocks of zeros.
+        source: the URL to open; it may contain a signature or a password.
+        url: its name in messages; default = the source.
+        allow_unfinished: accept a tar that ends after a complete member, without the two blocks of zeros.
     """
 
     def __init__(self, source: str, url: str | None = None, allow_unfinished: bool = False) -> None:
@@ -51,7 +51,7 @@ class open_tar:  # noqa: N801 - reads as a function
         return self
 
     def _open(self) -> bytes:
-        """Open the stream, unpacked.
+        """Open the stream, decompressed.
 
         Returns:
             its first bytes.
@@ -64,7 +64,7 @@ class open_tar:  # noqa: N801 - reads as a function
         self.stream = _Watched(self.file, head)
         self.packed = head[:2] == b"\x1f\x8b"
         if self.packed:
-            self.stream.reads_at_end = -math.inf  # an unpacker asks on and on
+            self.stream.reads_at_end = -math.inf  # a decompressor keeps reading at the end
             unpacker = gzip.GzipFile(fileobj=self.stream)
             try:
                 head = read_head(unpacker)
@@ -74,13 +74,13 @@ class open_tar:  # noqa: N801 - reads as a function
         return head
 
     def _begin(self) -> None:
-        class Member(_Member):  # with a count of its own
+        class Member(_Member):  # with its own count
             pass
 
         self.header = Member
         try:
             self.tar = tarfile.open(fileobj=self.stream, mode="r|", bufsize=_READ_AT_ONCE, tarinfo=Member)  # noqa: SIM115
-        except Exception as error:  # tarfile raises nearly anything on hostile headers
+        except Exception as error:  # tarfile can raise anything on hostile headers
             raise self._error(error) from error
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
@@ -88,7 +88,7 @@ class open_tar:  # noqa: N801 - reads as a function
         while (member := self._next(members)) is not None:
             self.last = member
             yield member
-            self.tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
+            self.tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every member
         end = self.tar.offset
         if self.stream.last_content > end or (self.last is None and self.stream.position < 2 * tarfile.BLOCKSIZE):
             raise UnitError(f"{self.url} is damaged or cut short after {end} bytes; make or copy it again")
@@ -117,13 +117,13 @@ class open_tar:  # noqa: N801 - reads as a function
             if member is None:
                 self.stream.drain()
             return member
-        except Exception as error:  # tarfile raises nearly anything on hostile headers
+        except Exception as error:  # tarfile can raise anything on hostile headers
             if isinstance(error, tarfile.ReadError) and self._ends_inside_padding():
                 return None
             raise self._error(error) from error
 
     def _ends_inside_padding(self) -> bool:
-        """All of the last member is there, and of the zeros behind it not all: its content is whole."""
+        """Whether the content of the last member is complete, and only zeros after it are missing."""
         self.stream.drain()
         return self.last is not None and (
             self.last.offset_data + self.last.size <= self.stream.position < self.tar.offset
@@ -135,9 +135,9 @@ class open_tar:  # noqa: N801 - reads as a function
         packed = "gunzip -c" if self.packed else "cat"
         whole = f"({packed} {name}; head -c {padding} /dev/zero) > whole.tar"
         return UnitError(
-            f"{self.url} ends after {self.stream.position} bytes, behind a whole member but without the two blocks of zeros "
-            f"that end a tar: it was cut short there, or never finished; copy or make it again. Where nothing is missing, "
-            f"{whole} makes it whole, and --allow-unfinished-tars takes it as it is"
+            f"{self.url} ends after {self.stream.position} bytes, after a complete member but without the two blocks of zeros "
+            f"that end a tar: it was cut short there, or never finished; copy or make it again. If nothing is missing, "
+            f"{whole} completes it, and --allow-unfinished-tars accepts it as it is"
         )
 
     def _error(self, error: BaseException) -> UnitError:
@@ -151,10 +151,10 @@ class open_tar:  # noqa: N801 - reads as a function
 
 
 class _Member(tarfile.TarInfo):
-    """A member with a bounded size of headers before it."""
+    """A member whose headers are bounded in size."""
 
     bytes_before = 0
-    """of headers, since the last member"""
+    """of headers since the last member"""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
@@ -167,7 +167,7 @@ class _Member(tarfile.TarInfo):
 
 
 class _Watched(io.RawIOBase):
-    """Reads through, and knows where the last byte other than zero was."""
+    """Passes data through, and records the position of the last nonzero byte."""
 
     def __init__(self, file: IO[bytes] | Any, head: bytes) -> None:
         self.file, self.head = file, head
@@ -190,7 +190,7 @@ class _Watched(io.RawIOBase):
             self.last_content = self.position + content
         self.position += len(data)
         self.reads_at_end += not data
-        if self.reads_at_end > 100:  # tarfile walks through a member of 2**90 bytes in steps, also behind the end
+        if self.reads_at_end > 100:  # tarfile skips a member of 2**90 bytes in steps, even beyond the end
             raise EOFError(f"it ends after {self.position} bytes, inside a member")
         return data
 

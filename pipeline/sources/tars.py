@@ -1,4 +1,4 @@
-"""Tars of images as a source: every key is one item, with an image or with the reason why there is none."""
+"""Tars of images as a source. Every key is one item, with an image or with the reason why there is none."""
 
 import contextlib
 import dataclasses
@@ -17,8 +17,8 @@ MAX_IMAGE_BYTES = 256 * 2**20
 MAX_CAPTION_BYTES = 2**20
 MAX_JSON_BYTES = 16 * 2**20
 MAX_WAITING_BYTES = 128 * 2**20
-"""of the captions of a tar that are away from their images, together"""
-_OVERHEAD = 1536  # bytes of a tar that an image and its caption take beside the image: headers and padding
+"""total size of the captions of a tar that are not next to their images"""
+_OVERHEAD = 1536  # bytes of a tar for an image and its caption in addition to the image: headers and padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +27,13 @@ class TarSource:
 
     Args:
         image_key, caption_key, key_split: see MemberNames.
-        allow_unfinished_tars: also read a tar that ends after a whole member, without the zeros that end a tar.
+        allow_unfinished_tars: also read a tar that ends after a complete member, without the final zeros.
 
-    A key is the name of a member without its extension, `a/photo.1.jpg` is `a/photo.1` (with an extension of two parts
-    given, that extension counts). It is a name only and never a path: `./a`, `../a` and `/a` are kept as they are. A key with
-    neither image nor caption belongs to the image whose key it lengthens by dotted parts, as `photo.meta.json` and
-    `photo.jpg`. Of several images or captions of a key the first is taken. A key that comes again adds its caption, if it had
-    none, and nothing else once its image was seen. Links are not followed, and sparse files not read: their keys are items
-    without an image.
+    A key is the name of a member without its extension, such as `a/photo.1` for `a/photo.1.jpg` (given extensions of two
+    parts are respected). It is never used as a path: `./a`, `../a` and `/a` are kept unchanged. A key with neither image nor
+    caption belongs to the image whose key it extends by dotted parts, such as `photo.meta.json` to `photo.jpg`. Of several
+    images or captions of a key, the first is used. A repeated key can add a missing caption, but nothing else after its
+    image was read. Links are not followed and sparse files are not read; their keys are items without an image.
     """
 
     image_key: str | None = None
@@ -49,7 +48,7 @@ class TarSource:
         """Stream a tar, see Source.
 
         Raises:
-            UnitError: not readable, not a tar, damaged or cut short: what looks like the end of a tar is not always one.
+            UnitError: not readable, not a tar, damaged or truncated; what looks like the end of a tar is not always one.
         """
         names = MemberNames(self.image_key, self.caption_key, self.key_split)
         reader = _Reader(names, Counter() if left_out is None else left_out)
@@ -59,7 +58,7 @@ class TarSource:
         yield from reader.rest()
 
     def size(self, unit: Unit) -> int | None:
-        """Bytes of a local tar that is not compressed."""
+        """Bytes of a local uncompressed tar."""
         if "://" in unit.source or unit.source.lower().endswith(("gz", "bz2", "xz", "zst")):
             return None
         with contextlib.suppress(OSError):
@@ -67,7 +66,7 @@ class TarSource:
         return None
 
     def describe(self) -> dict[str, Any]:
-        """See Source. That a tar may be unfinished changes no row."""
+        """See Source. Rows do not depend on whether a tar is unfinished."""
         values = {"image_key": self.image_key, "caption_key": self.caption_key, "key_split": self.key_split}
         return {name: value for name, value in values.items() if value not in (None, "last")}
 
@@ -77,7 +76,7 @@ class _Group:
     index: int
     image: bytes | None = None
     has_image: bool = False
-    """readable or not, and also after it was emitted"""
+    """readable or not; stays true after the item was emitted"""
     is_usual: bool = False
     caption: str | None = None
     has_caption: bool = False
@@ -100,7 +99,7 @@ class _Group:
 
 
 class _Reader:
-    """Takes the members of a tar one after another."""
+    """Groups the members of a tar into items."""
 
     def __init__(self, names: MemberNames, left_out: Counter[str]) -> None:
         self.names, self.left_out = names, left_out
@@ -145,7 +144,8 @@ class _Reader:
     def _emit(self, key: str) -> Iterator[Item]:
         group = self.groups[key]
         if not group.has_image and not group.has_caption and self.names.is_of_webdataset(f"{key}.", ""):
-            self.left_out["about the shard, like __index__.json"] += 1  # its extension might have been a caption's
+            # not known before, because its extension might have been that of a caption
+            self.left_out["about the shard, like __index__.json"] += 1
         elif not group.emitted and not self._is_beside_an_image(key, group):
             yield group.item(key, self.names.expected)
             self.waiting_bytes -= group.caption_bytes
@@ -175,7 +175,7 @@ class _Reader:
             group.image = tar.read(member)
 
     def _caption(self, group: _Group, member: tarfile.TarInfo, extension: str, tar: open_tar) -> str | None:
-        """The text of a member that may be the caption of its key."""
+        """The text of a member, if it is the caption of its key."""
         field = self.names.caption_field(extension)
         if group.has_caption:
             if field is None:
@@ -203,7 +203,7 @@ class _Reader:
         return text.strip()
 
     def _keep(self, group: _Group, text: str) -> bool:
-        """Keep a caption until its image's row is made, or the shard's rows are; False where there is no room."""
+        """Keep a caption until the row of its image is complete; False if there is no room."""
         size = len(text.encode())
         if self.waiting_bytes + size > MAX_WAITING_BYTES:
             return False

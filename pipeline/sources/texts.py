@@ -1,4 +1,4 @@
-"""Tables of texts as a source: Parquet or JSON lines, one item for each row, whose text is to be shortened."""
+"""Tables of texts as a source: Parquet or JSON lines; each row is one item with a text to shorten."""
 
 import contextlib
 import dataclasses
@@ -21,14 +21,14 @@ MAX_TEXT_BYTES = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class TextSource:
-    """Tables with a column of texts: Parquet, or JSON lines with one object a line, compressed with gzip or not.
+    """Tables with a column of texts: Parquet, or JSON lines with one object per line, optionally gzipped.
 
     Args:
-        column: holds the texts.
-        key_column: holds the keys, texts or whole numbers; None = the key is the number of the row, `000012`.
+        column: column with the texts.
+        key_column: column with the keys, texts or integers; None = the row number, `000012`.
 
-    The bytes of a file decide what it is, and not its name. Every row is one item: a row without a usable text or key has a
-    status and the reason. Rows without a key, and rows whose key was there before, are keyed by their number.
+    The kind of a file is detected from its bytes, not its name. Every row is one item; a row without a usable text or key has
+    a status and a reason. Rows with a missing or repeated key get their row number as key.
     """
 
     column: str
@@ -50,7 +50,7 @@ class TextSource:
         """Stream a table, see Source; nothing is left out.
 
         Raises:
-            UnitError: not readable, no table, damaged or cut short, or without the columns.
+            UnitError: not readable, not a table, damaged or truncated, or without the columns.
         """
         columns = [self.column] if self.key_column is None else [self.column, self.key_column]
         rows = read_parquet(unit, columns) if self._is_parquet(unit) else read_json_lines(unit, columns)
@@ -59,10 +59,10 @@ class TextSource:
             yield self._item(index, row, keys)
 
     def size(self, unit: Unit) -> int | None:
-        """Bytes of a local file of JSON lines; rows of a local Parquet file."""
+        """Bytes of a local file of JSON lines, or rows of a local Parquet file."""
         if "://" in unit.source:
             return None
-        with contextlib.suppress(OSError, ValueError):  # reading it says what is wrong
+        with contextlib.suppress(OSError, ValueError):  # `read` reports the problem
             if self._is_parquet(unit):
                 import pyarrow.parquet as pq
 
@@ -77,7 +77,7 @@ class TextSource:
         return described if self.key_column is None else {**described, "key_column": self.key_column}
 
     def _is_parquet(self, unit: Unit) -> bool:
-        """True for Parquet, False for what may be JSON lines."""
+        """Whether a file is Parquet; otherwise it may be JSON lines."""
         try:
             with contextlib.closing(ByteStream(unit.source)) as stream:
                 return read_head(stream)[:4] == b"PAR1"

@@ -1,4 +1,4 @@
-"""Names of units: each file of the input gets a stem that names its output, unique and stable."""
+"""Names of units: each input file gets a unique and stable stem, the base name of its output files."""
 
 import hashlib
 from collections import Counter
@@ -13,14 +13,14 @@ _LONGEST_STEM = 180
 
 
 def name_units(urls: Sequence[str], sources: Sequence[str] | None = None) -> list[Unit]:
-    """Give each URL a stem; URLs that would share one each get a hash of their own.
+    """Give each URL a stem; a hash distinguishes URLs that would share one.
 
     Args:
         urls: public URLs.
-        sources: what is opened, in the same order; default = the URLs.
+        sources: the URLs to open, in the same order; default = the public URLs.
     """
     stems = [_stem(url) for url in urls]
-    times = Counter(stem.lower() for stem in stems)  # some file systems take A and a for one name
+    times = Counter(stem.lower() for stem in stems)  # some file systems are not case-sensitive
     return [
         Unit(url, stem if times[stem.lower()] == 1 else hashed_stem(url), source=source)
         for url, stem, source in zip(urls, stems, sources or urls, strict=True)
@@ -28,7 +28,7 @@ def name_units(urls: Sequence[str], sources: Sequence[str] | None = None) -> lis
 
 
 def hashed_stem(url: str) -> str:
-    """A stem that no other URL has."""
+    """A stem that is unique to a URL."""
     return f"{_stem(url)}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
 
 
@@ -37,6 +37,6 @@ def _stem(url: str) -> str:
     extensions = sorted(INPUT_EXTENSIONS, key=len, reverse=True)
     extension = next((end for end in extensions if name.lower().endswith(end)), "")
     name = name[: len(name) - len(extension)]
-    if len(name.encode()) > _LONGEST_STEM:  # file systems take names of 255 bytes, and ours are longer than the stem
+    if len(name.encode()) > _LONGEST_STEM:  # file names are limited to 255 bytes and are longer than the stem
         name = f"{name.encode()[: _LONGEST_STEM // 2].decode(errors='ignore')}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
-    return name.lstrip("._") or "shard"  # directory readers skip names that begin with . or _
+    return name.lstrip("._") or "shard"  # readers of folders skip names that begin with . or _

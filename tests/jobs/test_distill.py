@@ -114,7 +114,7 @@ def test_a_table_becomes_a_table_of_short_prompts(run: Run, tables: Path, tmp_pa
         assert row["width"] is row["height"] is row["caption_similarity"] is None
     report = json.loads((out / "_reports" / "b.json").read_text())
     assert (report["rows"], report["ok"], report["failed"]) == (3, 2, {"bad_text": 1})
-    assert "line 2 is no JSON" in report["failures"][0]["reason"]
+    assert "line 2 is not JSON" in report["failures"][0]["reason"]
     assert (out / "_SUCCESS").exists()
     assert "5 texts" in shown
     assert "image" not in shown
@@ -164,11 +164,11 @@ def test_the_output_of_captions_is_input(run: Run, scene_tars: list[str], tmp_pa
 @pytest.mark.parametrize(
     ("name", "data", "status", "words"),
     [
-        ("a.tar", b"x", 2, "is no table .*: a tar of images is read by: pez caption --input TAR"),
+        ("a.tar", b"x", 2, "is not a table .*: a tar of images is read by: pez caption --input TAR"),
         ("a.parquet", b"PAR1 and no more", 1, "a.parquet is a Parquet file that is damaged or cut short"),
         ("a.jsonl", b'{"text": "a cat"}\n', 1, "has no column 'prompt'; it has 'text': name one with --column"),
         ("a.jsonl", b"", 1, "a.jsonl is empty|no row in .*a.jsonl"),
-        ("a.csv", b"prompt\na cat\n", 1, "is no table: found 'prompt'; expected Parquet, or JSON lines"),
+        ("a.csv", b"prompt\na cat\n", 1, "is not a table: found 'prompt'; expected Parquet, or JSON lines"),
         ("a.jsonl", b'{"prompt": ""}\n', 1, "not one text was shortened: 1 no_text"),
     ],
 )

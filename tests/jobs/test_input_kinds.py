@@ -130,21 +130,21 @@ PICTURE = encoded(Image.new("RGB", (8, 6)))
         (
             ["a.tar", "p/b.png"],
             ["a.tar", "p"],
-            r"the input is of several kinds: tars \(.*a.tar\), folders of images \(.*p\); expected one kind a job",
+            r"the input is of several kinds: tars \(.*a.tar\), folders of images \(.*p\); expected one kind per job",
         ),
         (["a.csv", "p/b.png"], ["a.csv", "p"], "several kinds: tables"),
         (
             ["p/b.png", "p/c.parquet", "p/deep/d.parquet"],
             ["p"],
-            "holds 1 image and 2 Parquet tables; say which are meant with --input-kind folder or --input-kind table",
+            "contains 1 image and 2 Parquet tables; choose with --input-kind folder or --input-kind table",
         ),
         (
             ["p/a.pdf", "p/b.pdf", "p/c.md"],
             ["p"],
             r"no image, tar or table in .*: found 2 x .pdf, 1 x .md; expected tars \(",
         ),
-        (["p/x"], ["p", "--url-column", "url"], r"--url-column has no meaning for folders of images"),
-        (["a.tar"], ["a.tar", "--image-column", "image"], "--image-column has no meaning for tars"),
+        (["p/x"], ["p", "--url-column", "url"], r"--url-column has no effect on folders of images"),
+        (["a.tar"], ["a.tar", "--image-column", "image"], "--image-column has no effect on tars"),
         (["p/x"], ["p", "--images-per-unit", "0"], "--images-per-unit is 0; expected 1 to 1000000"),
         (
             ["p/x"],

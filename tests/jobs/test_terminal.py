@@ -368,5 +368,5 @@ def test_a_demo_without_a_place_is_one_line(tmp_path: Path, monkeypatch: pytest.
     other.chmod(0o777)  # others could put their tars there
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="no place for the demo's pictures .* set XDG_CACHE_HOME to a folder of yours"):
+    with pytest.raises(UserError, match="no place for the demo's images .* set XDG_CACHE_HOME to a writable folder"):
         demo_shards()

@@ -1,13 +1,13 @@
-"""Train a CLIP on drawn symbols: 1,600 concepts with names and keywords, where the demo's scenes have 61 words.
+"""Train a CLIP on symbols: 1,600 concepts with names and keywords. The demo's scenes have only 61 words.
 
-The symbols measure what the scenes cannot show: whether a prompt over a wide vocabulary is good under a judge. Nothing of
-them is shipped. They are emoji of four vendors, in packages of npm:
+The symbols measure what the scenes cannot: whether prompts from a wide vocabulary are good under a judge. They are not part
+of this project, but emoji of four vendors, from npm packages:
 
     npm install --prefix symbols emoji-datasource-google emoji-datasource-twitter \\
         @lobehub/fluent-emoji-3d @lobehub/fluent-emoji-flat emojibase-data
     pip install resvg_py
 
-Of every fifth concept, the image of one vendor is never trained on; these images are the test.
+For every fifth concept, the image of one vendor is held out; these images are the test set.
 
 Source: CLIP, arXiv:2103.00020.
 """
@@ -45,26 +45,27 @@ _COLORS = {
     "orange": (240, 140, 30), "yellow": (240, 215, 60), "green": (50, 150, 60), "blue": (40, 80, 200),
     "purple": (130, 60, 170), "pink": (245, 160, 190), "brown": (120, 75, 40), "cyan": (60, 200, 210),
 }  # fmt: skip
-_LEAST_VENDORS = 3  # a concept has images of so many
+_LEFT_OUT = (None, 9)  # groups of emoji: components, and flags, whose names are not words
+_LEAST_VENDORS = 3  # concepts with images of fewer vendors are skipped
 
 
 @dataclasses.dataclass(frozen=True)
 class SymbolSettings:
-    """Settings of a training."""
+    """Settings for training."""
 
     seed: int = 0
     steps: int = 1800
     batch: int = 192
-    """images of different concepts in each step"""
+    """images per step, of different concepts"""
     learning_rate: float = 1.5e-3
     image_width: int = 24
     """of the image tower, a ResNet of [2, 2, 2, 2] blocks"""
     text_width: int = 128
     noise: float = 0.25
-    """share of captions with one to four random tokens of the whole vocabulary strewn in"""
+    """share of captions with one to four random tokens inserted, from the whole vocabulary"""
 
     def model_config(self) -> dict[str, Any]:
-        """The architecture, as open_clip reads it."""
+        """The architecture, as an open_clip configuration."""
         return {
             "embed_dim": 128,
             "vision_cfg": {"image_size": SIZE, "layers": [2, 2, 2, 2], "width": self.image_width, "head_width": 64},
@@ -85,18 +86,18 @@ class Symbols:
     images: Tensor
     """(n, 4, 64, 64) float, red, green, blue times alpha, and alpha, 0 to 1"""
     concept: np.ndarray
-    """(n,) of each image"""
+    """(n,) concept of each image"""
     vendor: np.ndarray
-    """(n,) of each image"""
+    """(n,) vendor of each image"""
     held_out: np.ndarray
-    """(n,) bool, images of the test"""
+    """(n,) bool, images of the test set"""
     names: list[str]
-    """of each concept"""
+    """name of each concept"""
     keywords: list[list[str]]
-    """of each concept"""
+    """keywords of each concept"""
 
     def caption(self, image: int, background: str, rng: np.random.Generator) -> str:
-        """A freshly worded caption: the name or keywords, and perhaps style and background."""
+        """A random caption: the name or keywords, and perhaps style and background."""
         concept = self.concept[image]
         keywords = self.keywords[concept]
         some = [str(word) for word in rng.permutation(keywords)[: rng.integers(0, 4)]] if keywords else []
@@ -111,7 +112,7 @@ class Symbols:
         return (", " if rng.random() < 0.3 else " ").join(words)
 
     def full_caption(self, image: int, background: str) -> str:
-        """What is said of a test image: style, name and background."""
+        """The caption of a test image: style, name and background."""
         style = list(_VENDORS.values())[self.vendor[image]][2][0]
         return f"{style} {self.names[self.concept[image]]} on {background}"
 
@@ -120,7 +121,7 @@ def load_symbols(folder: Path) -> Symbols:
     """Read the images of all vendors.
 
     Args:
-        folder: that in which npm installed the packages.
+        folder: where npm installed the packages.
 
     Raises:
         UserError: a package is missing.
@@ -128,7 +129,7 @@ def load_symbols(folder: Path) -> Symbols:
     modules = folder / "node_modules" if (folder / "node_modules").is_dir() else folder
     for package in ("emojibase-data/en/data.json", *(path for path, _, _ in _VENDORS.values())):
         if not (modules / package).exists():
-            raise UserError(f"{modules} has no {package}; install the packages that {__name__} names")
+            raise UserError(f"{modules} has no {package}; install the packages listed in {__name__}")
     images, concept, vendor = [], [], []
     names: list[str] = []
     keywords: list[list[str]] = []
@@ -141,10 +142,7 @@ def load_symbols(folder: Path) -> Symbols:
             ]
             if file := next((f for f in files if f.is_file()), None):
                 found.append((i, file))
-        if len(found) < _LEAST_VENDORS or entry.get("group") in (
-            None,
-            9,
-        ):  # components; flags, in which no name is a word
+        if len(found) < _LEAST_VENDORS or entry.get("group") in _LEFT_OUT:
             continue
         for i, file in found:
             images.append(_read(file))
@@ -161,7 +159,7 @@ def load_symbols(folder: Path) -> Symbols:
 
 
 def unseen_images(symbols: Symbols, count: int, seed: int = 0) -> list[tuple[Image.Image, str]]:
-    """Images that no training saw, with captions; the same for the same seed."""
+    """Held-out images with captions; the same for the same seed."""
     rng = np.random.default_rng([seed, 11])
     chosen = rng.permutation(np.flatnonzero(symbols.held_out))[:count]
     backgrounds = [str(rng.choice(list(_COLORS))) for _ in chosen]
@@ -193,7 +191,7 @@ def train_symbol_clip(settings: SymbolSettings, symbols: Symbols, log: Callable[
     rng = np.random.default_rng([settings.seed, 5])
     model = open_clip.CLIP(**settings.model_config()).to(memory_format=torch.channels_last)
     for name, parameter in model.visual.named_parameters():
-        if name.endswith("bn3.weight"):  # zero at first: with so few steps the blocks would stay asleep
+        if name.endswith("bn3.weight"):  # initially zero; in so few steps the blocks would not become active
             nn.init.constant_(parameter, 0.5)
     tokenizer = SimpleTokenizer(context_length=32)
     seen = [np.flatnonzero((symbols.concept == c) & ~symbols.held_out) for c in range(len(symbols.names))]
@@ -236,7 +234,7 @@ def train_symbol_clip(settings: SymbolSettings, symbols: Symbols, log: Callable[
 
 @torch.no_grad()
 def evaluate_symbol_clip(model: Any, symbols: Symbols) -> dict[str, float]:
-    """Retrieval of the concept of each test image among all names, top 1 and top 5."""
+    """Top-1 and top-5 retrieval of the concept of each test image among all names."""
     chosen = np.flatnonzero(symbols.held_out)
     rng = np.random.default_rng(3)
     drawn = _on_backgrounds(symbols.images[chosen], [str(rng.choice(list(_COLORS))) for _ in chosen], rng, jitter=0.0)
@@ -261,10 +259,10 @@ def _read(file: Path) -> np.ndarray:
 
 
 def _on_backgrounds(symbols: Tensor, colors: Sequence[str], rng: np.random.Generator, jitter: float) -> Tensor:
-    """Place each symbol on a background: (n, 4, 64, 64) to (n, 3, 64, 64), 0 to 1.
+    """Draw each symbol on a background: (n, 4, 64, 64) to (n, 3, 64, 64), 0 to 1.
 
     Args:
-        jitter: 0 = in the middle, on one color; 1 = moved, scaled, turned, on an uneven color.
+        jitter: 0 = centered, on a plain color; 1 = moved, scaled and rotated, on an uneven color.
     """
     n = len(symbols)
 
@@ -295,7 +293,7 @@ def _tokens(text: str, tokenizer: SimpleTokenizer, noise: float, rng: np.random.
 
 
 def _encode_text(model: Any, texts: list[list[int]]) -> Tensor:
-    """The model's text features, computed up to the end of the longest text: the tower is causal."""
+    """The model's text features, computed only up to the end of the longest text, since the tower is causal."""
     length = max(map(len, texts))
     ids = torch.zeros(len(texts), length, dtype=torch.long)
     for row, text in zip(ids, texts, strict=True):

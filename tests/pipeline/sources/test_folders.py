@@ -111,7 +111,7 @@ def test_a_picture_that_cannot_be_read_has_a_row_with_the_reason(tmp_path: Path)
     assert sorted(found) == sorted(["empty", "broken", "text", "drawing", "raw", "real", "link", "dead", "pipe"])
     assert found["empty"].reason == "the file is empty"
     assert found["dead"].reason == "a link to 'nowhere.png', which is not there"
-    assert found["pipe"].reason == "it is no regular file; expected an image file"
+    assert found["pipe"].reason == "it is not a regular file; expected an image file"
     assert found["link"].image == PNG
 
 
@@ -182,7 +182,7 @@ def test_extensions_may_be_named_as_for_tars(tmp_path: Path) -> None:
     found = find(put(tmp_path / "in", files), out=tmp_path / "out", left_out=left_out, **options)
     lost: Counter[str] = Counter()
     assert {key: item.caption for key, item in items(found, lost).items()} == {"a": "of json", "b": None}
-    assert (left_out, lost) == ({"no images (.png)": 2}, {"captions that are no JSON": 1})
+    assert (left_out, lost) == ({"no images (.png)": 2}, {"captions that are not JSON": 1})
 
 
 def test_units_are_of_so_many_files_and_a_listing_is_kept(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_two_runs_that_list_other_files_at_once_do_not_mix(tmp_path: Path) -> No
     other = find_images([str(folder)], output, settings, Counter())
     one.record(output)
     one.record(output)
-    with pytest.raises(RuntimeError, match="another run lists .* and found other files"):
+    with pytest.raises(RuntimeError, match="another run has listed .* and found different files"):
         other.record(output)
 
 
@@ -295,7 +295,9 @@ def test_a_store_that_is_down_fails_the_unit_and_makes_no_rows(tmp_path: Path, m
         raise OSError("out of order")
 
     monkeypatch.setattr(type(fs), "cat_file", fails)
-    with pytest.raises(UnitError, match=r"16 files in a row are out of reach, the last with: out of order \(3 tries\)"):
+    with pytest.raises(
+        UnitError, match=r"16 files in a row cannot be reached, the last with: out of order \(3 attempts\)"
+    ):
         items(found)
 
 

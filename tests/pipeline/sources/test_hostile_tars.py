@@ -186,12 +186,12 @@ WHOLE = header("a.jpg", len(PNG)) + PNG.ljust(512, b"\0") + header("b.png", len(
 def test_a_tar_that_nobody_finished_says_how_to_make_it_whole_and_can_be_allowed(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(data)
-    words = r"ends after \d+ bytes, behind a whole member .*, and --allow-unfinished-tars takes it as it is"
+    words = r"ends after \d+ bytes, after a complete member .*, and --allow-unfinished-tars accepts it as it is"
     with pytest.raises(UnitError, match=words) as error:
         items_of(str(path))
     allowed = items_of(str(path), allow_unfinished_tars=True)
     assert [(s.key, s.image) for s in allowed] == [("a", PNG), ("b", PNG)]
-    command = str(error.value).partition("nothing is missing, ")[2].partition(" makes it whole")[0]
+    command = str(error.value).partition("nothing is missing, ")[2].partition(" completes it")[0]
     subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
     assert items_of(str(tmp_path / "whole.tar")) == allowed
 
@@ -250,7 +250,7 @@ def test_what_is_no_tar_is_named_and_not_tried_again(data: bytes, what: str, adv
     [
         (
             b"<!DOCTYPE html><html><head><title>Sign\nin</title>" + b"x" * 900,
-            r"a page of HTML \(Sign in\) and not the file",
+            r"an HTML page \(Sign in\) instead of the file",
         ),
         (
             b"<?xml version='1.0'?>\n<Error><Code>AccessDenied</Code><RequestId>1",

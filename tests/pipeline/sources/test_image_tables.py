@@ -84,9 +84,7 @@ def test_a_struct_without_bytes_names_a_file_beside_the_table(tmp_path: Path) ->
 
 def test_of_several_columns_of_images_one_is_to_be_named(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", {"left": [PNG], "right": [PNG], "url": ["x"]})
-    with pytest.raises(
-        UserError, match=r"several columns that may be meant, 'left', 'right'; name one with --image-column"
-    ):
+    with pytest.raises(UserError, match=r"several possible columns, 'left', 'right'; name one with --image-column"):
         find(path)
     assert find(path, image_column="right").settings.image_column == "right"
     usual = parquet(tmp_path / "b.parquet", {"image": [PNG], "mask": [PNG]})
@@ -102,7 +100,7 @@ def test_of_several_columns_of_images_one_is_to_be_named(tmp_path: Path) -> None
         ),
         ({"key_column": "id"}, "key_column is 'id', and .* has no such column; it has 'picture'"),
         ({"caption_column": "x"}, "caption_column is 'x', and"),
-        ({"image_key": "png"}, "--image-key has no meaning for tables"),
+        ({"image_key": "png"}, "--image-key has no effect on tables"),
     ],
 )
 def test_an_unknown_column_is_one_line_that_says_what_was_found(
@@ -256,7 +254,7 @@ def test_urls_are_downloaded_and_a_failed_one_is_a_row_with_its_reason(
     assert ok == {"a.png", "ü b.png", "503-once", "redirect", "a.png?token=secret"}
     assert reasons["gone.png"] == f"{web.url}/gone.png: HTTP 404 Not Found"
     assert "HTTP 500" in str(reasons["500"])
-    assert "(3 tries)" in str(reasons["500"])
+    assert "(3 attempts)" in str(reasons["500"])
     assert "it ended after" in str(reasons["cut"])
     assert "no answer in time" in str(reasons["hang"])
     assert "bytes came in" in str(reasons["drip"])

@@ -33,7 +33,7 @@ def test_a_folder_has_tars_of_every_spelling_and_says_what_else_it_has(tmp_path:
     touch(tmp_path, "0.tar", "1.tar.gz", "2.tgz", "3.TAR", "4.tar.zst", "0.parquet", "notes.txt", "._0.tar", "_x.tar")
     left_out: Counter[str] = Counter()
     assert names(tmp_path, left_out=left_out) == ["0.tar", "1.tar.gz", "2.tgz", "3.TAR"]
-    assert left_out == {"files that are no .tar, .tar.gz or .tgz": 3}
+    assert left_out == {"files that are not .tar, .tar.gz or .tgz": 3}
 
 
 def test_hidden_names_are_no_input_unless_typed(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_folders_of_stores_and_file_addresses_are_folders(tmp_path: Path) -> Non
         assert names(address) == ["0.tar", "1.tgz"], address
     with pytest.raises(UserError, match="no tar matches"):
         names("memory://folders/nothing/")
-    with pytest.raises(UserError, match="a folder of a web server, which cannot be listed"):
+    with pytest.raises(UserError, match="a folder on a web server, which cannot be listed"):
         names("https://host/data/")
 
 
@@ -153,7 +153,7 @@ def test_what_a_job_wrote_is_no_input(tmp_path: Path) -> None:
     for pattern in ("A/out", "A/out/_regenerated", "A/out/_regenerated/a.tar", "A/out/more/*.tar"):
         with pytest.raises(UserError, match="the output of a job|no tar in"):
             names(tmp_path / pattern)
-    with pytest.raises(UserError, match="lies in .*new, the output of a job"):
+    with pytest.raises(UserError, match="is in .*new, the output of a job"):
         names(touch(tmp_path, "new/3.tar") / "new/3.tar", output=str(tmp_path / "new"))
 
 
@@ -244,7 +244,7 @@ def test_tables_are_expanded_as_tars_are(tmp_path: Path) -> None:
     touch(tmp_path, "0.parquet", "1.jsonl", "2.JSONL.gz", "3.tar", "4.csv", "_5.parquet", "deep/6.parquet")
     left_out: Counter[str] = Counter()
     assert names(tmp_path, kind=TABLES, left_out=left_out) == ["0.parquet", "1.jsonl", "2.JSONL.gz"]
-    assert left_out == {"files that are no .parquet, .jsonl or .jsonl.gz": 2}
+    assert left_out == {"files that are not .parquet, .jsonl or .jsonl.gz": 2}
     assert [unit.stem for unit in expand_inputs([str(tmp_path)], kind=TABLES)] == ["0", "1", "2"]
     assert names(tmp_path / "**/*.parquet", kind=TABLES) == ["0.parquet", "6.parquet"]
     assert names(tmp_path / "{0,1}.*", kind=TABLES) == ["0.parquet", "1.jsonl"]
@@ -260,27 +260,31 @@ def test_tables_are_expanded_as_tars_are(tmp_path: Path) -> None:
 def test_what_another_job_wrote_is_input_where_tables_are_read(tmp_path: Path) -> None:
     write_output(tmp_path / "out")
     assert names(tmp_path / "out", kind=TABLES) == ["a.parquet"]
-    with pytest.raises(UserError, match="matches files in .*out alone, the output of a job"):
+    with pytest.raises(UserError, match="matches only files in .*out, the output of a job"):
         names(tmp_path / "out", kind=TABLES, output=str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
     ("kind", "pattern", "words"),
     [
-        (TARS, "a.parquet", "is no tar .*: a table of texts is read by: pez distill --input TABLE"),
-        (TARS, "b.jsonl", "is no tar"),
+        (TARS, "a.parquet", "is not a tar .*: a table of texts is read by: pez distill --input TABLE"),
+        (TARS, "b.jsonl", "is not a tar"),
         (
             TARS,
             "c/",
             r"no tar in .*: found 1 x .jsonl.gz; expected .tar, .tar.gz or .tgz \(a table of texts is read by: pez",
         ),
-        (TABLES, "d.tar.gz", "is no table .*: a tar of images is read by: pez caption --input TAR"),
+        (TABLES, "d.tar.gz", "is not a table .*: a tar of images is read by: pez caption --input TAR"),
         (
             TABLES,
             "e/",
             r"no table in .*: found 1 x .tar; expected .parquet, .jsonl or .jsonl.gz \(a tar of images is read",
         ),
-        (TABLES, "f/", r"no table in .*: found 1 x .csv; expected .* \(write them as JSON lines, one object a line\)"),
+        (
+            TABLES,
+            "f/",
+            r"no table in .*: found 1 x .csv; expected .* \(write them as JSON lines, one object per line\)",
+        ),
         (TABLES, "gone.parquet", "no file .*; expected a table"),
         (TABLES, "gone-*", "no table matches"),
     ],
@@ -296,6 +300,6 @@ def test_a_file_of_another_command_is_one_line_that_names_it(
 
 
 def test_a_url_is_of_a_kind_by_its_path_alone() -> None:
-    with pytest.raises(UserError, match="is no tar"):
+    with pytest.raises(UserError, match="is not a tar"):
         names("https://host/a.parquet?X-Amz-Signature=secret")
     assert names("https://host/a.parquet?name=b.tar", kind=TABLES)

@@ -85,7 +85,7 @@ def test_a_compressed_tar_goes_on_after_a_break(tar: bytes, undisturbed: list[It
 def test_a_line_that_always_breaks_is_given_up(tar: bytes, ranges: bool) -> None:
     with (
         WeakServer({"0.tar": tar}, ranges, breaks=99, break_at=200_000).running() as server,
-        pytest.raises(UnitError, match=r"cannot read http://.*/0.tar: .* \(4 tries at byte \d+\)$"),
+        pytest.raises(UnitError, match=r"cannot read http://.*/0.tar: .* \(4 attempts at byte \d+\)$"),
     ):
         samples(f"{server.url}/0.tar")
 
@@ -111,7 +111,7 @@ def test_an_address_that_is_refused_says_what_to_check_and_not_its_signature(sta
     url = f"http://127.0.0.1:{server.server_port}/0.tar"
     try:
         with pytest.raises(
-            UnitError, match=f"{status}.*; it is refused: check whether the address needs a login"
+            UnitError, match=f"{status}.*; access is denied: check whether the URL requires a login"
         ) as error:
             items_of(Unit(url, "0", source=f"{url}?X-Amz-Signature=topsecret&X-Amz-Credential=me"))
     finally:
@@ -148,7 +148,7 @@ def test_a_page_of_html_is_not_a_tar() -> None:
     page = b"<html>please log in</html>" * 100
     with (
         WeakServer({"0.tar": page}).running() as server,
-        pytest.raises(UnitError, match="is a page of HTML and not the file, not a tar: it may need a login"),
+        pytest.raises(UnitError, match="is an HTML page instead of the file, not a tar: it may need a login"),
     ):
         samples(f"{server.url}/0.tar")
 
@@ -193,7 +193,9 @@ def test_any_store_is_asked_again(passing: str, undisturbed: list[Item], error_a
 
 def test_a_store_that_stays_broken_is_a_failed_shard(passing: str) -> None:
     PassingErrors.error_at, PassingErrors.errors = 5000, 4
-    with pytest.raises(UnitError, match=r"cannot read passing://0.tar: .*Input/output error \(4 tries at byte \d+\)"):
+    with pytest.raises(
+        UnitError, match=r"cannot read passing://0.tar: .*Input/output error \(4 attempts at byte \d+\)"
+    ):
         samples(passing)
 
 

@@ -72,7 +72,10 @@ def test_several_endings_are_spelled_as_people_spell_them(make_tar: MakeTar, ima
     [{"image_key": ""}, {"image_key": ";"}, {"image_key": "."}, {"image_key": "json:image"}, {"caption_key": "json:"}],
 )
 def test_a_key_without_an_extension_is_refused_before_any_work(keys: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="(image|caption)_key is '.*'; (expected an extension like jpg|a field, )"):
+    with pytest.raises(
+        ValueError,
+        match="(image|caption)_key is '.*'; (expected an extension such as jpg|only captions can have a field)",
+    ):
         CaptionSettings(**keys)
 
 

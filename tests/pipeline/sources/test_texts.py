@@ -140,9 +140,9 @@ def test_keys_are_unique_or_the_row_says_why_it_has_none(tmp_path: Path) -> None
         ("000010", "bad_key"),
     ]
     assert [found[n].reason for n in (2, 3, 7)] == [
-        "the key 'a' is that of row 000000; expected a key of its own",
-        "the key column 'id' holds null here; expected a text or a whole number",
-        "the key column 'id' holds a number here; expected a text or a whole number",
+        "the key 'a' is also that of row 000000; expected unique keys",
+        "the key column 'id' holds null here; expected a text or an integer",
+        "the key column 'id' holds a number here; expected a text or an integer",
     ]
     assert [i.caption for i in found] == [f"text {n}" for n in range(len(keys))]
 
@@ -169,13 +169,13 @@ def test_lines_are_read_as_editors_write_them(tmp_path: Path, encoding: str, end
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"{nonsense}", "line 2 is no JSON .*; expected an object"),
-        (b'{"prompt": "open', "line 2 is no JSON .*; expected an object"),
-        (b"[1, 2]", "line 2 holds no JSON object but list; expected an object"),
-        (b'"text"', "line 2 holds no JSON object but str; expected an object"),
-        (b"[" * 100_000, "line 2 cannot be read|line 2 is no JSON"),
+        (b"{nonsense}", "line 2 is not JSON .*; expected an object"),
+        (b'{"prompt": "open', "line 2 is not JSON .*; expected an object"),
+        (b"[1, 2]", "line 2 is not a JSON object but list; expected an object"),
+        (b'"text"', "line 2 is not a JSON object but str; expected an object"),
+        (b"[" * 100_000, "line 2 cannot be read|line 2 is not JSON"),
         (b'{"n": ' + b"9" * 5000 + b"}", "line 2 cannot be read"),
-        (b"\xff\xfe\xfd", "line 2 is no JSON"),
+        (b"\xff\xfe\xfd", "line 2 is not JSON"),
     ],
     ids=range(7),
 )
@@ -209,18 +209,18 @@ def tar() -> bytes:
         (b"", "is empty, not a table: copy or make it again"),
         (
             b"prompt,id\na cat,1\n",
-            "is no table: found 'prompt,id'; expected Parquet, or JSON lines with one object a line",
+            "is not a table: found 'prompt,id'; expected Parquet, or JSON lines with one object per line",
         ),
         (
             b'[\n {"prompt": "a"}\n]\n',
-            r"is no table: found '\['; .*of a JSON array, jq -c '.\[\]' FILE makes JSON lines",
+            r"is not a table: found '\['; .*to convert a JSON array: jq -c '.\[\]' FILE",
         ),
-        (b'{\n "prompt": "a"\n}\n', "is no table: found '{'"),
+        (b'{\n "prompt": "a"\n}\n', "is not a table: found '{'"),
         (tar(), "is a tar, not a table: tars of images are read by: pez caption"),
         (gzip.compress(tar()), "is gzip, and inside a tar, not a table"),
         (b"\x89PNG\r\n\x1a\n" + bytes(500), r"is an image \(PNG\), not a table: expected Parquet, or JSON lines"),
         (b"PK\x03\x04" + bytes(500), "is a ZIP archive, not a table"),
-        (b"<!DOCTYPE html><title>Sign in</title>", "a page of HTML .Sign in. and not the file"),
+        (b"<!DOCTYPE html><title>Sign in</title>", "an HTML page .Sign in. instead of the file"),
         (b"PAR1" + bytes(500), "is a Parquet file that is damaged or cut short"),
         (gzip.compress(json_lines(ROWS))[:-10], "cannot read .*ended before"),
         (json_lines(ROWS)[:-9], "is cut short inside line 5 .*; make or copy it again"),
@@ -246,7 +246,7 @@ def test_a_parquet_column_that_holds_no_texts_is_an_error(tmp_path: Path) -> Non
     with pytest.raises(UnitError, match=words):
         items(path, "n")
     assert [i.key for i in items(path, "prompt", "n")] == ["1"]
-    with pytest.raises(UnitError, match="has double in its column 'when'; expected texts or whole numbers"):
+    with pytest.raises(UnitError, match="has double in its column 'when'; expected texts or integers"):
         items(path, "prompt", "when")
 
 

@@ -74,7 +74,7 @@ def test_a_missing_driver_is_named_with_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, address.split(":")[0], raising=False)
-    words = rf"driver of {address.split(':')[0]}:// is missing .*{package}.*; pip install -e '.\[{extra}\]'"
+    words = rf"driver for {address.split(':')[0]}:// is missing .*{package}.*; pip install -e '.\[{extra}\]'"
     for use in (expand_inputs, lambda patterns: PromptTable(patterns[0], {})):
         with pytest.raises(UserError, match=words) as error:
             use([address])
