@@ -197,7 +197,7 @@ def test_a_killed_actor_loses_its_part_only(shard: Unit, tmp_path: Path, images:
     assert len(notes) == 1
     assert notes[0].startswith("big, part ")
     assert "the actor died. Retrying" in notes[0]
-    assert [r.part for r in reports if isinstance(r, PartReport)][:2] == [0, 1]
+    assert sorted(r.part for r in reports if isinstance(r, PartReport)) == [0, 1, 2, 3]
     assert len(reports) == 5
 
     learn_unit(shard, Learner(SETTINGS, method), whole := PromptTable(str(tmp_path / "whole"), described))
