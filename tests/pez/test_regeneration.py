@@ -20,18 +20,13 @@ PROMPTS = ["a red square", "huge green star at the top", "small pink heart", "ye
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    return load_generator("demo", steps=2)
+    made = load_generator("demo", steps=2)
+    made.pipeline.to(torch.float64)  # in float32, some CPUs round another batch size differently
+    return made
 
 
 def pixels(pictures: list[Image.Image | None]) -> list[bytes]:
     return [picture.tobytes() for picture in pictures if picture is not None]
-
-
-def assert_same_images(found: list[bytes], expected: list[bytes]) -> None:
-    """Equal but for the last bits of the arithmetic: some CPUs compute another batch size in another order."""
-    for one, other in zip(found, expected, strict=True):
-        levels = (np.frombuffer(pixels, np.uint8).astype(int) for pixels in (one, other))
-        assert np.abs(np.subtract(*levels)).max() <= 2
 
 
 class Wrapped:
@@ -65,8 +60,8 @@ def test_a_picture_depends_on_its_prompt_and_seed_alone(generator: Generator) ->
     seeds = [seed_for(0, str(i), 0) for i in range(6)]
     together = pixels(generator.images(PROMPTS, seeds))
     assert len(set(together)) == 6
-    assert_same_images(pixels(generator.images(PROMPTS[::-1], seeds[::-1])), together[::-1])
-    assert_same_images(pixels(generator.images(PROMPTS[2:3], seeds[2:3])), together[2:3])
+    assert pixels(generator.images(PROMPTS[::-1], seeds[::-1])) == together[::-1]
+    assert pixels(generator.images(PROMPTS[2:3], seeds[2:3])) == together[2:3]
     assert pixels(generator.images(PROMPTS[2:3], [1])) != together[2:3]
 
 
@@ -86,7 +81,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(generator: Generator) -> Non
         "out of memory with 4 images per batch; continuing with 2",
     ]
     assert small.pipeline.sizes == [2, 2, 2]
-    assert_same_images(pixels(made), pixels(generator.images(PROMPTS, range(6))))
+    assert pixels(made) == pixels(generator.images(PROMPTS, range(6)))
 
 
 def test_no_room_for_one_picture_is_an_error(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
