@@ -19,8 +19,8 @@ from pipeline.sources.csv_rows import read_csv
 from pipeline.sources.first_bytes import read_head
 from pipeline.sources.image_files import MAX_IMAGE_BYTES, NotReadError, Reach, beside, read_file, shown
 from pipeline.sources.json_lines import read_json_lines
-from pipeline.sources.parquet_rows import cells_of, is_text, open_parquet
-from pipeline.sources.stores import unreadable, words_of
+from pipeline.sources.parquet_rows import is_text, open_parquet, rows_in
+from pipeline.sources.stores import unreadable
 from pipeline.sources.streams import ByteStream
 from pipeline.sources.table_rows import BadValue, RowKeys, TableRow, kind_of_value
 
@@ -134,14 +134,7 @@ class ImageTableSource:
         with open_parquet(unit, pre_buffer=False, buffer_size=_BUFFER) as file:
             for option, name in self.named.items():
                 _expect_column(unit, file.schema_arrow, name, option)
-            try:
-                for batch in file.iter_batches(_BATCH, columns=list(dict.fromkeys(columns))):
-                    cells = [cells_of(batch.column(batch.schema.get_field_index(name))) for name in columns]
-                    for row in zip(*cells, strict=True):
-                        yield TableRow(row)
-            except (OSError, pa.ArrowException) as error:
-                found = words_of(error, unit.source)
-                raise UnitError(f"{unit.url} is damaged ({found}); make or copy it again") from error
+            yield from rows_in(file, unit, columns, _BATCH)
 
     def _item(
         self, unit: Unit, index: int, row: TableRow, key: str, bad_key: str | None

@@ -27,13 +27,22 @@ def read_parquet(unit: Unit, columns: Sequence[str]) -> Iterator[TableRow]:
     """
     with open_parquet(unit) as file:
         _expect_columns(unit, file.schema_arrow, columns)
-        try:
-            for batch in file.iter_batches(_BATCH, columns=list(dict.fromkeys(columns))):
-                cells = [cells_of(batch.column(batch.schema.get_field_index(name))) for name in columns]
-                for row in zip(*cells, strict=True):
-                    yield TableRow(row)
-        except (OSError, pa.ArrowException) as error:
-            raise UnitError(f"{unit.url} is damaged ({words_of(error, unit.source)}); make or copy it again") from error
+        yield from rows_in(file, unit, columns, _BATCH)
+
+
+def rows_in(file: pq.ParquetFile, unit: Unit, columns: Sequence[str], batch_size: int) -> Iterator[TableRow]:
+    """Stream columns of an open file; a column may be named twice.
+
+    Raises:
+        UnitError: the file is damaged.
+    """
+    try:
+        for batch in file.iter_batches(batch_size, columns=list(dict.fromkeys(columns))):
+            cells = [cells_of(batch.column(batch.schema.get_field_index(name))) for name in columns]
+            for row in zip(*cells, strict=True):
+                yield TableRow(row)
+    except (OSError, pa.ArrowException) as error:
+        raise UnitError(f"{unit.url} is damaged ({words_of(error, unit.source)}); make or copy it again") from error
 
 
 @contextlib.contextmanager

@@ -100,9 +100,9 @@ class Symbols:
         """A random caption: the name or keywords, and perhaps style and background."""
         concept = self.concept[image]
         keywords = self.keywords[concept]
-        some = [str(word) for word in rng.permutation(keywords)[: rng.integers(0, 4)]] if keywords else []
-        words = [] if some and rng.random() < 0.2 else [self.names[concept]]
-        words += some
+        chosen = [str(word) for word in rng.permutation(keywords)[: rng.integers(0, 4)]] if keywords else []
+        words = [] if chosen and rng.random() < 0.2 else [self.names[concept]]
+        words += chosen
         rng.shuffle(words)
         style = list(_VENDORS.values())[self.vendor[image]][2]
         if rng.random() < 0.5:
