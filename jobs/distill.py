@@ -133,8 +133,9 @@ def _shorten_texts(job: DistillJob) -> int:
     with Activity(console, "loading PyTorch") as activity:
         with command.importing():
             from pez.models.load import check_model, load_model
+            from pez.template import template_of
 
-        check_model(job.texts.model, job.texts.pretrained, job.method.tokens)
+        check_model(job.texts.model, job.texts.pretrained, job.method.tokens, template_of(job.method))
         device = job.local_device()
         if job.text and (note := _note_on_the_demo(job.texts.model)):
             say(console, note)

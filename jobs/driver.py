@@ -68,6 +68,7 @@ def run(job: TableJob) -> int:
             if not job.local:
                 import pipeline.run.ray  # noqa: F401
             from pez.models.load import check_model
+            from pez.template import template_of
             from pipeline.description import describe, in_full
             from pipeline.failures import FailureLog
             from pipeline.progress import JobProgress
@@ -79,7 +80,7 @@ def run(job: TableJob) -> int:
             from pipeline.stages.verify import check_verification, resolved, score_model, verified_table
             from pipeline.table import PromptTable
 
-        check_model(job.settings.model, job.settings.pretrained, job.method.tokens)
+        check_model(job.settings.model, job.settings.pretrained, job.method.tokens, template_of(job.method))
         verifies = job.verification.verify is not None
         if verifies:
             job = dataclasses.replace(job, verification=resolved(job.verification))

@@ -87,6 +87,7 @@ def evaluate(job: EvaluateJob) -> int:
         with command.importing():
             import pez
             from pez.models.load import check_model, load_clip, load_model
+            from pez.template import template_of
             from pipeline.run.hub import check_reachable
             from pipeline.stages.verify import check_verification, generator_of, resolved, score_model
 
@@ -94,7 +95,7 @@ def evaluate(job: EvaluateJob) -> int:
             verification = dataclasses.replace(job.verification, verify=job.verification.verify or "demo")
             job = dataclasses.replace(job, caption=of_demo(job.caption), verification=verification)
         job = dataclasses.replace(job, verification=resolved(job.verification))
-        check_model(job.caption.model, job.caption.pretrained, job.method.tokens)
+        check_model(job.caption.model, job.caption.pretrained, job.method.tokens, template_of(job.method))
         device = job.local_device()
         check_verification(job.verification, job.caption.model, job.caption.pretrained, device)
         name, pretrained = score_model(job.verification, job.caption.model)

@@ -60,11 +60,12 @@ def invert(job: InvertJob) -> int:
     with Activity(console, "loading PyTorch") as activity:
         with command.importing():
             from pez.models.load import check_model, load_model
+            from pez.template import template_of
 
         settings = job.model
         if job.demo and settings.model not in CLIPS:
             settings = dataclasses.replace(settings, model="demo")
-        check_model(settings.model, settings.pretrained, job.method.tokens)
+        check_model(settings.model, settings.pretrained, job.method.tokens, template_of(job.method))
         device = job.local_device()
         names, images = _read(job.images) if job.images else _drawn()
         if job.images and (note := note_on_the_demo(settings.model)):

@@ -26,7 +26,10 @@ class LivePrompts:
     ) -> None:
         from rich.live import Live
 
+        from pez.template import template_of
+
         self.clip, self.names, self.console, self.noun = clip, names, console, noun
+        self.template = template_of(method)
         self.steps = method.total_steps
         self.taken = 0
         self.best: dict[int, tuple[float, list[int], Task]] = {}
@@ -52,7 +55,7 @@ class LivePrompts:
         if self.taken % every and self.taken not in (1, self.steps):
             return
         title = f"step {self.taken} of {self.steps}"
-        rows = [(self.names[i], self.clip.text_of(ids), score) for i, (score, ids, _) in sorted(self.best.items())]
+        rows = [(self.names[i], self._text_of(ids), score) for i, (score, ids, _) in sorted(self.best.items())]
         if self.live:
             self.live.update(self.table(rows, f"best so far, {title}"))
             return
@@ -65,12 +68,15 @@ class LivePrompts:
         """Name, text and similarity of the text for each target that already has a prompt."""
         import torch
 
-        kept = [(self.names[i], self.clip.text_of(ids), task.target) for i, (_, ids, task) in sorted(self.best.items())]
+        kept = [(self.names[i], self._text_of(ids), task.target) for i, (_, ids, task) in sorted(self.best.items())]
         if not kept:
             return []
         features = self.clip.text_features([text for _, text, _ in kept])
         similarities = (features * torch.stack([target for *_, target in kept])).sum(-1).tolist()
         return [(name, text, similarity) for (name, text, _), similarity in zip(kept, similarities, strict=True)]
+
+    def _text_of(self, ids: list[int]) -> str:
+        return self.template.around(self.clip.text_of(ids))
 
     def table(self, rows: list[tuple[str, str, float]], title: str) -> FittedTable:
         """Name, prompt and similarity of each target."""

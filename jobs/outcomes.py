@@ -67,10 +67,11 @@ class Outcome:
 def random_prompts(guide: Clip, method: pez.PezSettings, keys: Sequence[str]) -> list[str]:
     """Prompts of random tokens, with the length and the vocabulary of the learned ones."""
     from pez.seeds import generator_for
+    from pez.template import template_of
 
-    vocabulary = guide.vocabulary(method)
+    vocabulary, template = guide.vocabulary(method), template_of(method)
     seeds = [generator_for(method.seed, key, 0) for key in keys]
-    return [guide.text_of(vocabulary.random_ids(method.tokens, seed).tolist()) for seed in seeds]
+    return [template.around(guide.text_of(vocabulary.random_ids(method.tokens, seed).tolist())) for seed in seeds]
 
 
 def regenerate(

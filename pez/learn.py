@@ -16,6 +16,7 @@ from pez.objectives.clip import ClipObjective, Target
 from pez.prompt import Prompt
 from pez.settings import PezSettings, lanes_for
 from pez.tasks import Learned, Task
+from pez.template import EMPTY, Template, template_of
 
 
 def learn_prompts(
@@ -129,7 +130,7 @@ def learn_for_targets(
     prompts: dict[int, Prompt] = {}
     for finished in engine.run(tasks):
         handles = (learned.task.handle for learned in finished)
-        prompts.update(zip(handles, prompts_of(clip, finished), strict=True))
+        prompts.update(zip(handles, prompts_of(clip, finished, template_of(settings)), strict=True))
     return [prompts[i] for i in range(len(targets))]
 
 
@@ -143,18 +144,18 @@ def engine_for(clip: Clip, settings: PezSettings, lanes: int, on_step: OnStep | 
         UserError: too many tokens for the model, or an empty vocabulary.
     """
     token_features = clip.single_tokens() if settings.rounds and settings.token_weight else None
-    objective = ClipObjective(clip.encoder(settings.tokens), token_features)
+    objective = ClipObjective(clip.encoder(settings.tokens, template_of(settings)), token_features)
     return Engine(objective, clip.vocabulary(settings), settings, lanes, on_step)
 
 
-def prompts_of(clip: Clip, finished: Sequence[Learned]) -> list[Prompt]:
-    """Decode the learned tokens to text and score the text, since the text is what a user pastes."""
+def prompts_of(clip: Clip, finished: Sequence[Learned], template: Template = EMPTY) -> list[Prompt]:
+    """Decode the learned tokens to text and score the whole text, since that is what a user pastes."""
     with own_modes():
         ids = torch.stack([learned.token_ids for learned in finished])
         directions = torch.stack([learned.task.target for learned in finished])
-        texts = [clip.text_of(row) for row in ids.tolist()]
+        texts = [template.around(clip.text_of(row)) for row in ids.tolist()]
         similarities = (clip.text_features(texts) * directions).sum(-1).tolist()
-        of_tokens = (clip.token_features(ids) * directions).sum(-1).tolist()
+        of_tokens = (clip.token_features(ids, template) * directions).sum(-1).tolist()
     return [
         Prompt(text, tuple(row), similarity, token_similarity, learned.steps)
         for learned, text, row, similarity, token_similarity in zip(

@@ -8,7 +8,7 @@ class Prompt:
     """A learned prompt."""
 
     text: str
-    """the text a user pastes"""
+    """the text a user pastes, with the words of the template"""
     token_ids: tuple[int, ...]
     """the learned tokens; tokenizing the text may give different ones"""
     similarity: float

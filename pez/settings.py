@@ -83,6 +83,9 @@ class PezSettings:
     ? matches one"""
     allowlist: tuple[str, ...] = ()
     """the only words a prompt may contain, overriding the vocabulary; each must be one token of the model"""
+    template: str | None = None
+    """fixed words around the prompt, which stands at {}: 'a tiger in the style of {}'. The tokens are learned for the whole
+    text, and `prompt` is the whole text"""
     exact: dataclasses.InitVar[bool | None] = None
     """True = the method pez"""
 
@@ -110,6 +113,8 @@ class PezSettings:
             raise UserError(f"vocabulary is {self.vocabulary!r}; expected one of {', '.join(get_args(Vocabularies))}")
         for name in ("blocklist", "allowlist"):
             _set(self, name, _words(name, getattr(self, name)))
+        if self.template is not None:
+            _expect_template(self.template)
 
     @property
     def decay(self) -> float:
@@ -158,6 +163,14 @@ def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise UserError(f"{name} is {value!r}; expected a finite number")
     return float(value)
+
+
+def _expect_template(value: Any) -> None:
+    """Refuse a template that does not say where the prompt stands."""
+    places = value.count("{}") if isinstance(value, str) else 0
+    if places != 1:
+        found = f"with {places} of {{}}" if places else "without {}"
+        raise UserError(f"template is {value!r}, {found}; expected it once, as in 'a tiger in the style of {{}}'")
 
 
 def _words(name: str, value: Any) -> tuple[str, ...]:

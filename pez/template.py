@@ -8,6 +8,7 @@ import dataclasses
 
 from pez.errors import UserError
 from pez.models.text_encoder import Frame
+from pez.settings import PezSettings
 from pez.tokens import READ, Tokens
 
 
@@ -41,3 +42,8 @@ class Template:
 
 
 EMPTY = Template()
+
+
+def template_of(settings: PezSettings) -> Template:
+    """The template of the settings."""
+    return EMPTY if settings.template is None else Template(*settings.template.split("{}"))

@@ -22,8 +22,11 @@ from pez.demo.scenes import caption_words
 from pez.errors import UserError
 from pez.models.clip import DTYPES, Clip
 from pez.models.quiet import quiet_logging
+from pez.models.text_encoder import Frame, expect_room, frame_of
 from pez.modes import own_modes
 from pez.settings import ModelSettings, Precision
+from pez.template import EMPTY, Template
+from pez.tokens import Tokens
 
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
@@ -71,8 +74,11 @@ def load_model(settings: ModelSettings, device: str | torch.device) -> Clip:
     return load_clip(chosen.model, chosen.pretrained, device, chosen.precision, chosen.compiled)
 
 
-def check_model(name: str, pretrained: str | None, tokens: int = 1) -> None:
+def check_model(name: str, pretrained: str | None, tokens: int = 1, template: Template = EMPTY) -> None:
     """Check a choice of model without loading its weights.
+
+    Args:
+        tokens, template: of the prompts; a template is checked if the tokenizer is on this machine.
 
     Raises:
         UserError: no such model or checkpoint, or prompts too long for its context.
@@ -85,10 +91,12 @@ def check_model(name: str, pretrained: str | None, tokens: int = 1) -> None:
         _expect_folder(Path(rest))
     else:
         _expect_known(name, pretrained)
-    config = _config_of(_without_alias(name))
-    length = config.get("text_cfg", {}).get("context_length", 77)
-    if tokens > length - 2:
-        raise UserError(f"{tokens} tokens do not fit {name}; its context of {length} has room for 1 to {length - 2}")
+    config = _config_of(_without_alias(name)).get("text_cfg", {})
+    length, around = config.get("context_length", 77), Frame([0], [0])  # the tokens of start and end
+    if template != EMPTY and not config.get("hf_tokenizer_name"):
+        tokenizer = _load_tokenizer(_without_alias(name))
+        around = template.frame(Tokens(tokenizer, config.get("vocab_size", 49408)), frame_of(tokenizer, length))
+    expect_room(tokens, around, length, name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,10 +83,7 @@ def text_encoder(model: Any, frame: Frame, tokens: int, dtype: torch.dtype, comp
     """
     tower = text_tower(model)
     length = tower.context_length
-    room = length - len(frame.before) - frame.words_after - 1
-    if not 1 <= tokens <= room:
-        raise UserError(f"{tokens} tokens do not fit this model; its context of {length} has room for 1 to {room}")
-
+    expect_room(tokens, frame, length, "this model")
     checked: TextEncoder
     wanted: TextEncoder
     own = tower.token_embedding.weight.dtype
@@ -99,6 +96,20 @@ def text_encoder(model: Any, frame: Frame, tokens: int, dtype: torch.dtype, comp
         checked, wanted = (FullContextEncoder(tower, Frame(frame.before, after), tokens, d) for d in (own, dtype))
     _check(checked, model, tower, frame, tokens)
     return wanted
+
+
+def expect_room(tokens: int, frame: Frame, length: int, model: str) -> None:
+    """Refuse prompts that do not fit a context beside the ids around them.
+
+    Args:
+        length: of the context.
+        model: its name in the message.
+    """
+    room = length - len(frame.before) - frame.words_after - 1
+    if room < 1:
+        raise UserError(f"the template leaves no room for a prompt in {model}, whose context is {length}; shorten it")
+    if not 1 <= tokens <= room:
+        raise UserError(f"{tokens} tokens do not fit {model}; its context of {length} has room for 1 to {room}")
 
 
 class CausalEncoder:

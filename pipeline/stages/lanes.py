@@ -22,6 +22,7 @@ from pez.models.clip import Clip
 from pez.prompt import Prompt
 from pez.settings import PezSettings
 from pez.tasks import Learned, Task
+from pez.template import template_of
 
 T = TypeVar("T")
 
@@ -67,7 +68,7 @@ class SharedLanes:
     """
 
     def __init__(self, clip: Clip, settings: PezSettings, lanes: int) -> None:
-        self.clip = clip
+        self.clip, self._template = clip, template_of(settings)
         self._engine = engine_for(clip, settings, lanes)
         self._batches_ahead = max(1, lanes // BATCH)
         self._changed = threading.Condition()
@@ -234,7 +235,7 @@ class SharedLanes:
     def _results_of(self, finished: list[Learned]) -> list[Result]:
         directions = torch.stack([learned.task.target for learned in finished])
         tickets = [learned.task.handle for learned in finished]
-        prompts = prompts_of(self.clip, finished)
+        prompts = prompts_of(self.clip, finished, self._template)
         of_captions = self._score_captions([ticket.caption for ticket in tickets], directions)
         # Copies, so that a result does not keep its neighbors in memory.
         own = [direction.clone() for direction in directions.cpu()]
