@@ -73,6 +73,8 @@ class Flag:
     hint: Any
     """type of its value, or of each value if it takes several"""
     several: bool
+    repeats: bool
+    """a repeated option adds to the values; otherwise the last one counts"""
     positional: bool
     default: Any
     group: str
@@ -99,11 +101,12 @@ def flags_of(options: type, path: tuple[str, ...] = (), group: str = _GROUPS[0])
         if dataclasses.is_dataclass(hint):
             yield from flags_of(typing.cast(type, hint), (*path, field.name), here)
             continue
-        several = typing.get_origin(hint) is tuple
+        several = repeats = typing.get_origin(hint) is tuple
         hint = typing.get_args(hint)[0] if several else hint
-        if typing.get_origin(hint) in (types.UnionType, typing.Union):  # str | None
+        if typing.get_origin(hint) in (types.UnionType, typing.Union):  # str | None, or str | tuple[str, ...]
+            several = any(typing.get_origin(kind) is tuple for kind in typing.get_args(hint))
             hint = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
-        yield Flag((*path, field.name), options, hint, several, POSITIONAL in marks, field.default, here)
+        yield Flag((*path, field.name), options, hint, several, repeats, POSITIONAL in marks, field.default, here)
 
 
 def option_of(field: str) -> str:
@@ -177,7 +180,7 @@ def _add(group: Any, flag: Flag, doc: str) -> None:
     else:
         options["type"] = _READERS.get(flag.hint, flag.hint)
     if flag.several:
-        options.update(nargs="*", action="extend")
+        options.update(nargs="*", action="extend") if flag.repeats else options.update(nargs="+")
     if flag.positional:
         options["metavar"] = flag.name.upper()
     elif flag.required:
@@ -248,7 +251,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=26)
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        if action.nargs == "*":
+        if action.nargs in ("*", "+"):
             return f"{action.metavar} ..."
         return super()._format_args(action, default_metavar)
 

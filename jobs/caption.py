@@ -26,8 +26,9 @@ from jobs.options import (
     refuse_beside_demo,
     refuse_ignored,
 )
-from pez.demo import CLIPS
 from pez.errors import UserError
+from pez.models.names import is_demo
+from pez.settings import ModelSettings
 from pipeline.settings import Bookkeeping
 
 if TYPE_CHECKING:
@@ -86,17 +87,17 @@ def caption(job: CaptionJob) -> int:
             device=job.device,
             local=job.local,
             cluster=job.cluster,
-            note=note_on_the_demo(settings.model) if job.input else None,
+            note=note_on_the_demo(settings) if job.input else None,
         )
     )
 
 
-def note_on_the_demo(model: str) -> str | None:
+def note_on_the_demo(settings: ModelSettings) -> str | None:
     """A note on the limits of the demo models, for images other than the demo's own."""
-    if model not in CLIPS:
+    if not is_demo(settings):
         return None
     return (
-        f"note: the model {model} knows only drawn 64x64 scenes; its prompts for other images are meaningless. "
+        f"note: the model {settings.name} knows only drawn 64x64 scenes; its prompts for other images are meaningless. "
         "For photographs use --model ViT-L-14 --pretrained openai, or omit --model for ViT-H-14"
     )
 

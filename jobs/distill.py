@@ -28,8 +28,8 @@ from jobs.options import (
     refuse_ignored,
     refuse_without,
 )
-from pez.demo import CLIPS
 from pez.errors import UserError
+from pez.models.names import is_demo
 from pez.settings import ModelSettings
 from pipeline.settings import Bookkeeping, ClusterSettings, DistillSettings
 from pipeline.terminal import Activity, open_console, say
@@ -85,7 +85,7 @@ def _of_tables() -> set[str]:
 
 def distill(job: DistillJob) -> int:
     """Run the job; returns its exit status."""
-    if job.demo and job.texts.model not in CLIPS:
+    if job.demo and not is_demo(job.texts):
         job = dataclasses.replace(job, texts=dataclasses.replace(job.texts, model="demo"))
     return _shorten_tables(job) if job.input else _shorten_texts(job)
 
@@ -112,17 +112,17 @@ def _shorten_tables(job: DistillJob) -> int:
             local=job.local,
             cluster=job.cluster,
             noun="text",
-            note=_note_on_the_demo(job.texts.model),
+            note=_note_on_the_demo(job.texts),
         )
     )
 
 
-def _note_on_the_demo(model: str) -> str | None:
+def _note_on_the_demo(settings: ModelSettings) -> str | None:
     """A note on the limits of the demo models."""
-    if model not in CLIPS:
+    if not is_demo(settings):
         return None
     return (
-        f"note: the model {model} knows only captions of drawn scenes; its prompts for other texts are meaningless. "
+        f"note: the model {settings.name} knows only captions of drawn scenes; its prompts for other texts are meaningless. "
         "Use --model ViT-L-14 --pretrained openai, or omit --model for ViT-H-14"
     )
 
@@ -132,15 +132,15 @@ def _shorten_texts(job: DistillJob) -> int:
     console = open_console()
     with Activity(console, "loading PyTorch") as activity:
         with command.importing():
-            from pez.models.load import check_model, load_model
+            from pez.models.load import check_models, load_model
             from pez.template import template_of
 
-        check_model(job.texts.model, job.texts.pretrained, job.method.tokens, template_of(job.method))
+        check_models(job.texts, job.method.tokens, template_of(job.method))
         device = job.local_device()
-        if job.text and (note := _note_on_the_demo(job.texts.model)):
+        if job.text and (note := _note_on_the_demo(job.texts)):
             say(console, note)
         texts = job.text or _captions_of_scenes()
-        activity.now(f"loading {job.texts.model}")
+        activity.now(f"loading {job.texts.name}")
         clip = load_model(job.texts, device)
     rows: list[tuple[str, str, float]] = []
     show = LivePrompts(clip, [], job.method, console, "text")

@@ -67,20 +67,21 @@ def run(job: TableJob) -> int:
         with command.importing():
             if not job.local:
                 import pipeline.run.ray  # noqa: F401
-            from pez.models.load import check_model
+            from pez.models.load import check_models
             from pez.template import template_of
             from pipeline.description import describe, in_full
             from pipeline.failures import FailureLog
             from pipeline.progress import JobProgress
-            from pipeline.run.hub import check_reachable
+            from pipeline.run.hub import check_guides_reachable, check_reachable
             from pipeline.run.shared_disk import check_outside_package
             from pipeline.settings import cluster_address
             from pipeline.sources.choice import source_of
+            from pipeline.stages.learned_columns import learned_columns
             from pipeline.stages.parts import sweep_parts
             from pipeline.stages.verify import check_verification, resolved, score_model, verified_table
             from pipeline.table import PromptTable
 
-        check_model(job.settings.model, job.settings.pretrained, job.method.tokens, template_of(job.method))
+        check_models(job.settings, job.method.tokens, template_of(job.method))
         verifies = job.verification.verify is not None
         if verifies:
             job = dataclasses.replace(job, verification=resolved(job.verification))
@@ -100,7 +101,7 @@ def run(job: TableJob) -> int:
         job = dataclasses.replace(job, settings=job.settings.on(device))
         activity.now(f"checking {job.output}")
         described = describe(job.settings, job.method, device)
-        columns = source_of(job.settings).columns
+        columns = [*source_of(job.settings).columns, *learned_columns(job.settings)]
         table = PromptTable(job.output, described, job.bookkeeping, in_full(job.settings, job.method, device), columns)
         table.check()
         done, pending = table.divide(units, job.retry_failed)
@@ -109,7 +110,7 @@ def run(job: TableJob) -> int:
         work = _Work(table, found, units, pending, verified, verified.pending(done) if verified else [])
         if job.local or not cluster_address(job.cluster):  # other nodes may have weights that are not here
             if work.pending:
-                check_reachable(job.settings.model, job.settings.pretrained)
+                check_guides_reachable(job.settings)
             if verifies and (work.pending or work.unverified):
                 check_reachable(*score_model(job.verification, job.settings.model))
     for line in (*([job.note] if job.note else ()), *found.notes):
@@ -141,7 +142,7 @@ def run(job: TableJob) -> int:
 
 def _computation(settings: LearnSettings, device: str) -> str:
     """`ViT-H-14 on cuda: bf16, 1,024 prompts side by side`."""
-    return f"{settings.model} on {device}: {settings.precision}, {settings.lanes:,} prompts side by side"
+    return f"{settings.name} on {device}: {settings.precision}, {settings.lanes:,} prompts side by side"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _serially(job: TableJob, work: _Work, device: str, progress: JobProgress, fa
 
     learner = None
     if work.pending:
-        progress.doing(f"loading {job.settings.model}")
+        progress.doing(f"loading {job.settings.name}")
         learner = Learner(job.settings, job.method, device)
     tasks = work.begin(job.cluster.parts)  # not before the model has loaded
     failed: dict[str, str] = {}
@@ -255,7 +256,7 @@ def _on_ray(
     from pipeline.stages.verify_stage import VerifyStage
 
     tasks = work.begin(job.cluster.parts)
-    progress.doing(f"starting {count(plans[0].actors, 'actor')} for {job.settings.model}")
+    progress.doing(f"starting {count(plans[0].actors, 'actor')} for {job.settings.name}")
     table, concurrent_units = work.table, job.cluster.shards_at_once
     with seen_by_actors(table, [*work.pending, *work.unverified]) as disk:
         learn = LearnStage(job.settings, job.method, table.source, table.settings, job.retry_failed)

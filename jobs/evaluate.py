@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from pez.models.clip import Clip
+    from pez.models.joint import AnyClip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,24 +87,24 @@ def evaluate(job: EvaluateJob) -> int:
     with Activity(console, "loading PyTorch") as activity:
         with command.importing():
             import pez
-            from pez.models.load import check_model, load_clip, load_model
+            from pez.models.load import check_models, load_clip, load_model
             from pez.template import template_of
-            from pipeline.run.hub import check_reachable
+            from pipeline.run.hub import check_guides_reachable, check_reachable
             from pipeline.stages.verify import check_verification, generator_of, resolved, score_model
 
         if job.demo:
             verification = dataclasses.replace(job.verification, verify=job.verification.verify or "demo")
             job = dataclasses.replace(job, caption=of_demo(job.caption), verification=verification)
         job = dataclasses.replace(job, verification=resolved(job.verification))
-        check_model(job.caption.model, job.caption.pretrained, job.method.tokens, template_of(job.method))
+        check_models(job.caption, job.method.tokens, template_of(job.method))
         device = job.local_device()
         check_verification(job.verification, job.caption.model, job.caption.pretrained, device)
         name, pretrained = score_model(job.verification, job.caption.model)
-        check_reachable(job.caption.model, job.caption.pretrained)
+        check_guides_reachable(job.caption)
         check_reachable(name, pretrained)
         activity.now("reading images")
         originals = drawn(job.images) if job.demo else read(job)
-        if not job.demo and (note := note_on_the_demo(job.caption.model)):
+        if not job.demo and (note := note_on_the_demo(job.caption)):
             say(console, note)
         if len(originals.keys) < job.images:
             say(
@@ -111,7 +112,7 @@ def evaluate(job: EvaluateJob) -> int:
                 f"note: the input has {count(len(originals.keys), 'image')}, fewer than --images {job.images}",
             )
         # Load everything before the work, because loading may fail.
-        activity.now(f"loading {job.caption.model}")
+        activity.now(f"loading {job.caption.name}")
         guide = load_model(job.caption, device)
         guide.vocabulary(job.method)
         activity.now(f"loading {name}")
@@ -142,7 +143,7 @@ def evaluate(job: EvaluateJob) -> int:
 
 
 def _write_figures(
-    job: EvaluateJob, originals: Originals, guide: Clip, judge: Clip, outcomes: Sequence[Outcome]
+    job: EvaluateJob, originals: Originals, guide: AnyClip, judge: Clip, outcomes: Sequence[Outcome]
 ) -> str | None:
     """Return the reason if they cannot be written."""
     if job.json is None:

@@ -19,10 +19,11 @@ from jobs.arguments import POSITIONAL, Group
 from jobs.caption import note_on_the_demo
 from jobs.live import LivePrompts
 from jobs.options import DeviceOption, expect_device, refuse_beside_demo, refuse_ignored
-from pez.demo import CLIPS
 from pez.errors import UserError
+from pez.models.names import is_demo
 from pez.settings import ModelSettings
 from pipeline.addresses import public_address, redact
+from pipeline.sources.member_names import IMAGE_EXTENSIONS
 from pipeline.terminal import Activity, open_console, say
 
 if TYPE_CHECKING:
@@ -44,6 +45,15 @@ class InvertJob(DeviceOption):
     model: Annotated[ModelSettings, Group("model")] = ModelSettings()
     method: Annotated[pez.PezSettings, Group("method")] = pez.PezSettings()
 
+    def __post_init__(self) -> None:
+        """Images may also follow an option of several words, as in `--model demo a.jpg`."""
+        model, of_model = _without_images(self.model.models)
+        weights = self.model.pretrained
+        pretrained, of_pretrained = _without_images((weights,) if isinstance(weights, str) else weights)
+        settings = dataclasses.replace(self.model, model=model, pretrained=pretrained)
+        object.__setattr__(self, "model", settings)
+        object.__setattr__(self, "images", (*self.images, *of_model, *of_pretrained))
+
     def check(self, given: frozenset[str]) -> None:
         """Refuse options that would be ignored, and everything that can be checked without loading anything."""
         if self.demo:
@@ -59,18 +69,18 @@ def invert(job: InvertJob) -> int:
     console = open_console()
     with Activity(console, "loading PyTorch") as activity:
         with command.importing():
-            from pez.models.load import check_model, load_model
+            from pez.models.load import check_models, load_model
             from pez.template import template_of
 
         settings = job.model
-        if job.demo and settings.model not in CLIPS:
+        if job.demo and not is_demo(settings):
             settings = dataclasses.replace(settings, model="demo")
-        check_model(settings.model, settings.pretrained, job.method.tokens, template_of(job.method))
+        check_models(settings, job.method.tokens, template_of(job.method))
         device = job.local_device()
         names, images = _read(job.images) if job.images else _drawn()
-        if job.images and (note := note_on_the_demo(settings.model)):
+        if job.images and (note := note_on_the_demo(settings)):
             say(console, note)
-        activity.now(f"loading {settings.model}")
+        activity.now(f"loading {settings.name}")
         clip = load_model(settings, device)
     names = [" + ".join(names)] if job.together else names
     show = LivePrompts(clip, names, job.method, console)
@@ -87,6 +97,14 @@ def invert(job: InvertJob) -> int:
         raise KeyboardInterrupt(f"after {show.taken} of {show.steps} steps" if best else "") from None
     console.print(show.table([(n, p.text, p.similarity) for n, p in zip(names, prompts, strict=True)], "prompt"))
     return 0
+
+
+def _without_images(words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Split words at the first one that looks like an image; the first word never does."""
+    for i, word in enumerate(words):
+        if i and ("://" in word or glob.has_magic(word) or word.rpartition(".")[2].lower() in IMAGE_EXTENSIONS):
+            return words[:i], words[i:]
+    return words, ()
 
 
 def _drawn() -> tuple[list[str], list[Image.Image]]:

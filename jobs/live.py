@@ -10,6 +10,7 @@ from pipeline.terminal import Column, FittedTable, plain, say
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pez.models.joint import AnyClip
     from pez.tasks import Step, Task
 
 
@@ -22,7 +23,7 @@ class LivePrompts:
     """
 
     def __init__(
-        self, clip: pez.Clip, names: list[str], method: pez.PezSettings, console: Console, noun: str = "image"
+        self, clip: AnyClip, names: list[str], method: pez.PezSettings, console: Console, noun: str = "image"
     ) -> None:
         from rich.live import Live
 

@@ -9,9 +9,8 @@ from urllib.parse import urlsplit
 
 import pez
 from jobs.arguments import Group, flags_of, option_of
-from pez.demo import CLIPS
 from pez.errors import UserError
-from pez.models.names import carries_weights
+from pez.models.names import all_carry_weights, guides_of, is_demo
 from pez.settings import ModelSettings
 from pipeline.settings import (
     CaptionSettings,
@@ -111,7 +110,7 @@ def expect_generator(settings: GeneratorSettings) -> None:
 
 def of_demo(settings: CaptionSettings) -> CaptionSettings:
     """The settings with a demo model."""
-    return settings if settings.model in CLIPS else dataclasses.replace(settings, model="demo")
+    return settings if is_demo(settings) else dataclasses.replace(settings, model="demo")
 
 
 def refuse_beside_demo(settings: ModelSettings, given: frozenset[str], sources: Iterable[str] = ()) -> None:
@@ -123,8 +122,8 @@ def refuse_beside_demo(settings: ModelSettings, given: frozenset[str], sources: 
     """
     for name in given.intersection(sources):
         raise UserError(f"--demo and {option_of(name)} are both given; expected one source of images")
-    if "model" in given and settings.model not in CLIPS:
-        raise UserError(f"--demo uses a demo model, but --model is {settings.model}; omit one of them")
+    if "model" in given and not is_demo(settings):
+        raise UserError(f"--demo uses a demo model, but --model is {settings.name}; omit one of them")
 
 
 def refuse_without(needed: str, given: frozenset[str], options: Iterable[str], why: str) -> None:
@@ -142,9 +141,11 @@ def refuse_ignored(
     given: frozenset[str], method: pez.PezSettings | None = None, model: ModelSettings | None = None
 ) -> None:
     """Refuse options that would be ignored in this combination."""
-    if model is not None and ("demo" in given or carries_weights(model.model)):
-        name = f"--model {model.model}" if "model" in given else "--demo"
+    if model is not None and ("demo" in given or all_carry_weights(model)):
+        name = f"--model {' '.join(model.models)}" if "model" in given else "--demo"
         refuse_without("", given, {"pretrained"}, f"with {name}, which includes its weights")
+    elif model is not None:
+        guides_of(model)
     of_verification = {flag.path[-1] for flag in flags_of(VerifySettings)} - {"verify"}
     refuse_without("verify", given, of_verification, "without --verify MODEL")
     refuse_without("score_model", given, {"score_pretrained"}, "without --score-model NAME")

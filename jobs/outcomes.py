@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pez
     from pez.demo.scenes import Scene
     from pez.models.clip import Clip
+    from pez.models.joint import AnyClip
     from pez.regeneration import Generator
 
 
@@ -64,7 +65,7 @@ class Outcome:
     """for drawn scenes: share of generated images that show the original's attribute, according to the judge"""
 
 
-def random_prompts(guide: Clip, method: pez.PezSettings, keys: Sequence[str]) -> list[str]:
+def random_prompts(guide: AnyClip, method: pez.PezSettings, keys: Sequence[str]) -> list[str]:
     """Prompts of random tokens, with the length and the vocabulary of the learned ones."""
     from pez.seeds import generator_for
     from pez.template import template_of
@@ -76,7 +77,7 @@ def random_prompts(guide: Clip, method: pez.PezSettings, keys: Sequence[str]) ->
 
 def regenerate(
     settings: GeneratorSettings,
-    guide: Clip,
+    guide: AnyClip,
     judge: Clip,
     generator: Generator,
     originals: Originals,

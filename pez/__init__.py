@@ -18,17 +18,20 @@ if TYPE_CHECKING:
     from pez.errors import UserError
     from pez.learn import distill, learn_prompt, learn_prompts
     from pez.models.clip import Clip
+    from pez.models.joint import JointClip
     from pez.models.load import load_clip
     from pez.prompt import Prompt
     from pez.settings import PezSettings
 
 __version__ = "0.1.0"
 __all__ = [
-    "Clip", "PezSettings", "Prompt", "UserError", "distill", "learn_prompt", "learn_prompts", "load_clip", "load_demo_clip",
+    "Clip", "JointClip", "PezSettings", "Prompt", "UserError", "distill", "learn_prompt", "learn_prompts", "load_clip",
+    "load_demo_clip",
 ]  # fmt: skip
 
 _MODULES = {
     "Clip": "models.clip",
+    "JointClip": "models.joint",
     "PezSettings": "settings",
     "Prompt": "prompt",
     "UserError": "errors",

@@ -11,6 +11,7 @@ from pez.errors import UserError
 from pez.image_inputs import ImageInputs, rgb_images
 from pez.methods.pez import round_up_to_16
 from pez.models.clip import Clip
+from pez.models.joint import AnyClip, JointClip, joined
 from pez.modes import own_modes
 from pez.objectives.clip import ClipObjective, Target
 from pez.prompt import Prompt
@@ -20,7 +21,7 @@ from pez.template import EMPTY, Template, template_of
 
 
 def learn_prompts(
-    clip: Clip,
+    clip: AnyClip | Sequence[Clip],
     images: ImageInputs,
     settings: PezSettings | None = None,
     keys: Sequence[str] | None = None,
@@ -30,6 +31,7 @@ def learn_prompts(
     """Learn one prompt for each image.
 
     Args:
+        clip: the guide, or several with one vocabulary, which learn one prompt together.
         images: one image or many: files, PIL images of any mode, or arrays; see pez.image_inputs.
         keys: one per image; key and seed determine the random start. Default = a hash of the pixels, so that a prompt
             depends on its own image only.
@@ -42,7 +44,7 @@ def learn_prompts(
     Raises:
         UserError: an input is not an image; the message names its index.
     """
-    settings = settings or PezSettings()
+    clip, settings = joined(clip), settings or PezSettings()
     pixels = _pixels_of(clip, images)
     if not len(pixels):
         return []
@@ -55,7 +57,7 @@ def learn_prompts(
 
 
 def learn_prompt(
-    clip: Clip,
+    clip: AnyClip | Sequence[Clip],
     images: ImageInputs,
     settings: PezSettings | None = None,
     weights: Sequence[float] | None = None,
@@ -64,12 +66,14 @@ def learn_prompt(
     """Learn one prompt shared by all images.
 
     Args:
+        clip: the guide, or several.
         images: one image or many: files, PIL images of any mode, or arrays; see pez.image_inputs.
         weights: one per image; 1 = attract, negative = repel. Default = all 1.
 
     Raises:
         UserError: an input is not an image, or the weights are invalid.
     """
+    clip = joined(clip)
     pixels = _pixels_of(clip, images)
     if not len(pixels):
         raise UserError("no images; expected one or more")
@@ -78,19 +82,22 @@ def learn_prompt(
     return learn_for_targets(clip, [target], [hash_of(pixels)], settings or PezSettings(), on_step)[0]
 
 
-def distill(clip: Clip, text: str, settings: PezSettings | None = None, on_step: OnStep | None = None) -> Prompt:
+def distill(
+    clip: AnyClip | Sequence[Clip], text: str, settings: PezSettings | None = None, on_step: OnStep | None = None
+) -> Prompt:
     """Shorten a prompt: find a few tokens whose text feature is close to that of the whole text.
 
     Source: Wen et al. 2023, section 4.3.
     """
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"text is {text!r}; expected a prompt to shorten")
+    clip = joined(clip)
     with own_modes():
         target = Target(clip.text_features([text]))
     return learn_for_targets(clip, [target], [text], settings or PezSettings(), on_step)[0]
 
 
-def _pixels_of(clip: Clip, images: ImageInputs) -> Tensor:
+def _pixels_of(clip: AnyClip, images: ImageInputs) -> Tensor:
     """(n, 3, height, width) float, unaffected by the caller's torch modes."""
     with own_modes(gradients=False):
         pixels = [clip.preprocess(image) for image in rgb_images(images)]
@@ -112,7 +119,7 @@ def _weights_for(pixels: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 def learn_for_targets(
-    clip: Clip,
+    clip: AnyClip,
     targets: Sequence[Target],
     keys: Sequence[str],
     settings: PezSettings,
@@ -134,7 +141,7 @@ def learn_for_targets(
     return [prompts[i] for i in range(len(targets))]
 
 
-def engine_for(clip: Clip, settings: PezSettings, lanes: int, on_step: OnStep | None = None) -> Engine:
+def engine_for(clip: AnyClip, settings: PezSettings, lanes: int, on_step: OnStep | None = None) -> Engine:
     """An engine for targets that are directions, (dim,) in the CLIP's full precision.
 
     Args:
@@ -148,18 +155,22 @@ def engine_for(clip: Clip, settings: PezSettings, lanes: int, on_step: OnStep | 
     return Engine(objective, clip.vocabulary(settings), settings, lanes, on_step)
 
 
-def prompts_of(clip: Clip, finished: Sequence[Learned], template: Template = EMPTY) -> list[Prompt]:
+def prompts_of(clip: AnyClip, finished: Sequence[Learned], template: Template = EMPTY) -> list[Prompt]:
     """Decode the learned tokens to text and score the whole text, since that is what a user pastes."""
     with own_modes():
         ids = torch.stack([learned.token_ids for learned in finished])
         directions = torch.stack([learned.task.target for learned in finished])
         texts = [template.around(clip.text_of(row)) for row in ids.tolist()]
-        similarities = (clip.text_features(texts) * directions).sum(-1).tolist()
+        features = clip.text_features(texts)
+        similarities = (features * directions).sum(-1).tolist()
+        by_model = (
+            clip.similarities(features, directions).tolist() if isinstance(clip, JointClip) else [()] * len(texts)
+        )
         of_tokens = (clip.token_features(ids, template) * directions).sum(-1).tolist()
     return [
-        Prompt(text, tuple(row), similarity, token_similarity, learned.steps)
-        for learned, text, row, similarity, token_similarity in zip(
-            finished, texts, ids.tolist(), similarities, of_tokens, strict=True
+        Prompt(text, tuple(row), similarity, token_similarity, learned.steps, tuple(models))
+        for learned, text, row, similarity, token_similarity, models in zip(
+            finished, texts, ids.tolist(), similarities, of_tokens, by_model, strict=True
         )
     ]
 

@@ -17,3 +17,5 @@ class Prompt:
     """the same for the token ids"""
     steps: int
     """gradient steps taken"""
+    model_similarities: tuple[float, ...] = ()
+    """with several models: the similarity under each, whose weighted mean is `similarity`"""

@@ -5,13 +5,14 @@ import math
 import numbers
 import operator
 from collections.abc import Iterable
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 from pez.errors import UserError
 
 ALGORITHM = 2
 """incremented whenever the same settings produce different prompts, so that no output mixes versions"""
 
+Names: TypeAlias = str | tuple[str, ...]
 Precision = Literal["fp32", "bf16", "fp64"]
 GeneratorPrecision = Literal["fp32", "fp16", "bf16"]
 Scheduler = Literal["dpm++", "euler", "ddim", "model"]
@@ -23,14 +24,39 @@ Method = Literal["default", "pez"]
 class ModelSettings:
     """A CLIP model and its precision."""
 
-    model: str = "ViT-H-14"
-    """demo, demo-judge, an open_clip name, hf-hub:ORG/REPO or local-dir:FOLDER"""
-    pretrained: str = "laion2b_s32b_b79k"
-    """pretrained tag or checkpoint file for an open_clip name; none = random weights"""
+    model: Names = "ViT-H-14"
+    """demo, demo-judge, an open_clip name, hf-hub:ORG/REPO or local-dir:FOLDER; several models with one vocabulary learn one
+    prompt together, as for SDXL: ViT-L-14 ViT-bigG-14"""
+    pretrained: Names = "laion2b_s32b_b79k"
+    """pretrained tag or checkpoint file for an open_clip name, one per such name; none = random weights"""
+    model_weights: tuple[float, ...] = ()
+    """with several models: the weight of each; default = equal"""
     precision: Precision | None = None
     """precision of the optimization; default = bf16 on a GPU, fp32 on a CPU. Similarities are always measured in fp32"""
     compiled: bool = False
     """compile the text tower; worthwhile for long runs on a GPU"""
+
+    def __post_init__(self) -> None:
+        for name in ("model", "pretrained"):
+            value = getattr(self, name)
+            if not isinstance(value, str):  # a list of JSON, or of one word
+                object.__setattr__(self, name, value[0] if len(value) == 1 else tuple(value))
+        object.__setattr__(self, "model_weights", tuple(self.model_weights))
+        if self.model_weights and len(self.model_weights) != len(self.models):
+            found = f"{len(self.model_weights)} for {len(self.models)} models"
+            raise UserError(f"model_weights are {found}; expected one each")
+        if not all(math.isfinite(weight) and weight > 0 for weight in self.model_weights):
+            raise UserError(f"model_weights are {list(self.model_weights)}; expected numbers above 0")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of the models."""
+        return (self.model,) if isinstance(self.model, str) else self.model
+
+    @property
+    def name(self) -> str:
+        """`ViT-L-14 + ViT-bigG-14`."""
+        return " + ".join(self.models)
 
     def on(self, device: str) -> Self:
         """These settings with defaults filled in for a device such as cpu or cuda:0."""

@@ -1,5 +1,7 @@
 """The tokens that prompts are made of: which are allowed, and which is nearest to a soft token."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -63,3 +65,39 @@ class Vocabulary:
         """(tokens,) int64, drawn from the allowed tokens with a CPU generator."""
         rows = torch.randint(len(self.ids), (tokens,), generator=generator)
         return self.ids[rows.to(self.ids.device)]
+
+
+class JointVocabulary(Vocabulary):
+    """Token embeddings of several models side by side.
+
+    Args:
+        embedding: (vocab, total width) float.
+        widths: of the models' embeddings.
+        weights: of the models.
+        allowed, dtype: as for Vocabulary.
+    """
+
+    def __init__(
+        self,
+        embedding: Tensor,
+        widths: Sequence[int],
+        weights: Sequence[float],
+        allowed: Tensor,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(embedding, allowed, dtype)
+        self.widths = list(widths)
+        parts = zip(self.embedding[self.rows].split(self.widths, -1), weights, strict=True)
+        self.units = torch.cat([weight * F.normalize(part, dim=-1) for part, weight in parts], -1).to(self.units.dtype)
+
+    def nearest(self, soft: Tensor) -> Tensor:
+        """Project soft prompts onto the vocabulary.
+
+        Args:
+            soft: (lanes, tokens, total width) float, the vectors of all models being optimized.
+
+        Returns:
+            (lanes, tokens) int64, the allowed token of each position with the largest weighted sum of cosines.
+        """
+        # Between models, lengths matter: each part must have unit length.
+        return super().nearest(torch.cat([F.normalize(part, dim=-1) for part in soft.split(self.widths, -1)], -1))

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pez
-from pez.models.names import carries_weights
+from pez.models.names import all_carry_weights
 from pez.settings import ALGORITHM, ModelSettings
 from pipeline.settings import (
     CaptionSettings,
@@ -27,7 +27,7 @@ from pipeline.settings import (
 from pipeline.sources.base import Source
 from pipeline.sources.choice import source_of
 
-_MODEL = ("model", "pretrained")
+_MODEL = ("model", "pretrained", "model_weights")
 
 
 def describe(
@@ -42,7 +42,7 @@ def describe(
     Elsewhere, kernels may take different code paths for different shapes.
     """
     settings, kind = settings.on(device), device.partition(":")[0]
-    names = [name for name in _MODEL if name == "model" or not carries_weights(settings.model)]
+    names = [name for name in _MODEL if name != "pretrained" or not all_carry_weights(settings)]
     engine: dict[str, Any] = {"device": kind, "precision": settings.precision}
     if settings.compiled:
         engine["compiled"] = True

@@ -20,6 +20,7 @@ class LearnSettings(ModelSettings):
     """prompts learned side by side per actor, a multiple of 16; default = 1024 on a GPU, 64 on a CPU"""
 
     def __post_init__(self) -> None:
+        ModelSettings.__post_init__(self)
         if self.lanes is not None and (self.lanes < 1 or self.lanes % 16 or self.lanes > _MOST_LANES):
             raise UserError(
                 f"lanes is {self.lanes}; expected a multiple of 16, so that prompts do not depend on each other, "

@@ -18,6 +18,7 @@ from PIL import Image
 
 import pez
 from pez.demo import scenes
+from pez.models.joint import AnyClip
 from pipeline.settings import CaptionSettings
 from pipeline.sources.base import Unit
 from pipeline.sources.demo_shards import write_scenes
@@ -70,7 +71,7 @@ def measure_overhead(method: pez.PezSettings, images: int = 64, rounds: int = 9)
     return Overhead(images, median(bare), median(piped), share)
 
 
-def _learn_all(clip: pez.Clip, images: list[Image.Image], method: pez.PezSettings, keys: list[str]) -> None:
+def _learn_all(clip: AnyClip, images: list[Image.Image], method: pez.PezSettings, keys: list[str]) -> None:
     pez.learn_prompts(clip, images, method, keys)
 
 

@@ -65,6 +65,11 @@ class Clip:
         self._encoders: dict[tuple[int, Template], TextEncoder] = {}
         self._single_tokens: TokenFeatures | None = None
 
+    @property
+    def width(self) -> int:
+        """Of the token embedding."""
+        return int(self.tower.token_embedding.embedding_dim)
+
     def image_features(self, images: ImageInputs) -> Tensor:
         """Images, in any form that `pez.image_inputs` accepts, to (n, dim) unit features in full precision."""
         return self.pixel_features(torch.stack([self.preprocess(image) for image in rgb_images(images)]))
@@ -125,6 +130,12 @@ class Clip:
 
     def vocabulary(self, settings: PezSettings) -> Vocabulary:
         """The tokens that the settings allow; with the default method, only those that survive decoding and re-encoding."""
+        allowed = self.allowed_tokens(settings)
+        with own_modes():
+            return Vocabulary(self.tower.token_embedding.weight, allowed, self.dtype)
+
+    def allowed_tokens(self, settings: PezSettings) -> Tensor:
+        """(vocab,) bool: the tokens of the vocabulary."""
         if settings.allowlist:
             mask = lists.allowed(self.tokens, settings.allowlist, anywhere=settings.any_token)
         elif settings.vocabulary == "model" and self.recommended is not None:
@@ -140,8 +151,7 @@ class Clip:
             mask = surviving
         if settings.blocklist:
             mask = mask & ~lists.blocked(self.tokens, settings.blocklist, mask)
-        with own_modes():
-            return Vocabulary(self.tower.token_embedding.weight, mask, self.dtype)
+        return mask
 
     @functools.cached_property
     def words(self) -> Tensor | None:

@@ -21,6 +21,8 @@ from pez.demo import CLIPS
 from pez.demo.scenes import caption_words
 from pez.errors import UserError
 from pez.models.clip import DTYPES, Clip
+from pez.models.joint import UNLIKE, AnyClip, JointClip
+from pez.models.names import guides_of
 from pez.models.quiet import quiet_logging
 from pez.models.text_encoder import Frame, expect_room, frame_of
 from pez.modes import own_modes
@@ -67,11 +69,39 @@ def load_clip(
         return Clip(model, preprocess, tokenizer, label, torch.device(device), precision, recommended, compiled)
 
 
-def load_model(settings: ModelSettings, device: str | torch.device) -> Clip:
-    """Load the CLIP that settings describe; see load_clip."""
+def load_model(settings: ModelSettings, device: str | torch.device) -> AnyClip:
+    """Load the CLIP that settings describe, or several; see load_clip.
+
+    Raises:
+        UserError: one does not fit in memory beside the others, or they have different vocabularies.
+    """
     chosen = settings.on(str(device))
     assert chosen.precision is not None, "chosen for the device"
-    return load_clip(chosen.model, chosen.pretrained, device, chosen.precision, chosen.compiled)
+    clips: list[Clip] = []
+    for name, pretrained in guides_of(chosen):
+        try:
+            clips.append(load_clip(name, pretrained, device, chosen.precision, chosen.compiled))
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            beside = f" beside {', '.join(clip.name for clip in clips)}" if clips else ""
+            raise UserError(f"{name} does not fit in the memory of {device}{beside}; use a larger device") from error
+    return clips[0] if len(clips) == 1 else JointClip(clips, chosen.model_weights)
+
+
+def check_models(settings: ModelSettings, tokens: int = 1, template: Template = EMPTY) -> None:
+    """Check every model of a job; see check_model.
+
+    Raises:
+        UserError: also if they have different vocabularies.
+    """
+    vocabularies: dict[tuple[object, ...], str] = {}
+    for name, pretrained in guides_of(settings):
+        check_model(name, pretrained, tokens, template)
+        if not name.startswith("hf-hub:"):
+            config = _config_of(_without_alias(name)).get("text_cfg", {})
+            vocabularies[config.get("vocab_size", 49408), config.get("hf_tokenizer_name")] = name
+    if len(vocabularies) > 1:
+        one, other, *_ = vocabularies.values()
+        raise UserError(f"{one} and {other} {UNLIKE}")
 
 
 def check_model(name: str, pretrained: str | None, tokens: int = 1, template: Template = EMPTY) -> None:

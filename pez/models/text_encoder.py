@@ -13,6 +13,7 @@ All of this is exact. Towers for which it does not hold (bidirectional, pooled e
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -52,10 +53,12 @@ class Past(NamedTuple):
     """What the positions of n prompts hand to later ones: in each layer, two tensors with n rows."""
 
     layers: list[tuple[Tensor, Tensor]]
+    depths: Sequence[int] = ()
+    """how many of the layers belong to each encoder, if there are several"""
 
     def rows(self, part: slice) -> "Past":
         """The past of some of the prompts."""
-        return Past([(key[part], value[part]) for key, value in self.layers])
+        return Past([(key[part], value[part]) for key, value in self.layers], self.depths)
 
 
 @dataclasses.dataclass(frozen=True)

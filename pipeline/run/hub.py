@@ -13,16 +13,24 @@ from huggingface_hub.utils import get_session
 
 from pez.demo import CLIPS
 from pez.errors import UserError
+from pez.models.names import guides_of
+from pez.settings import ModelSettings
 
 _PATIENCE = 10.0  # seconds for the hub to answer
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def check_guides_reachable(settings: ModelSettings) -> None:
+    """Check every model that prompts are learned with; see check_reachable."""
+    for model, pretrained in guides_of(settings):
+        check_reachable(model, pretrained)
 
 
 def check_reachable(model: str, pretrained: str | None) -> None:
     """Check that a CLIP's weights are on this machine, or that the hub that has them answers.
 
     Args:
-        model: as in `CaptionSettings`.
+        model: a demo name, an open_clip name, hf-hub:... or local-dir:...
         pretrained: the tag of an open_clip name.
 
     Raises:

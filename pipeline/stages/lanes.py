@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pez.learn import engine_for, prompts_of
-from pez.models.clip import Clip
+from pez.models.joint import AnyClip
 from pez.prompt import Prompt
 from pez.settings import PezSettings
 from pez.tasks import Learned, Task
@@ -67,7 +67,7 @@ class SharedLanes:
         UserError: more tokens than the model has room for, or an empty vocabulary.
     """
 
-    def __init__(self, clip: Clip, settings: PezSettings, lanes: int) -> None:
+    def __init__(self, clip: AnyClip, settings: PezSettings, lanes: int) -> None:
         self.clip, self._template = clip, template_of(settings)
         self._engine = engine_for(clip, settings, lanes)
         self._batches_ahead = max(1, lanes // BATCH)

@@ -5,6 +5,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -289,8 +290,12 @@ class Learner:
             steps=prompt.steps,
             seed=self.method.seed,
             model=self.clip.name,
-            columns=decoded.item.columns,
+            columns=decoded.item.columns | self._learned(prompt),
         )
+
+    def _learned(self, prompt: pez.Prompt) -> dict[str, Any]:
+        """Values of the learned columns."""
+        return {"model_similarities": list(prompt.model_similarities)} if len(self.settings.models) > 1 else {}
 
 
 @dataclasses.dataclass

@@ -9,6 +9,7 @@ from pipeline.run.tasks import Merge, Part, Task
 from pipeline.settings import LearnSettings
 from pipeline.sources.base import Source
 from pipeline.stages.learn import Learner, Progress, learn_part, learn_unit
+from pipeline.stages.learned_columns import learned_columns
 from pipeline.stages.parts import PartReport, merge_parts
 from pipeline.table import PromptTable
 
@@ -35,7 +36,8 @@ class LearnStage:
     def open(self, device: str, threads: int) -> "LearnWorker":
         """Load the CLIP."""
         learner = Learner(self.settings, self.method, device, threads, self.source)
-        table = PromptTable(self.output, self.described, columns=learner.source.columns)
+        columns = [*learner.source.columns, *learned_columns(self.settings)]
+        table = PromptTable(self.output, self.described, columns=columns)
         return LearnWorker(learner, table, self.retry_failed)
 
 

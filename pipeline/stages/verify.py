@@ -20,9 +20,9 @@ from pez.errors import UserError
 from pez.generators.files import check_generator, find_generator
 from pez.images import decode_image
 from pez.models.load import check_model, load_clip
-from pez.models.names import carries_weights
+from pez.models.names import carries_weights, guides_of
 from pez.regeneration import Generator, image_similarities, load_generator, seed_for
-from pez.settings import GeneratorPrecision
+from pez.settings import GeneratorPrecision, ModelSettings, Names
 from pipeline.description import chosen, model_of
 from pipeline.errors import one_line
 from pipeline.run import warning_log
@@ -84,12 +84,12 @@ class Verifier:
     """A generator and a judge; one per actor.
 
     Args:
-        guide: name of the model that the prompts were learned with.
+        guide: name of the model that the prompts were learned with, or names.
         threads: number of threads that decode images.
     """
 
     def __init__(
-        self, settings: VerifySettings, guide: str, device: str | torch.device = "cpu", threads: int = 2
+        self, settings: VerifySettings, guide: Names, device: str | torch.device = "cpu", threads: int = 2
     ) -> None:
         assert settings.verify is not None, "verification is requested"
         self.settings, self.threads = settings, threads
@@ -257,12 +257,12 @@ def resolved(settings: Chosen) -> Chosen:
 
 
 def check_verification(
-    settings: GeneratorSettings, guide: str, guide_pretrained: str, device: str | torch.device | None = None
+    settings: GeneratorSettings, guide: Names, guide_pretrained: Names, device: str | torch.device | None = None
 ) -> None:
     """Find problems with the settings before any work, and warn if the guide judges its own prompts.
 
     Args:
-        guide: name of the model that the prompts are learned with.
+        guide: name of the model that the prompts are learned with, or names.
         device: that generates the images, if it is known yet.
 
     Raises:
@@ -276,21 +276,24 @@ def check_verification(
     if device is not None:
         _precision(settings, device)
     check_generator(settings.verify, settings.verify_scheduler, settings.verify_variant, settings.guidance)
-    if name == guide and (carries_weights(name) or pretrained == guide_pretrained):
+    if (name, "none" if carries_weights(name) else pretrained) in guides_of(ModelSettings(guide, guide_pretrained)):
         warnings.warn(f"{name} is both guide and judge, so it favors its own prompts", stacklevel=2)
 
 
-def score_model(settings: GeneratorSettings, guide: str) -> tuple[str, str]:
+def score_model(settings: GeneratorSettings, guide: Names) -> tuple[str, str]:
     """Name and weights of the judge.
+
+    Args:
+        guide: name of the model that the prompts are learned with, or names.
 
     Raises:
         UserError: an open_clip name without weights.
     """
-    name = settings.score_model
+    name, guides = settings.score_model, (guide,) if isinstance(guide, str) else guide
     if name is None:
-        if guide in CLIPS:
-            return ("demo" if guide == "demo-judge" else "demo-judge"), "none"
-        if "bigG" in guide or "-g-" in guide:
+        if all(each in CLIPS for each in guides):
+            return ("demo" if "demo" not in guides else "demo-judge"), "none"
+        if any("bigG" in each or "-g-" in each for each in guides):
             return "ViT-H-14", "laion2b_s32b_b79k"
         return "ViT-bigG-14", "laion2b_s39b_b160k"  # as in the paper
     if settings.score_pretrained is None and not carries_weights(name):
@@ -298,7 +301,7 @@ def score_model(settings: GeneratorSettings, guide: str) -> tuple[str, str]:
     return name, settings.score_pretrained or "none"
 
 
-def describe_verification(settings: VerifySettings, guide: str, device: str) -> dict[str, object]:
+def describe_verification(settings: VerifySettings, guide: Names, device: str) -> dict[str, object]:
     """What determines the added columns, as JSON values, for the fingerprint.
 
     Raises:

@@ -255,13 +255,17 @@ def test_pictures_of_any_shape_have_a_prompt_or_a_reason(make_tar: MakeTar, lear
     assert all(math.isfinite(row["similarity"]) for row in rows if row["status"] == "ok")
 
 
-def test_a_similarity_that_is_no_number_is_a_row_with_a_reason(make_tar: MakeTar, images: list, tmp_path: Path) -> None:
+def test_a_similarity_that_is_no_number_is_a_row_with_a_reason(
+    make_tar: MakeTar, images: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tar = make_tar("a.tar", [(f"{i}.png", encoded(images[i])) for i in range(4)])
     learner = Learner(SETTINGS, METHOD)
     _, undisturbed = learned(tar, learner, tmp_path / "undisturbed")
     preprocess, damaged = learner.clip.preprocess, encoded(images[2])
     # As of a model that overflows on one picture.
-    learner.clip.preprocess = lambda image: preprocess(image) * (math.nan if encoded(image) == damaged else 1.0)
+    monkeypatch.setattr(
+        learner.clip, "preprocess", lambda image: preprocess(image) * (math.nan if encoded(image) == damaged else 1.0)
+    )
     report, rows = learned(tar, learner, tmp_path / "out")
     assert [row["status"] for row in rows] == ["ok", "ok", "not_finite", "ok"]
     assert "similarity is NaN" in rows[2]["error_message"]

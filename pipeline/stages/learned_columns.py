@@ -1,0 +1,13 @@
+"""Columns that only some settings fill in; they stand between the fixed columns and those of verification."""
+
+import pyarrow as pa
+
+from pipeline.settings import LearnSettings
+
+
+def learned_columns(settings: LearnSettings) -> list[pa.Field]:
+    """The columns that these settings add to a table of prompts."""
+    columns = []
+    if len(settings.models) > 1:
+        columns.append(pa.field("model_similarities", pa.list_(pa.float32())))
+    return columns
