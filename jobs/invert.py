@@ -2,6 +2,8 @@
 
 python -m jobs.invert photo.jpg                          # one prompt per image
 python -m jobs.invert style1.png style2.png --together   # one prompt for all
+python -m jobs.invert a.png b.png --together --weights 1 -0.3 --text "oil painting"
+python -m jobs.invert a.png b.png --mix                  # a prompt for each, these joined, and one prompt for both
 python -m jobs.invert --demo                             # drawn scenes and a demo model, offline
 """
 
@@ -18,13 +20,13 @@ from jobs import command
 from jobs.arguments import POSITIONAL, Group
 from jobs.caption import note_on_the_demo
 from jobs.live import LivePrompts
-from jobs.options import DeviceOption, expect_device, refuse_beside_demo, refuse_ignored
+from jobs.options import DeviceOption, expect_device, refuse_beside_demo, refuse_ignored, refuse_without
 from pez.errors import UserError
 from pez.models.names import is_demo
 from pez.settings import ModelSettings
 from pipeline.addresses import public_address, redact
 from pipeline.sources.member_names import IMAGE_EXTENSIONS
-from pipeline.terminal import Activity, open_console, say
+from pipeline.terminal import Activity, Column, FittedTable, open_console, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,6 +42,12 @@ class InvertJob(DeviceOption):
     """image files: paths, patterns with *, or URLs"""
     together: bool = False
     """one prompt for all images"""
+    weights: tuple[float, ...] = ()
+    """with --together: one number per image, then one per --text; negative = away from it. Default = all 1"""
+    text: tuple[str, ...] = ()
+    """with --together: texts that the prompt should also be close to"""
+    mix: bool = False
+    """a prompt for each image, these prompts joined, and one prompt for all, each with its similarity to every image"""
     demo: bool = False
     """use a demo model; without images, four drawn scenes"""
     model: Annotated[ModelSettings, Group("model")] = ModelSettings()
@@ -47,12 +55,14 @@ class InvertJob(DeviceOption):
 
     def __post_init__(self) -> None:
         """Images may also follow an option of several words, as in `--model demo a.jpg`."""
+        text, of_text = _without_images(self.text)
         model, of_model = _without_images(self.model.models)
         weights = self.model.pretrained
         pretrained, of_pretrained = _without_images((weights,) if isinstance(weights, str) else weights)
         settings = dataclasses.replace(self.model, model=model, pretrained=pretrained)
         object.__setattr__(self, "model", settings)
-        object.__setattr__(self, "images", (*self.images, *of_model, *of_pretrained))
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "images", (*self.images, *of_text, *of_model, *of_pretrained))
 
     def check(self, given: frozenset[str]) -> None:
         """Refuse options that would be ignored, and everything that can be checked without loading anything."""
@@ -60,6 +70,9 @@ class InvertJob(DeviceOption):
             refuse_beside_demo(self.model, given)
         elif not self.images:
             raise UserError("no images given; expected image files, or --demo")
+        refuse_without("together", given, {"weights", "text"}, "without --together")
+        if self.together and self.mix:
+            raise UserError("--together and --mix are both given; expected one of them")
         refuse_ignored(given, self.method, self.model)
         expect_device(self.device)
 
@@ -69,6 +82,7 @@ def invert(job: InvertJob) -> int:
     console = open_console()
     with Activity(console, "loading PyTorch") as activity:
         with command.importing():
+            from pez.learn import weights_for
             from pez.models.load import check_models, load_model
             from pez.template import template_of
 
@@ -78,16 +92,25 @@ def invert(job: InvertJob) -> int:
         check_models(settings, job.method.tokens, template_of(job.method))
         device = job.local_device()
         names, images = _read(job.images) if job.images else _drawn()
+        if job.weights:
+            weights_for(len(images), len(job.text), job.weights)
+        if job.mix and len(images) < 2:
+            raise UserError(f"--mix has {len(images)} image; expected two or more")
         if job.images and (note := note_on_the_demo(settings)):
             say(console, note)
         activity.now(f"loading {settings.name}")
         clip = load_model(settings, device)
-    names = [" + ".join(names)] if job.together else names
+    targets = [*names, *job.text]
+    names = [" + ".join(targets)] if job.together else [*names, " + ".join(names)] if job.mix else names
     show = LivePrompts(clip, names, job.method, console)
     try:
         with show:
             if job.together:
-                prompts = [pez.learn_prompt(clip, images, job.method, on_step=show.step)]
+                prompts = [pez.learn_prompt(clip, images, job.method, job.weights or None, show.step, job.text)]
+            elif job.mix:
+                mixture = pez.mix(clip, images, job.method, show.step)
+                names[-1:] = ["the prompts joined", "one prompt for all"]
+                prompts = [*mixture.prompts, mixture.joined, mixture.shared]
             else:
                 prompts = pez.learn_prompts(clip, images, job.method, on_step=show.step)
     except KeyboardInterrupt:
@@ -95,8 +118,32 @@ def invert(job: InvertJob) -> int:
         if best:
             console.print(show.table(best, "best so far"))
         raise KeyboardInterrupt(f"after {show.taken} of {show.steps} steps" if best else "") from None
+    if job.mix:
+        console.print(_similarities_to(targets, names, prompts))
+        return 0
     console.print(show.table([(n, p.text, p.similarity) for n, p in zip(names, prompts, strict=True)], "prompt"))
+    if job.together and len(targets) > 1:
+        console.print(_parts(targets, job.weights or (1.0,) * len(targets), prompts[0]))
     return 0
+
+
+def _similarities_to(targets: list[str], names: list[str], prompts: list[pez.Prompt]) -> FittedTable:
+    """Each prompt, with its similarity to every target."""
+    columns = [Column("prompt of", "name"), Column("prompt"), *(Column(f"to {target}", "number") for target in targets)]
+    rows = [
+        [name, prompt.text, *(f"{similarity:.3f}" for similarity in prompt.target_similarities)]
+        for name, prompt in zip(names, prompts, strict=True)
+    ]
+    return FittedTable(columns, rows)
+
+
+def _parts(targets: list[str], weights: tuple[float, ...], prompt: pez.Prompt) -> FittedTable:
+    """The similarity of one prompt to each of its targets."""
+    rows = [
+        [target, f"{weight:g}", f"{similarity:.3f}"]
+        for target, weight, similarity in zip(targets, weights, prompt.target_similarities, strict=True)
+    ]
+    return FittedTable([Column("target"), Column("weight", "number"), Column("similarity", "number")], rows)
 
 
 def _without_images(words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

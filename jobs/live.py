@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import pez
@@ -50,7 +51,7 @@ class LivePrompts:
         self.taken += 1
         scores, ids = step.best_score.tolist(), step.best_ids.tolist()
         for task, score, row in zip(step.tasks, scores, ids, strict=True):
-            if score > self.best.get(task.handle, (-1.0,))[0]:
+            if score > self.best.get(task.handle, (-math.inf,))[0]:
                 self.best[task.handle] = (score, row, task)
         every = 10 if self.live else max(1, self.steps // 10)
         if self.taken % every and self.taken not in (1, self.steps):
@@ -61,7 +62,7 @@ class LivePrompts:
             self.live.update(self.table(rows, f"best so far, {title}"))
             return
         for i, (name, text, score) in zip(sorted(self.best), rows, strict=True):
-            if score > self.shown.get(i, -1.0):
+            if score > self.shown.get(i, -math.inf):
                 self.shown[i] = score
                 say(self.console, plain(f"{title}  {score:.3f}  {name}: {text}"))
 

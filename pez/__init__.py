@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from pez.demo import load_demo_clip
     from pez.errors import UserError
-    from pez.learn import distill, learn_prompt, learn_prompts
+    from pez.learn import distill, learn_prompt, learn_prompts, mix
     from pez.models.clip import Clip
     from pez.models.joint import JointClip
     from pez.models.load import load_clip
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Clip", "JointClip", "PezSettings", "Prompt", "UserError", "distill", "learn_prompt", "learn_prompts", "load_clip",
-    "load_demo_clip",
+    "load_demo_clip", "mix",
 ]  # fmt: skip
 
 _MODULES = {
@@ -40,6 +40,7 @@ _MODULES = {
     "learn_prompts": "learn",
     "load_clip": "models.load",
     "load_demo_clip": "demo",
+    "mix": "learn",
 }
 
 

@@ -1,9 +1,11 @@
 """Learn hard prompts from images or texts."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pez.engine import Engine, OnStep
@@ -14,7 +16,7 @@ from pez.models.clip import Clip
 from pez.models.joint import AnyClip, JointClip, joined
 from pez.modes import own_modes
 from pez.objectives.clip import ClipObjective, Target
-from pez.prompt import Prompt
+from pez.prompt import Mixture, Prompt
 from pez.settings import PezSettings, lanes_for
 from pez.tasks import Learned, Task
 from pez.template import EMPTY, Template, template_of
@@ -62,24 +64,69 @@ def learn_prompt(
     settings: PezSettings | None = None,
     weights: Sequence[float] | None = None,
     on_step: OnStep | None = None,
+    texts: Sequence[str] = (),
 ) -> Prompt:
-    """Learn one prompt shared by all images.
+    """Learn one prompt shared by all images, and texts.
 
     Args:
         clip: the guide, or several.
         images: one image or many: files, PIL images of any mode, or arrays; see pez.image_inputs.
-        weights: one per image; 1 = attract, negative = repel. Default = all 1.
+        weights: one per image, then one per text; 1 = attract, negative = repel. Default = all 1.
+        texts: texts that the prompt should also be close to.
+
+    Returns:
+        the prompt; `target_similarities` has its cosine with each image and text.
 
     Raises:
-        UserError: an input is not an image, or the weights are invalid.
+        UserError: an input is not an image, there is none and no text, or the weights are invalid.
     """
-    clip = joined(clip)
+    clip, texts = joined(clip), [texts] if isinstance(texts, str) else list(texts)
     pixels = _pixels_of(clip, images)
-    if not len(pixels):
+    if not len(pixels) and not texts:
         raise UserError("no images; expected one or more")
+    chosen = None if weights is None else weights_for(len(pixels), len(texts), weights)
     with own_modes():
-        target = Target(clip.pixel_features(pixels), None if weights is None else _weights_for(pixels, weights))
-    return learn_for_targets(clip, [target], [hash_of(pixels)], settings or PezSettings(), on_step)[0]
+        features = [clip.pixel_features(pixels)] if len(pixels) else []
+        features += [clip.text_features(texts)] if texts else []
+        target = Target(torch.cat(features), chosen)
+    key = "|".join([hash_of(pixels), *texts] if len(pixels) else texts)
+    return learn_for_targets(clip, [target], [key], settings or PezSettings(), on_step)[0]
+
+
+def mix(
+    clip: AnyClip | Sequence[Clip],
+    images: ImageInputs,
+    settings: PezSettings | None = None,
+    on_step: OnStep | None = None,
+) -> Mixture:
+    """Mix images: a prompt for each, these prompts joined, and one prompt for all.
+
+    Raises:
+        UserError: fewer than two images, an input is not one, or the joined prompt does not fit the model.
+
+    Source: Wen et al. 2023, section 4.2, prompt concatenation.
+    """
+    clip, settings = joined(clip), settings or PezSettings()
+    template = template_of(settings)
+    pixels = _pixels_of(clip, images)
+    if len(pixels) < 2:
+        raise UserError(f"{len(pixels)} images to mix; expected two or more")
+    clip.encoder(settings.tokens * len(pixels), template)
+    with own_modes():
+        features = clip.pixel_features(pixels)  # (images, dim)
+    targets = [*(Target(feature[None]) for feature in features), Target(features)]
+    keys = [*map(hash_of, pixels), hash_of(pixels)]
+    *alone, shared = learn_for_targets(clip, targets, keys, settings, on_step)
+    ids = torch.tensor([[i for prompt in alone for i in prompt.token_ids]])
+    task = Task("joined", Target(features).direction())
+    [both] = prompts_of(clip, [Learned(task, ids[0], 0.0, alone[0].steps)], template)
+    with own_modes():
+        of_texts = clip.text_features([prompt.text for prompt in (*alone, both, shared)]) @ features.T
+    each = [
+        dataclasses.replace(prompt, target_similarities=tuple(similarities))
+        for prompt, similarities in zip((*alone, both, shared), of_texts.tolist(), strict=True)
+    ]
+    return Mixture(tuple(each[:-2]), each[-2], each[-1])
 
 
 def distill(
@@ -104,13 +151,19 @@ def _pixels_of(clip: AnyClip, images: ImageInputs) -> Tensor:
         return torch.stack(pixels) if pixels else torch.empty(0)
 
 
-def _weights_for(pixels: Tensor, weights: Sequence[float]) -> Tensor:
+def weights_for(images: int, texts: int, weights: Sequence[float]) -> Tensor:
+    """(images + texts,) float, checked.
+
+    Raises:
+        UserError: not one finite number for each, or all are 0.
+    """
     try:
         found = torch.tensor([float(weight) for weight in weights], dtype=torch.float32)
     except (TypeError, ValueError) as error:
         raise UserError(f"weights are {weights!r}; expected one number per image") from error
-    if len(found) != len(pixels):
-        raise UserError(f"{len(found)} weights for {len(pixels)} images; expected one each")
+    if len(found) != images + texts:
+        there = f"{images} images" + (f" and {texts} texts" if texts else "")
+        raise UserError(f"{len(found)} weights for {there}; expected one each")
     if not found.isfinite().all():
         raise UserError(f"weights are {found.tolist()}; expected finite numbers")
     if not found.any():
@@ -137,7 +190,8 @@ def learn_for_targets(
     prompts: dict[int, Prompt] = {}
     for finished in engine.run(tasks):
         handles = (learned.task.handle for learned in finished)
-        prompts.update(zip(handles, prompts_of(clip, finished, template_of(settings)), strict=True))
+        parts = [targets[learned.task.handle].features for learned in finished]
+        prompts.update(zip(handles, prompts_of(clip, finished, template_of(settings), parts), strict=True))
     return [prompts[i] for i in range(len(targets))]
 
 
@@ -155,8 +209,14 @@ def engine_for(clip: AnyClip, settings: PezSettings, lanes: int, on_step: OnStep
     return Engine(objective, clip.vocabulary(settings), settings, lanes, on_step)
 
 
-def prompts_of(clip: AnyClip, finished: Sequence[Learned], template: Template = EMPTY) -> list[Prompt]:
-    """Decode the learned tokens to text and score the whole text, since that is what a user pastes."""
+def prompts_of(
+    clip: AnyClip, finished: Sequence[Learned], template: Template = EMPTY, parts: Sequence[Tensor] = ()
+) -> list[Prompt]:
+    """Decode the learned tokens to text and score the whole text, since that is what a user pastes.
+
+    Args:
+        parts: for each prompt, (n, dim) features of its targets; the text is scored against each if there are several.
+    """
     with own_modes():
         ids = torch.stack([learned.token_ids for learned in finished])
         directions = torch.stack([learned.task.target for learned in finished])
@@ -166,11 +226,15 @@ def prompts_of(clip: AnyClip, finished: Sequence[Learned], template: Template = 
         by_model = (
             clip.similarities(features, directions).tolist() if isinstance(clip, JointClip) else [()] * len(texts)
         )
+        by_part: list[tuple[float, ...]] = [()] * len(texts)
+        for i, part in enumerate(parts):
+            if len(part) > 1:
+                by_part[i] = tuple((F.normalize(part, dim=-1) @ features[i]).tolist())
         of_tokens = (clip.token_features(ids, template) * directions).sum(-1).tolist()
     return [
-        Prompt(text, tuple(row), similarity, token_similarity, learned.steps, tuple(models))
-        for learned, text, row, similarity, token_similarity, models in zip(
-            finished, texts, ids.tolist(), similarities, of_tokens, by_model, strict=True
+        Prompt(text, tuple(row), similarity, token_similarity, learned.steps, tuple(models), targets)
+        for learned, text, row, similarity, token_similarity, models, targets in zip(
+            finished, texts, ids.tolist(), similarities, of_tokens, by_model, by_part, strict=True
         )
     ]
 

@@ -19,3 +19,17 @@ class Prompt:
     """gradient steps taken"""
     model_similarities: tuple[float, ...] = ()
     """with several models: the similarity under each, whose weighted mean is `similarity`"""
+    target_similarities: tuple[float, ...] = ()
+    """with several targets: the cosine of the text with each, without its weight"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Prompts for several images; all have their similarity to each image in `target_similarities`."""
+
+    prompts: tuple[Prompt, ...]
+    """of each image alone"""
+    joined: Prompt
+    """these prompts one after another"""
+    shared: Prompt
+    """one prompt learned for all images"""
