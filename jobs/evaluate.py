@@ -69,6 +69,7 @@ class EvaluateJob(LearnOptions):
             refuse_without("input", given, TAR_OPTIONS, "with --demo, which reads no tars")
         elif not self.input:
             raise UserError("no input given; expected --input with the URL of a tar, or --demo")
+        refuse_without("", given, {"caption_weight"}, "with pez evaluate, whose prompts are learned from images alone")
         refuse_ignored(given | ({"verify"} if self.demo else frozenset()), self.method, self.caption)
         if not 1 <= self.images <= 100_000:
             raise UserError(f"images is {self.images}; expected 1 to 100,000")

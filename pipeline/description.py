@@ -27,6 +27,8 @@ from pipeline.settings import (
 from pipeline.sources.base import Source
 from pipeline.sources.choice import source_of
 
+_TARGET = ("caption_weight",)
+"""what prompts are learned for, beyond the image or the text"""
 _MODEL = ("model", "pretrained", "model_weights")
 
 
@@ -48,13 +50,15 @@ def describe(
         engine["compiled"] = True
     if kind != "cpu" or settings.precision == "bf16":
         engine["lanes"] = settings.lanes
-    return {
+    described = {
         "version": ALGORITHM,
         "model": chosen(settings, names),
         "method": chosen(method),
         "source": (source or source_of(settings)).describe(),
         "engine": engine,
     }
+    target = chosen(settings, [name for name in _TARGET if hasattr(settings, name)])
+    return described | ({"target": target} if target else {})
 
 
 def in_full(settings: LearnSettings, method: pez.PezSettings, device: str) -> dict[str, Any]:
@@ -64,8 +68,10 @@ def in_full(settings: LearnSettings, method: pez.PezSettings, device: str) -> di
     kinds = (TextSettings,) if isinstance(settings, TextSettings) else (TarSettings, ImageSettings)
     names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
     source = {name: values.pop(name) for name in names if name in values}
+    target = {name: values.pop(name) for name in _TARGET if name in values}
     engine = {"device": device, **values}
-    return {"model": model, "method": dataclasses.asdict(method), "source": source, "engine": engine}
+    method_values = dataclasses.asdict(method)
+    return {"model": model, "method": method_values, "target": target, "source": source, "engine": engine}
 
 
 def model_of(description: dict[str, Any]) -> ModelSettings:

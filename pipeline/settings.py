@@ -98,7 +98,12 @@ class TextSettings:
 class CaptionSettings(ImageSettings, TarSettings, LearnSettings):
     """Settings that determine the rows for images; a rerun on the same output must use the same ones."""
 
+    caption_weight: float = 0.0
+    """weight of an image's caption in its target, from 0 to below 1; the image has the rest"""
+
     def __post_init__(self) -> None:
+        if not 0 <= self.caption_weight < 1:
+            raise UserError(f"caption_weight is {self.caption_weight}; expected 0 to below 1")
         ImageSettings.__post_init__(self)
         TarSettings.__post_init__(self)
         LearnSettings.__post_init__(self)

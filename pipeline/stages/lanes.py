@@ -62,12 +62,14 @@ class SharedLanes:
 
     Args:
         lanes: number of prompts learned side by side, a multiple of 16. Up to as many requests per stream wait for lanes.
+        caption_weight: weight of a request's caption in its target; the image has the rest.
 
     Raises:
         UserError: more tokens than the model has room for, or an empty vocabulary.
     """
 
-    def __init__(self, clip: AnyClip, settings: PezSettings, lanes: int) -> None:
+    def __init__(self, clip: AnyClip, settings: PezSettings, lanes: int, caption_weight: float = 0.0) -> None:
+        self._caption_weight = caption_weight
         self.clip, self._template = clip, template_of(settings)
         self._engine = engine_for(clip, settings, lanes)
         self._batches_ahead = max(1, lanes // BATCH)
@@ -195,12 +197,17 @@ class SharedLanes:
 
     def _submit(self, stream: "_Stream", batch: list[Request]) -> None:
         try:
-            directions = self._directions_of([request.target for request in batch])
+            features = self._features_of([request.target for request in batch])
+            captions = self._captions_of(batch)
         except Exception as error:  # of these requests; other streams continue
             self._fail([stream], error)
             return
-        for request, direction in zip(batch, directions, strict=True):
-            ticket = _Ticket(stream, request.caption, request.handle)
+        for request, feature, caption in zip(batch, features, captions, strict=True):
+            parts = torch.stack([feature, caption]) if caption is not None else feature[None]
+            direction = feature
+            if caption is not None:
+                direction = torch.lerp(feature, caption, self._caption_weight)
+            ticket = _Ticket(stream, request.caption, request.handle, parts)
             self._engine.submit(Task(request.key, direction, handle=ticket))
 
     def _step(self) -> None:
@@ -226,19 +233,26 @@ class SharedLanes:
                 stream.batches.clear()
             self._changed.notify_all()
 
-    def _directions_of(self, targets: list[Tensor | str]) -> Tensor:
+    def _captions_of(self, batch: list[Request]) -> list[Tensor | None]:
+        """(dim,) features of the captions that are part of targets."""
+        if not self._caption_weight or not any(request.caption for request in batch):
+            return [None] * len(batch)
+        features = self.clip.text_features([self._beginning(request.caption or "") for request in batch])
+        return [feature if request.caption else None for request, feature in zip(batch, features, strict=True)]
+
+    def _features_of(self, targets: list[Tensor | str]) -> Tensor:
         """(targets, dim) float; all targets of a stream are of one kind."""
         if isinstance(targets[0], str):
             return self.clip.text_features([self._beginning(str(text)) for text in targets])
         return self.clip.pixel_features(torch.stack([pixels for pixels in targets if isinstance(pixels, Tensor)]))
 
     def _results_of(self, finished: list[Learned]) -> list[Result]:
-        directions = torch.stack([learned.task.target for learned in finished])
         tickets = [learned.task.handle for learned in finished]
-        prompts = prompts_of(self.clip, finished, self._template)
-        of_captions = self._score_captions([ticket.caption for ticket in tickets], directions)
+        features = torch.stack([ticket.parts[0] for ticket in tickets])
+        prompts = prompts_of(self.clip, finished, self._template, [ticket.parts for ticket in tickets])
+        of_captions = self._score_captions([ticket.caption for ticket in tickets], features)
         # Copies, so that a result does not keep its neighbors in memory.
-        own = [direction.clone() for direction in directions.cpu()]
+        own = [feature.clone() for feature in features.cpu()]
         found = zip(tickets, prompts, of_captions, own, strict=True)
         return [Result(ticket.handle, *values) for ticket, *values in found]
 
@@ -261,6 +275,8 @@ class _Ticket:
     stream: "_Stream"
     caption: str | None
     handle: Any
+    parts: Tensor
+    """(n, dim) features of the target: the image or the text, then the caption if it counts"""
 
 
 class _Stream:

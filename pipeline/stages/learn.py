@@ -17,7 +17,7 @@ from pipeline.description import describe as describe
 from pipeline.rows import Row, ShardReport
 from pipeline.run import warning_log
 from pipeline.run.tasks import Part
-from pipeline.settings import LearnSettings
+from pipeline.settings import CaptionSettings, LearnSettings
 from pipeline.sources.ahead import ahead, batches
 from pipeline.sources.base import Item, LateCaption, Source, Unit, UnitError
 from pipeline.sources.choice import source_of
@@ -162,7 +162,8 @@ class Learner:
         with warning_log.recording() as self.opening:
             self.clip = load_model(self.settings, device)
         # Created here, so that a word that the model does not have fails at the start, not in each unit.
-        self.lanes = SharedLanes(self.clip, method, self.settings.side_by_side)
+        self.caption_weight = settings.caption_weight if isinstance(settings, CaptionSettings) else 0.0
+        self.lanes = SharedLanes(self.clip, method, self.settings.side_by_side, self.caption_weight)
         self.clock = WorkClock()
         self._in_work: dict[int, _UnitInWork] = {}
 
@@ -186,8 +187,24 @@ class Learner:
         return found
 
     def items(self, unit: Unit, left_out: Counter[str]) -> Iterator[Item]:
-        """The items of a unit; see Source.read."""
-        return self.source.read(unit, left_out)
+        """The items of a unit; see Source.read. If captions are targets, each item has its caption."""
+        items = self.source.read(unit, left_out)
+        return self._with_captions(items, unit) if self.caption_weight else items
+
+    def _with_captions(self, items: Iterator[Item], unit: Unit) -> Iterator[Item]:
+        """Move items whose caption comes later to the end; the unit is read again for them, so that no image is kept."""
+        waiting: set[int] = set()
+        late: dict[int, str | None] = {}
+        for item in items:
+            if isinstance(item, LateCaption) and item.index in waiting:
+                late[item.index] = item.caption
+            elif item.status == "ok" and item.caption is None and not isinstance(item, LateCaption):
+                waiting.add(item.index)
+            else:
+                yield item
+        for item in self.source.read(unit, Counter()) if waiting else ():
+            if item.index in waiting and not isinstance(item, LateCaption):
+                yield dataclasses.replace(item, caption=late.get(item.index), size=0)
 
     def nothing_in(self, unit: Unit) -> UnitError:
         """The error for a unit without items."""
@@ -295,7 +312,12 @@ class Learner:
 
     def _learned(self, prompt: pez.Prompt) -> dict[str, Any]:
         """Values of the learned columns."""
-        return {"model_similarities": list(prompt.model_similarities)} if len(self.settings.models) > 1 else {}
+        values: dict[str, Any] = {}
+        if len(self.settings.models) > 1:
+            values["model_similarities"] = list(prompt.model_similarities)
+        if self.caption_weight:
+            values["target_similarities"] = list(prompt.target_similarities or (prompt.similarity,))
+        return values
 
 
 @dataclasses.dataclass

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.settings import LearnSettings
+from pipeline.settings import CaptionSettings, LearnSettings
 
 
 def learned_columns(settings: LearnSettings) -> list[pa.Field]:
@@ -10,4 +10,6 @@ def learned_columns(settings: LearnSettings) -> list[pa.Field]:
     columns = []
     if len(settings.models) > 1:
         columns.append(pa.field("model_similarities", pa.list_(pa.float32())))
+    if isinstance(settings, CaptionSettings) and settings.caption_weight:
+        columns.append(pa.field("target_similarities", pa.list_(pa.float32())))
     return columns
