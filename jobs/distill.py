@@ -2,10 +2,12 @@
 
     python -m jobs.distill --text 'a very long prompt ...' --tokens 4
     python -m jobs.distill --input prompts.parquet --column prompt --output short --tokens 8
+    python -m jobs.distill --input prompts.txt --output short --tokens 16 --keep 0.95  # the fewest tokens, up to 16
     python -m jobs.distill --input out --column prompt --output short --tokens 4     # out: the output of jobs.caption
 
-A table is Parquet or JSON lines, one object per line. Each row becomes one row of the output, in a Parquet file of the same
-name; `caption` holds the original text. Re-run the command to resume; with --retry-failed it also redoes the failed rows.
+A table is Parquet, JSON lines, CSV, or plain text with one text per line. Each row becomes one row of the output, in a Parquet
+file of the same name; `text` holds the original text. Re-run the command to resume; with --retry-failed it also redoes the
+failed rows.
 Exit status: 0 = all tables are done, 1 = some failed, 2 = bad usage.
 Source: Wen et al. 2023, arXiv:2302.03668, section 4.3.
 """
@@ -45,8 +47,8 @@ class DistillJob(RunOptions):
     text: tuple[str, ...] = ()
     """texts to shorten; their prompts are printed"""
     input: tuple[str, ...] = ()
-    """tables of texts, Parquet or JSON lines: paths or URLs, with {000..999} or *; folders; outputs of pez; or @FILE, which
-    lists one per line"""
+    """tables of texts, Parquet, JSON lines, CSV or plain text: paths or URLs, with {000..999} or *; folders; outputs of pez;
+    or @FILE, which lists one per line"""
     output: str | None = None
     """folder for the Parquet files of --input: local, s3://, gs://"""
     demo: bool = False
@@ -79,7 +81,7 @@ class DistillJob(RunOptions):
 def _of_tables() -> set[str]:
     """Options that apply to tables only."""
     every = {flag.path[-1] for flag in (*flags_of(DistillSettings), *flags_of(ClusterSettings))}
-    every -= {flag.path[-1] for flag in flags_of(ModelSettings)}
+    every -= {"keep", *(flag.path[-1] for flag in flags_of(ModelSettings))}
     return every | {"output", "bookkeeping", "retry_failed", "local"}
 
 
@@ -148,8 +150,10 @@ def _shorten_texts(job: DistillJob) -> int:
         for text in texts:
             name = " ".join(text.split())
             show = LivePrompts(clip, [name], job.method, console, "text")
+            if job.texts.keep is not None:  # every length may be tried
+                show.steps *= job.method.tokens
             with show:
-                prompt = pez.distill(clip, text, job.method, show.step)
+                prompt = pez.distill(clip, text, job.method, show.step, job.texts.keep)
             rows.append((name, prompt.text, prompt.similarity))
     except KeyboardInterrupt:
         best = [*rows, *show.best_prompts()]

@@ -130,18 +130,35 @@ def mix(
 
 
 def distill(
-    clip: AnyClip | Sequence[Clip], text: str, settings: PezSettings | None = None, on_step: OnStep | None = None
+    clip: AnyClip | Sequence[Clip],
+    text: str,
+    settings: PezSettings | None = None,
+    on_step: OnStep | None = None,
+    keep: float | None = None,
 ) -> Prompt:
     """Shorten a prompt: find a few tokens whose text feature is close to that of the whole text.
+
+    Args:
+        clip: the guide, or several.
+        keep: find the fewest tokens with at least this similarity, up to the tokens of the settings; if there are none, the
+            result has as many tokens as the settings.
 
     Source: Wen et al. 2023, section 4.3.
     """
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"text is {text!r}; expected a prompt to shorten")
-    clip = joined(clip)
+    if keep is not None and not 0 < keep <= 1:
+        raise UserError(f"keep is {keep}; expected more than 0, up to 1")
+    clip, settings = joined(clip), settings or PezSettings()
     with own_modes():
         target = Target(clip.text_features([text]))
-    return learn_for_targets(clip, [target], [text], settings or PezSettings(), on_step)[0]
+    if keep is not None:
+        for tokens in range(1, settings.tokens):
+            shorter = dataclasses.replace(settings, tokens=tokens)
+            [prompt] = learn_for_targets(clip, [target], [text], shorter, on_step)
+            if prompt.similarity >= keep:
+                return prompt
+    return learn_for_targets(clip, [target], [text], settings, on_step)[0]
 
 
 def _pixels_of(clip: AnyClip, images: ImageInputs) -> Tensor:

@@ -62,6 +62,13 @@ class Tokens:
                 found.append(ids[: ids.index(frame.after[0])] if frame.after[0] in ids else ids)
         return found
 
+    def count(self, text: str) -> int:
+        """How many tokens a text has, regardless of any context length."""
+        frame = self._frame
+        longest = len(text.encode("utf-8", "replace")) + len(frame.before) + 1  # a token has at least one byte
+        ids = self.tokenizer([text], context_length=max(READ, longest + 1))[0].tolist()[len(frame.before) :]
+        return ids.index(frame.after[0]) if frame.after[0] in ids else len(ids)
+
     def read_after_words(self, text: str) -> list[int]:
         """Encode a text that follows other words.
 

@@ -14,7 +14,8 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
 TABLE_EXTENSIONS = (".parquet", ".jsonl", ".jsonl.gz")
 IMAGE_TABLE_EXTENSIONS = (*TABLE_EXTENSIONS, ".csv", ".csv.gz", ".tsv", ".tsv.gz")
-INPUT_EXTENSIONS = (*TAR_EXTENSIONS, *IMAGE_TABLE_EXTENSIONS)
+TEXT_EXTENSIONS = (*IMAGE_TABLE_EXTENSIONS, ".txt", ".txt.gz")
+INPUT_EXTENSIONS = (*TAR_EXTENSIONS, *TEXT_EXTENSIONS)
 
 _PROTOCOLS = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
 _CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")

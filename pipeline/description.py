@@ -27,7 +27,7 @@ from pipeline.settings import (
 from pipeline.sources.base import Source
 from pipeline.sources.choice import source_of
 
-_TARGET = ("caption_weight",)
+_TARGET = ("caption_weight", "keep")
 """what prompts are learned for, beyond the image or the text"""
 _MODEL = ("model", "pretrained", "model_weights")
 
@@ -58,6 +58,8 @@ def describe(
         "engine": engine,
     }
     target = chosen(settings, [name for name in _TARGET if hasattr(settings, name)])
+    if isinstance(settings, TextSettings):  # outputs of earlier versions have other columns
+        target["columns"] = "text, tokens_before, tokens_after"
     return described | ({"target": target} if target else {})
 
 

@@ -113,6 +113,14 @@ class CaptionSettings(ImageSettings, TarSettings, LearnSettings):
 class DistillSettings(TextSettings, LearnSettings):
     """Settings that determine the rows for texts; a rerun on the same output must use the same ones."""
 
+    keep: float | None = None
+    """find the fewest tokens, up to --tokens, whose similarity to the text is at least this, such as 0.95"""
+
+    def __post_init__(self) -> None:
+        LearnSettings.__post_init__(self)
+        if self.keep is not None and not 0 < self.keep <= 1:
+            raise UserError(f"keep is {self.keep}; expected more than 0, up to 1")
+
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorSettings:

@@ -43,7 +43,7 @@ class Item:
     text: str | None = None
     """a text to shorten; None for images"""
     caption: str | None = None
-    """the text that came with the image; for texts, the text itself"""
+    """the text that came with the image"""
     status: str = "ok"
     """ok, or the kind of problem: no_image, bad_image, no_text, bad_text, bad_key"""
     reason: str | None = None

@@ -19,7 +19,7 @@ import braceexpand
 import fsspec
 
 from pez.errors import UserError
-from pipeline.addresses import TABLE_EXTENSIONS, TAR_EXTENSIONS, is_local, public_address, redact
+from pipeline.addresses import TABLE_EXTENSIONS, TAR_EXTENSIONS, TEXT_EXTENSIONS, is_local, public_address, redact
 from pipeline.sources.base import Unit
 from pipeline.sources.stores import listing_options, missing_driver, one_line
 from pipeline.sources.units import name_units
@@ -62,7 +62,7 @@ TARS = Kind(
 )
 TABLES = Kind(
     "table",
-    TABLE_EXTENSIONS,
+    TEXT_EXTENSIONS,
     TAR_EXTENSIONS,
     "a tar of images is read by: pez caption --input TAR --output OUT",
     "write them as JSON lines, one object per line",

@@ -1,40 +1,44 @@
-"""Tables of texts as a source: Parquet or JSON lines; each row is one item with a text to shorten."""
+"""Tables of texts as a source: Parquet, JSON lines, CSV or plain text; each row is one item with a text to shorten."""
 
 import contextlib
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pez.errors import UserError
-from pipeline.sources.base import Item, Unit
+from pipeline.sources.base import Item, Unit, UnitError
+from pipeline.sources.csv_rows import read_csv
 from pipeline.sources.first_bytes import read_head
-from pipeline.sources.json_lines import read_json_lines
+from pipeline.sources.json_lines import OPTIONS, read_json_lines
 from pipeline.sources.parquet_rows import read_parquet
+from pipeline.sources.plain_text import read_lines
 from pipeline.sources.stores import unreadable
 from pipeline.sources.streams import ByteStream
 from pipeline.sources.table_rows import BadValue, RowKeys, TableRow, kind_of_value
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MAX_TEXT_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class TextSource:
-    """Tables with a column of texts: Parquet, or JSON lines with one object per line, optionally gzipped.
+    """Tables with a column of texts: Parquet, JSON lines with one object per line, CSV, or plain text with one text per line.
 
     Args:
-        column: column with the texts.
+        column: column with the texts; plain text has none.
         key_column: column with the keys, texts or integers; None = the row number, `000012`.
 
-    The kind of a file is detected from its bytes, not its name. Every row is one item; a row without a usable text or key has
-    a status and a reason. Rows with a missing or repeated key get their row number as key.
+    Names that end with .csv, .tsv or .txt, also with .gz, say what a file is; others are detected from the bytes. Every row is
+    one item; a row without a usable text or key has a status and a reason. Rows with a missing or repeated key get their row
+    number as key.
     """
 
     column: str
     key_column: str | None = None
-
-    columns = ()
 
     def __post_init__(self) -> None:
         for name in ("column", "key_column"):
@@ -46,20 +50,38 @@ class TextSource:
         """See Source."""
         return "row", f"texts in the column {self.column!r}"
 
+    @property
+    def columns(self) -> "Sequence[pa.Field]":
+        """See Source."""
+        import pyarrow as pa
+
+        return (pa.field("text", pa.string()),)
+
     def read(self, unit: Unit, left_out: Counter[str] | None = None) -> Iterator[Item]:
         """Stream a table, see Source; nothing is left out.
 
         Raises:
             UnitError: not readable, not a table, damaged or truncated, or without the columns.
         """
-        columns = [self.column] if self.key_column is None else [self.column, self.key_column]
-        rows = read_parquet(unit, columns) if self._is_parquet(unit) else read_json_lines(unit, columns)
         keys = RowKeys(self.key_column)
-        for index, row in enumerate(rows):
+        for index, row in enumerate(self._rows(unit)):
             yield self._item(index, row, keys)
 
+    def _rows(self, unit: Unit) -> Iterator[TableRow]:
+        columns = [self.column] if self.key_column is None else [self.column, self.key_column]
+        if self._is_parquet(unit):
+            return read_parquet(unit, columns)
+        name = unit.url.lower().removesuffix(".gz")
+        if name.endswith((".csv", ".tsv")):
+            return read_csv(unit, columns, OPTIONS[: len(columns)])
+        if not name.endswith(".txt"):
+            return read_json_lines(unit, columns)
+        if self.key_column is not None:
+            raise UnitError(f"{unit.url} is plain text, which has no columns; omit --key-column", permanent=True)
+        return read_lines(unit)
+
     def size(self, unit: Unit) -> int | None:
-        """Bytes of a local file of JSON lines, or rows of a local Parquet file."""
+        """Bytes of a local file of text, or rows of a local Parquet file."""
         if "://" in unit.source:
             return None
         with contextlib.suppress(OSError, ValueError):  # `read` reports the problem
@@ -77,7 +99,7 @@ class TextSource:
         return described if self.key_column is None else {**described, "key_column": self.key_column}
 
     def _is_parquet(self, unit: Unit) -> bool:
-        """Whether a file is Parquet; otherwise it may be JSON lines."""
+        """Whether a file is Parquet."""
         try:
             with contextlib.closing(ByteStream(unit.source)) as stream:
                 return read_head(stream)[:4] == b"PAR1"
@@ -92,8 +114,8 @@ class TextSource:
             text, status, reason = None, "bad_text", row.reason
         elif bad_key is not None:
             text, status, reason = None, "bad_key", bad_key
-        caption = value if isinstance(value, str) and len(value) <= MAX_TEXT_BYTES else None
-        return Item(index, key, None, text, caption, status, reason, size=row.size)
+        original = value if isinstance(value, str) and len(value) <= MAX_TEXT_BYTES else None
+        return Item(index, key, None, text, None, status, reason, {"text": original}, row.size)
 
 
 def _text(value: Any, column: str) -> tuple[str | None, str, str | None]:

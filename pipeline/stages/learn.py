@@ -17,10 +17,11 @@ from pipeline.description import describe as describe
 from pipeline.rows import Row, ShardReport
 from pipeline.run import warning_log
 from pipeline.run.tasks import Part
-from pipeline.settings import CaptionSettings, LearnSettings
+from pipeline.settings import CaptionSettings, DistillSettings, LearnSettings
 from pipeline.sources.ahead import ahead, batches
 from pipeline.sources.base import Item, LateCaption, Source, Unit, UnitError
 from pipeline.sources.choice import source_of
+from pipeline.stages.fewest_tokens import FewestTokens
 from pipeline.stages.lanes import BATCH, Request, SharedLanes
 from pipeline.stages.parts import (
     PartItems,
@@ -163,7 +164,15 @@ class Learner:
             self.clip = load_model(self.settings, device)
         # Created here, so that a word that the model does not have fails at the start, not in each unit.
         self.caption_weight = settings.caption_weight if isinstance(settings, CaptionSettings) else 0.0
-        self.lanes = SharedLanes(self.clip, method, self.settings.side_by_side, self.caption_weight)
+        side_by_side, keep = (
+            self.settings.side_by_side,
+            settings.keep if isinstance(settings, DistillSettings) else None,
+        )
+        self.lanes: SharedLanes | FewestTokens = (
+            SharedLanes(self.clip, method, side_by_side, self.caption_weight)
+            if keep is None
+            else FewestTokens(self.clip, method, side_by_side, keep)
+        )
         self.clock = WorkClock()
         self._in_work: dict[int, _UnitInWork] = {}
 
@@ -250,7 +259,7 @@ class Learner:
                     if row.status == "ok":
                         progress.images += 1
                         progress.similarity += result.prompt.similarity
-                    if decoded.item.caption is None:
+                    if decoded.item.caption is None and decoded.item.text is None:
                         late.rows[decoded.item.index] = decoded, result.prompt, result.direction
                     yield decoded.item.index, row
                 yield from late.without_image(rejected)
@@ -307,16 +316,19 @@ class Learner:
             steps=prompt.steps,
             seed=self.method.seed,
             model=self.clip.name,
-            columns=decoded.item.columns | self._learned(prompt),
+            columns=decoded.item.columns | self._learned(decoded.item, prompt),
         )
 
-    def _learned(self, prompt: pez.Prompt) -> dict[str, Any]:
+    def _learned(self, item: Item, prompt: pez.Prompt) -> dict[str, Any]:
         """Values of the learned columns."""
         values: dict[str, Any] = {}
         if len(self.settings.models) > 1:
             values["model_similarities"] = list(prompt.model_similarities)
         if self.caption_weight:
             values["target_similarities"] = list(prompt.target_similarities or (prompt.similarity,))
+        if item.text is not None:
+            values |= {"tokens_before": self.clip.tokens.count(item.text)}
+            values |= {"tokens_after": self.clip.tokens.count(prompt.text)}
         return values
 
 

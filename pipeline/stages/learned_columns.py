@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.settings import CaptionSettings, LearnSettings
+from pipeline.settings import CaptionSettings, LearnSettings, TextSettings
 
 
 def learned_columns(settings: LearnSettings) -> list[pa.Field]:
@@ -12,4 +12,6 @@ def learned_columns(settings: LearnSettings) -> list[pa.Field]:
         columns.append(pa.field("model_similarities", pa.list_(pa.float32())))
     if isinstance(settings, CaptionSettings) and settings.caption_weight:
         columns.append(pa.field("target_similarities", pa.list_(pa.float32())))
+    if isinstance(settings, TextSettings):
+        columns += [pa.field("tokens_before", pa.int32()), pa.field("tokens_after", pa.int32())]
     return columns

@@ -1,12 +1,14 @@
 """`pez distill`: texts of the command line, tables, and what is refused in one line."""
 
 import dataclasses
+import gzip
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +16,10 @@ import pytest
 import pez
 from jobs import arguments, caption, command, distill
 from jobs.distill import DistillJob
+from pez.demo import scenes
 from pez.errors import UserError
+from pez.learn import learn_for_targets
+from pez.objectives.clip import Target
 from pipeline.settings import DistillSettings
 
 TEXTS = ["a big solid orange triangle at the bottom right of a wavy yellow scene", "a little blue square on brown"]
@@ -98,7 +103,7 @@ def test_a_table_becomes_a_table_of_short_prompts(run: Run, tables: Path, tmp_pa
     status, shown, errors = run("--input", tables, "--output", out, "--local", *FAST)
     assert status == 0, errors
     found = rows(out)
-    assert [(row["key"], row["status"], row["caption"]) for row in found] == [
+    assert [(row["key"], row["status"], row["text"]) for row in found] == [
         ("000000", "ok", TEXTS[0]),
         ("000000", "ok", "a yellow ring"),
         ("000001", "ok", TEXTS[1]),
@@ -108,10 +113,12 @@ def test_a_table_becomes_a_table_of_short_prompts(run: Run, tables: Path, tmp_pa
         ("000003", "ok", "three red stars"),
     ]
     for row in (row for row in found if row["status"] == "ok"):
-        features = demo_clip.text_features([row["caption"], row["prompt"]])
+        features = demo_clip.text_features([row["text"], row["prompt"]])
         assert float(features[0] @ features[1]) == pytest.approx(row["similarity"], abs=1e-5)
         assert len(row["token_ids"]) == 4
-        assert row["width"] is row["height"] is row["caption_similarity"] is None
+        assert row["width"] is row["height"] is row["caption"] is row["caption_similarity"] is None
+        assert row["tokens_before"] == len(row["text"].split())  # all words of the demo are tokens
+        assert row["tokens_after"] == 4
     report = json.loads((out / "_reports" / "b.json").read_text())
     assert (report["rows"], report["ok"], report["failed"]) == (3, 2, {"bad_text": 1})
     assert "line 2 is not JSON" in report["failures"][0]["reason"]
@@ -157,7 +164,7 @@ def test_the_output_of_captions_is_input(run: Run, scene_tars: list[str], tmp_pa
     )
     assert status == 0, errors
     long = {row["key"]: row["prompt"] for row in rows(out)}
-    assert {row["key"]: row["caption"] for row in rows(short)} == long
+    assert {row["key"]: row["text"] for row in rows(short)} == long
     assert all(len(row["token_ids"]) == 3 for row in rows(short))
 
 
@@ -168,7 +175,8 @@ def test_the_output_of_captions_is_input(run: Run, scene_tars: list[str], tmp_pa
         ("a.parquet", b"PAR1 and no more", 1, "a.parquet is a Parquet file that is damaged or cut short"),
         ("a.jsonl", b'{"text": "a cat"}\n', 1, "has no column 'prompt'; it has 'text': name one with --column"),
         ("a.jsonl", b"", 1, "a.jsonl is empty|no row in .*a.jsonl"),
-        ("a.csv", b"prompt\na cat\n", 1, "is not a table: found 'prompt'; expected Parquet, or JSON lines"),
+        ("a.csv", b"text\na cat\n", 1, "has no column 'prompt'; it has 'text': name one with --column"),
+        ("a.txt", b"\x00\x01\x02\n", 1, "a.txt is not text; expected one text per line"),
         ("a.jsonl", b'{"prompt": ""}\n', 1, "not one text was shortened: 1 no_text"),
     ],
 )
@@ -204,3 +212,70 @@ def test_ray_writes_the_rows_that_one_process_writes(tables: Path, tmp_path: Pat
     ray, local = (pq.read_table(tmp_path / name).sort_by("key").to_pylist() for name in ("ray", "local"))
     assert len(ray) == 7
     assert ray == local
+
+
+def test_csv_and_plain_text_have_the_rows_of_json_lines(run: Run, tmp_path: Path) -> None:
+    texts = ["a big red star", "", 'a "little", blue ring']
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    (tmp_path / "b.csv").write_text('id,prompt\n0,a big red star\n1,\n2,"a ""little"", blue ring"\n')
+    (tmp_path / "c.txt").write_bytes("\r\n".join(texts).encode("utf-16"))
+    with gzip.open(tmp_path / "d.txt.gz", "wt") as file:
+        file.write("\n".join(texts) + "\n")
+    found = {}
+    for name in ("a.jsonl", "b.csv", "c.txt", "d.txt.gz"):
+        out = tmp_path / f"out-{name}"
+        status, _, errors = run("--input", tmp_path / name, "--output", out, "--local", *FAST)
+        assert status == 0, errors
+        found[name] = [
+            {n: v for n, v in row.items() if n not in ("shard", "error_message", "text")} for row in rows(out)
+        ]
+        assert [row["text"] or "" for row in rows(out)] == texts
+        assert [row["status"] for row in rows(out)] == ["ok", "no_text", "ok"]
+    assert found["a.jsonl"] == found["b.csv"] == found["c.txt"] == found["d.txt.gz"]
+    status, out_text, _ = run(
+        "--input", tmp_path / "c.txt", "--output", tmp_path / "keys", "--key-column", "id", "--local", *FAST
+    )
+    assert status == 1
+    assert "c.txt is plain text, which has no columns; omit --key-column" in out_text
+
+
+def test_each_text_has_the_fewest_tokens_that_keep_the_similarity(
+    run: Run, tmp_path: Path, demo_clip: pez.Clip
+) -> None:
+    texts = ["red", "a little blue square on brown", TEXTS[0]]
+    (tmp_path / "a.txt").write_text("\n".join(texts))
+    words = ["--model", "demo", "--tokens", 5, "--steps", 20, "--swaps", 4, "--keep", 0.9]
+    status, _, errors = run("--input", tmp_path / "a.txt", "--output", tmp_path / "out", "--local", *words)
+    assert status == 0, errors
+    found = rows(tmp_path / "out")
+    for row, text in zip(found, texts, strict=True):
+        features = demo_clip.text_features([text, row["prompt"]])
+        assert float(features[0] @ features[1]) == pytest.approx(row["similarity"], abs=1e-5)
+        assert row["tokens_after"] == len(row["token_ids"])
+        assert row["similarity"] >= 0.9 or row["tokens_after"] == 5
+    assert found[0]["tokens_after"] == 1
+    assert len({row["tokens_after"] for row in found}) > 1
+    status, shown, _ = run("--text", *texts, *words)
+    assert status == 0
+    settings = pez.PezSettings(tokens=5, steps=20, swaps=4)
+    for line, text in zip(shown.splitlines()[-3:], texts, strict=True):
+        prompt = pez.distill(demo_clip, text, settings, keep=0.9)
+        assert prompt.text in line
+        for tokens in range(1, len(prompt.token_ids)):
+            assert pez.distill(demo_clip, text, dataclasses.replace(settings, tokens=tokens)).similarity < 0.9
+
+
+def test_four_tokens_keep_most_of_captions_of_twenty_words(demo_clip: pez.Clip) -> None:
+    rng = np.random.default_rng(0)
+    drawn = scenes.held_out_scenes(64)
+    texts = [" ".join(" ".join(scenes.caption(scene, rng) for _ in range(8)).split()[:20]) for scene in drawn]
+    assert {len(text.split()) for text in texts} == {20}
+    targets = [Target(feature[None]) for feature in demo_clip.text_features(texts)]
+    prompts = learn_for_targets(demo_clip, targets, texts, pez.PezSettings(tokens=4, steps=100))
+    assert all(len(prompt.token_ids) == 4 for prompt in prompts)
+    assert sum(prompt.similarity for prompt in prompts) / 64 >= 0.84
+
+
+def test_a_share_out_of_range_is_one_line(run: Run) -> None:
+    status, _, errors = run("--text", "red", *FAST, "--keep", 1.5)
+    assert (status, errors) == (2, "error: --keep is 1.5; expected more than 0, up to 1\n")
