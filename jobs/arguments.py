@@ -172,7 +172,8 @@ def _add(group: Any, flag: Flag, doc: str) -> None:
     default = "" if without else f" (default: {flag.default})"
     text = " ".join(doc.split()).replace("%", "%%") + (" (required)" if flag.required else default)
     if flag.hint is bool:
-        group.add_argument(flag.name, action="store_true", help=text.strip())
+        action = argparse.BooleanOptionalAction if flag.default is None else "store_true"
+        group.add_argument(flag.name, action=action, help=text.strip())
         return
     options: dict[str, Any] = {"help": text.strip(), "metavar": _METAVARS.get(flag.hint, "TEXT")}
     if typing.get_origin(flag.hint) is Literal:

@@ -14,8 +14,10 @@ from torch import Tensor
 from pez.errors import UserError
 from pez.tokens import Tokens
 
-# A1111 and ComfyUI: weights, alternatives, networks, escapes, comments, wildcards.
-_COMMANDS = re.compile(r"[()\[\]{}|<>\\#]|//|/\*|\*/|__|\$\$|^(AND|BREAK)$")
+# A1111, Forge, ComfyUI, InvokeAI and NovelAI: weights, alternatives, networks, escapes, comments. Midjourney: --option, and
+# weights after ::. Dynamic prompts: __wildcard__ and $$.
+_COMMANDS = re.compile(r"[()\[\]{}|<>\\#]|//|/\*|\*/|__|\$\$|--|::|^(AND|BREAK)$")
+_PARTS_OF_COMMANDS = re.compile(r"[()\[\]{}|<>\\#/*_$:-]")
 # Letters with strokes and ligatures, which Unicode does not decompose.
 _PLAIN = str.maketrans(
     {"ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "\u0131": "i", "ħ": "h"}
@@ -24,9 +26,20 @@ _RUN = re.compile(r"[^\W_]+")
 _PART = re.compile(r"(?:[^\W_]|[*?])+|(?:[^\w\s*?]|_)+")
 
 
-def commands(tokens: Tokens) -> Tensor:
-    """(vocab,) bool: tokens that image generators treat as syntax."""
-    return torch.tensor([_COMMANDS.search(text) is not None for text in tokens.texts])
+def commands(tokens: Tokens, joining: bool = False) -> Tensor:
+    """(vocab,) bool: tokens that image generators treat as syntax.
+
+    Args:
+        joining: tokens may merge with their neighbors, so parts of such syntax count as well.
+    """
+    if not joining:
+        return torch.tensor([_COMMANDS.search(text) is not None for text in tokens.texts])
+    return torch.tensor(
+        [
+            bool(_PARTS_OF_COMMANDS.search(text) or (text and (text in "AND" or text in "BREAK")))
+            for text in tokens.texts
+        ]
+    )
 
 
 def allowed(tokens: Tokens, words: Iterable[str], anywhere: bool = False) -> Tensor:

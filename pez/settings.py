@@ -102,13 +102,16 @@ class PezSettings:
     """default = 0.5, which finds better words than the published 0.1; 0.1 for the method pez"""
     vocabulary: Vocabularies = "model"
     """tokens a prompt may use: model = the model's recommendation (the demo: its caption words; others: words),
-    words = whole words only, full = every token that survives decoding and re-encoding, except brackets, bars and
-    other characters that image generators treat as syntax (with the method pez: all except special tokens)"""
+    words = whole words only, full = every token that survives decoding and re-encoding (with the method pez: all except
+    special tokens)"""
     blocklist: tuple[str, ...] = ()
     """words, phrases or emoji that no prompt may contain, regardless of case and accents; * matches any characters and
     ? matches one"""
     allowlist: tuple[str, ...] = ()
     """the only words a prompt may contain, overriding the vocabulary; each must be one token of the model"""
+    plain_text: bool | None = None
+    """no brackets, bars, double dashes and other signs and words that prompt boxes read as commands; default = yes for the full
+    vocabulary, except with the method pez"""
     template: str | None = None
     """fixed words around the prompt, which stands at {}: 'a tiger in the style of {}'. The tokens are learned for the whole
     text, and `prompt` is the whole text"""
@@ -139,6 +142,8 @@ class PezSettings:
             raise UserError(f"vocabulary is {self.vocabulary!r}; expected one of {', '.join(get_args(Vocabularies))}")
         for name in ("blocklist", "allowlist"):
             _set(self, name, _words(name, getattr(self, name)))
+        if self.plain_text not in (None, True, False):
+            raise UserError(f"plain_text is {self.plain_text!r}; expected True, False or None")
         if self.template is not None:
             _expect_template(self.template)
 
@@ -161,6 +166,12 @@ class PezSettings:
     def total_steps(self) -> int:
         """Gradient steps and rounds of swaps per prompt."""
         return self.walk_steps + self.rounds
+
+    @property
+    def plain(self) -> bool:
+        """The effective `plain_text`."""
+        by_default = self.vocabulary == "full" and not self.any_token and not self.allowlist
+        return by_default if self.plain_text is None else self.plain_text
 
     @property
     def any_token(self) -> bool:

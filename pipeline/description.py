@@ -53,7 +53,8 @@ def describe(
     described = {
         "version": ALGORITHM,
         "model": chosen(settings, names),
-        "method": chosen(method),
+        "method": chosen(method)
+        | ({"plain_text": True} if method.plain else {}),  # earlier versions allowed more tokens
         "source": (source or source_of(settings)).describe(),
         "engine": engine,
     }

@@ -146,7 +146,8 @@ class Clip:
             raise UserError(f"{self.name} has no known word tokens; use vocabulary=full")
         else:
             mask = self.ordinary_tokens()
-            mask &= torch.tensor(settings.any_token) | ~lists.commands(self.tokens)
+        if settings.plain:
+            mask = mask & ~lists.commands(self.tokens, joining=settings.any_token)
         if not settings.any_token and (surviving := self.tokens.round_trips(mask)).any():
             mask = surviving
         if settings.blocklist:

@@ -140,9 +140,44 @@ def test_signs_that_image_programs_take_as_commands_are_not_in_full(demo_clip: p
     )
     signs = set("()[]{}|<>\\#")
     assert not [i for i in full if signs & set(demo_clip.text_of([i])) or "//" in demo_clip.text_of([i])]
-    assert len(full) == 34_095
+    assert len(full) == 34_090
     assert len(exact) == 49_406
     assert signs <= {demo_clip.text_of([i]) for i in exact}
     assert {"&", "!", ",", "'s", "😂"} <= {demo_clip.text_of([i]) for i in full}
     allowed = demo_clip.vocabulary(pez.PezSettings(allowlist=("(", "red", ")"))).ids
     assert {demo_clip.text_of([i]) for i in allowed.tolist()} == {"(", "red", ")"}
+
+
+COMMAND = re.compile(r"[()\[\]{}|<>\\#]|//|/\*|\*/|__|\$\$|--|::|\b(AND|BREAK)\b")
+BLOCKED = ("blood*", "re?", "star", "🔥", "new york")
+BLOCKED_TEXT = re.compile(r"\b(blood\w*|re\w|star|new york)\b|🔥")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pez.PezSettings(vocabulary="full", blocklist=BLOCKED),
+        pez.PezSettings(vocabulary="words", plain_text=True, blocklist=BLOCKED),
+        pez.PezSettings(method="pez", vocabulary="full", plain_text=True, blocklist=BLOCKED),
+    ],
+    ids=["full", "words", "pez"],
+)
+def test_no_blocked_word_and_no_command_is_in_ten_thousand_prompts(
+    demo_clip: pez.Clip, settings: pez.PezSettings
+) -> None:
+    vocabulary = demo_clip.vocabulary(settings)
+    ids = vocabulary.random_ids(80_000, torch.Generator().manual_seed(0)).view(10_000, 8)
+    texts = [demo_clip.text_of(row) for row in ids.tolist()]
+    assert not [text for text in texts if COMMAND.search(text) or BLOCKED_TEXT.search(text)]
+    assert len(vocabulary.ids) > 15_000
+
+
+def test_commands_are_allowed_on_request(demo_clip: pez.Clip) -> None:
+    plain, any_sign = (
+        demo_clip.vocabulary(pez.PezSettings(vocabulary="full", plain_text=chosen)).ids for chosen in (None, False)
+    )
+    gone = {demo_clip.text_of([i]) for i in set(any_sign.tolist()) - set(plain.tolist())}
+    assert {"(", "[", "--", "::", "|"} <= gone
+    assert all(COMMAND.search(text) for text in gone)
+    joining = demo_clip.vocabulary(pez.PezSettings(method="pez", vocabulary="full", plain_text=True)).ids
+    assert not [i for i in joining.tolist() if "-" in demo_clip.text_of([i]) or ":" in demo_clip.text_of([i])]
