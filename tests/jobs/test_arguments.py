@@ -75,6 +75,8 @@ def test_there_are_list_options_to_try() -> None:
 def test_a_list_option_that_is_given_again_adds_up(job: type, flag: arguments.Flag) -> None:
     words = [word for word in JOBS[job] if word != "--demo"]
     more = ["--input", "x"] if job is EvaluateJob and flag.name != "--input" else []
+    if job is InvertJob and flag.name == "--text":
+        more = ["--together"]
     if job is DistillJob and flag.name != "--text":
         more = ["--output", "x"] if flag.name == "--input" else ["--text", "x"]
     seed = "--verify-seed" if job is VerifyJob else "--seed"
