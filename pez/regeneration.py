@@ -37,6 +37,7 @@ def load_generator(
     guidance: float = 9.0,
     batch: int = 8,
     variant: str | None = None,
+    negative_prompt: str | None = None,
 ) -> "Generator":
     """Load a text-to-image model.
 
@@ -48,9 +49,10 @@ def load_generator(
         guidance: scale of classifier-free guidance; 1 or less = none.
         batch: images per batch; halved, with a warning, if memory runs out.
         variant: of the weights, such as "fp16"; None = the plain weights, or the available variant if there are none.
+        negative_prompt: what the images should not show; needs guidance above 1.
 
     Raises:
-        UserError: no such model, not a text-to-image model, or the weights do not load.
+        UserError: no such model, not a text-to-image model, one that takes no negative prompt, or the weights do not load.
     """
     files = find_generator(name, variant)
     try:
@@ -65,7 +67,7 @@ def load_generator(
         raise UserError(f"not enough memory for the generator {name!r} on {device}: {one_line(error)}") from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, IndexError) as error:
         raise UserError(f"cannot load the generator {name!r}: {one_line(error)}") from error
-    return Generator(pipeline, name, torch.device(device), steps, guidance, batch)
+    return Generator(pipeline, name, torch.device(device), steps, guidance, batch, negative_prompt)
 
 
 def _pipeline_of(files: GeneratorFiles, dtype: torch.dtype) -> Any:
@@ -92,14 +94,30 @@ class Generator:
     Args:
         pipeline: a diffusers text-to-image pipeline or a compatible callable.
         batch: images per batch.
+        negative_prompt: what the images should not show.
+
+    Raises:
+        UserError: the pipeline takes no negative prompt, and there is one.
     """
 
     def __init__(
-        self, pipeline: Any, name: str, device: torch.device, steps: int = 25, guidance: float = 9.0, batch: int = 8
+        self,
+        pipeline: Any,
+        name: str,
+        device: torch.device,
+        steps: int = 25,
+        guidance: float = 9.0,
+        batch: int = 8,
+        negative_prompt: str | None = None,
     ) -> None:
         self.pipeline, self.name, self.device = pipeline, name, device
         self.steps, self.guidance, self.batch = steps, guidance, batch
-        known = inspect.signature(type(pipeline).__call__).parameters.values()
+        self.negative_prompt = negative_prompt
+        known = list(inspect.signature(type(pipeline).__call__).parameters.values())
+        if negative_prompt is not None and not any(
+            p.name == "negative_prompt" or p.kind == p.VAR_KEYWORD for p in known
+        ):
+            raise UserError(f"the generator {name!r} takes no negative prompt; omit it")
         # Some pipelines take no guidance; see check_generator.
         self.guided = any(p.name == "guidance_scale" or p.kind == p.VAR_KEYWORD for p in known)
 
@@ -143,6 +161,9 @@ class Generator:
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds + seeds[-1:] * spare],
                 num_inference_steps=self.steps,
                 **({"guidance_scale": self.guidance} if self.guided else {}),
+                **(
+                    {"negative_prompt": [self.negative_prompt] * (len(prompts) + spare)} if self.negative_prompt else {}
+                ),
                 output_type="np",
             )
         blanked = getattr(made, "nsfw_content_detected", None) or [False] * len(made.images)

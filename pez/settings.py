@@ -4,9 +4,11 @@ import dataclasses
 import math
 import numbers
 import operator
+import os
 from collections.abc import Iterable
 from typing import Any, Literal, Self, TypeAlias, get_args
 
+from pez import offensive
 from pez.errors import UserError
 
 ALGORITHM = 2
@@ -106,7 +108,7 @@ class PezSettings:
     special tokens)"""
     blocklist: tuple[str, ...] = ()
     """words, phrases or emoji that no prompt may contain, regardless of case and accents; * matches any characters and
-    ? matches one"""
+    ? matches one; @FILE lists one per line; @offensive is a list of offensive English words (pip install better-profanity)"""
     allowlist: tuple[str, ...] = ()
     """the only words a prompt may contain, overriding the vocabulary; each must be one token of the model"""
     plain_text: bool | None = None
@@ -179,6 +181,26 @@ class PezSettings:
         return self.method == "pez"
 
 
+def _listed(name: str, word: str) -> list[str]:
+    """The words of a list, which is named by @; a word is itself."""
+    if word.startswith(offensive.NAME) and name == "blocklist":
+        return [offensive.with_version(word)]
+    if not word.startswith("@") or len(word) == 1:
+        return [word]
+    try:
+        with open(os.path.expanduser(word[1:]), encoding="utf-8-sig") as file:
+            lines = [line.strip() for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UserError(
+            f"{name} has {word}, which cannot be read: {reason}; expected a file with one word per line"
+        ) from error
+    words = [line for line in lines if line and not line.startswith("#")]
+    if not words:
+        raise UserError(f"{name} has {word}, which lists no words; expected one per line")
+    return words
+
+
 def _set(settings: PezSettings, name: str, value: Any) -> None:
     object.__setattr__(settings, name, value)  # the dataclass is frozen
 
@@ -213,6 +235,8 @@ def _expect_template(value: Any) -> None:
 def _words(name: str, value: Any) -> tuple[str, ...]:
     """Words as a tuple; a plain string is one word, not a sequence of letters."""
     words = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else None
+    if words is not None and all(isinstance(word, str) for word in words):
+        words = tuple(one for word in words for one in _listed(name, word))
     if words is None or not all(isinstance(word, str) and word.strip() for word in words):
         raise UserError(f"{name} is {value!r}; expected words, like ('red', 'blue*')")
     # "red, blue" would be read as one phrase, and only one of its words would be blocked.

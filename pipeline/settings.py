@@ -140,6 +140,8 @@ class GeneratorSettings:
     """denoising steps; turbo models need 1 to 4"""
     guidance: float = 9.0
     """scale of classifier-free guidance; turbo models need 0"""
+    verify_negative_prompt: str | None = None
+    """what the images should not show, such as a prompt learned by pez invert from other images; needs guidance above 1"""
     verify_scheduler: Scheduler = "dpm++"
     """noise scheduler; model = the model's own"""
     verify_precision: GeneratorPrecision | None = None
@@ -159,6 +161,10 @@ class GeneratorSettings:
                 raise UserError(f"{name} is {value}; expected 1000 or less")
         if not 0 <= self.guidance <= 1000:
             raise UserError(f"guidance is {self.guidance}; expected 0 or more")
+        if self.verify_negative_prompt is not None and self.guidance <= 1:
+            raise UserError(
+                f"verify_negative_prompt has no effect with guidance {self.guidance:g}; expected more than 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

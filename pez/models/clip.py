@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import Compose, ToTensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from pez import lists
+from pez import lists, offensive
 from pez.errors import UserError
 from pez.image_inputs import ImageInputs, rgb_images
 from pez.models.text_encoder import Frame, TextEncoder, frame_of, framed, text_encoder, text_tower
@@ -151,7 +151,7 @@ class Clip:
         if not settings.any_token and (surviving := self.tokens.round_trips(mask)).any():
             mask = surviving
         if settings.blocklist:
-            mask = mask & ~lists.blocked(self.tokens, settings.blocklist, mask)
+            mask = mask & ~lists.blocked(self.tokens, offensive.expanded(settings.blocklist), mask)
         return mask
 
     @functools.cached_property

@@ -240,6 +240,7 @@ def generator_of(settings: GeneratorSettings, device: str | torch.device) -> Gen
         settings.guidance,
         settings.verify_batch,
         settings.verify_variant,
+        settings.verify_negative_prompt,
     )
 
 
