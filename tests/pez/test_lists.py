@@ -149,16 +149,16 @@ def test_signs_that_image_programs_take_as_commands_are_not_in_full(demo_clip: p
 
 
 COMMAND = re.compile(r"[()\[\]{}|<>\\#]|//|/\*|\*/|__|\$\$|--|::|\b(AND|BREAK)\b")
-BLOCKED = ("blood*", "re?", "star", "🔥", "new york")
-BLOCKED_TEXT = re.compile(r"\b(blood\w*|re\w|star|new york)\b|🔥")
+CHOSEN = ("blood*", "re?", "star", "🔥", "new york")
+CHOSEN_TEXT = re.compile(r"\b(blood\w*|re\w|star|new york)\b|🔥")
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        pez.PezSettings(vocabulary="full", blocklist=BLOCKED),
-        pez.PezSettings(vocabulary="words", plain_text=True, blocklist=BLOCKED),
-        pez.PezSettings(method="pez", vocabulary="full", plain_text=True, blocklist=BLOCKED),
+        pez.PezSettings(vocabulary="full", blocklist=CHOSEN),
+        pez.PezSettings(vocabulary="words", plain_text=True, blocklist=CHOSEN),
+        pez.PezSettings(method="pez", vocabulary="full", plain_text=True, blocklist=CHOSEN),
     ],
     ids=["full", "words", "pez"],
 )
@@ -168,7 +168,7 @@ def test_no_blocked_word_and_no_command_is_in_ten_thousand_prompts(
     vocabulary = demo_clip.vocabulary(settings)
     ids = vocabulary.random_ids(80_000, torch.Generator().manual_seed(0)).view(10_000, 8)
     texts = [demo_clip.text_of(row) for row in ids.tolist()]
-    assert not [text for text in texts if COMMAND.search(text) or BLOCKED_TEXT.search(text)]
+    assert not [text for text in texts if COMMAND.search(text) or CHOSEN_TEXT.search(text)]
     assert len(vocabulary.ids) > 15_000
 
 

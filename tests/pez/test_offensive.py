@@ -18,15 +18,15 @@ def test_a_file_lists_blocked_words(tmp_path: Path, demo_clip: pez.Clip) -> None
     texts = {demo_clip.text_of([i]) for i in demo_clip.vocabulary(settings).ids.tolist()}
     assert not texts & {"red", "blue", "black", "star"}
     assert {"yellow", "ring"} <= texts
-    assert pez.PezSettings(blocklist="@").blocklist == ("@",)
+    assert pez.PezSettings(blocklist=("@",)).blocklist == ("@",)
 
 
 def test_a_file_that_lists_no_words_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("# nothing\n")
     with pytest.raises(pez.UserError, match=r"blocklist has @.*empty.txt, which lists no words; expected one per line"):
-        pez.PezSettings(blocklist=f"@{tmp_path}/empty.txt")
+        pez.PezSettings(blocklist=(f"@{tmp_path}/empty.txt",))
     with pytest.raises(pez.UserError, match=r"blocklist has @.*gone.txt, which cannot be read: No such file"):
-        pez.PezSettings(blocklist=f"@{tmp_path}/gone.txt")
+        pez.PezSettings(blocklist=(f"@{tmp_path}/gone.txt",))
 
 
 def test_no_offensive_word_is_in_prompts(demo_clip: pez.Clip) -> None:
@@ -50,7 +50,7 @@ def test_a_list_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(
         pez.UserError, match=f"blocklist has @offensive 0.1, but better-profanity {installed} is installed"
     ):
-        pez.PezSettings(blocklist="@offensive 0.1")
+        pez.PezSettings(blocklist=("@offensive 0.1",))
 
     def missing(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
@@ -59,4 +59,4 @@ def test_a_list_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(
         pez.UserError, match="blocklist has @offensive, but better-profanity is not installed; install it"
     ):
-        pez.PezSettings(blocklist="@offensive")
+        pez.PezSettings(blocklist=("@offensive",))
