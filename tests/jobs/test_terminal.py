@@ -272,12 +272,14 @@ def test_the_line_tells_the_time_that_verification_takes() -> None:
 def test_a_learner_counts_the_steps_of_what_it_has_in_work(scene_tars: list[str]) -> None:
     """Looked at from the side, as the line of a job does; and nothing is left when all is done."""
     from pipeline.sources.base import Unit
+    from pipeline.stages.lanes import SharedLanes
     from pipeline.stages.learn import describe, learn_unit
     from pipeline.table import PromptTable
 
     settings, method = CaptionSettings(model="demo", lanes=16), pez.PezSettings(tokens=3, steps=6, swaps=2)
     learner = Learner(settings, method)
     seen: list[Progress] = []
+    assert isinstance(learner.lanes, SharedLanes)
     learner.lanes._engine._on_step = lambda _: seen.append(learner.progress)
     table = PromptTable(f"{Path(scene_tars[0]).parent}/../out", describe(settings, method, "cpu"))
     learn_unit(Unit(scene_tars[0], "a"), learner, table)
