@@ -51,7 +51,7 @@ def table(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_every_row_is_an_item_keyed_by_its_number(table: Path) -> None:
     found = items(table)
-    assert [(i.index, i.key, i.text, i.caption) for i in found] == [
+    assert [(i.index, i.key, i.text, i.columns["text"]) for i in found] == [
         (n, f"{n:06d}", f"a cat {n}", f"a cat {n}") for n in range(5)
     ]
     assert {(i.status, i.reason, i.image) for i in found} == {("ok", None, None)}
@@ -144,7 +144,7 @@ def test_keys_are_unique_or_the_row_says_why_it_has_none(tmp_path: Path) -> None
         "the key column 'id' holds null here; expected a text or an integer",
         "the key column 'id' holds a number here; expected a text or an integer",
     ]
-    assert [i.caption for i in found] == [f"text {n}" for n in range(len(keys))]
+    assert [i.columns["text"] for i in found] == [f"text {n}" for n in range(len(keys))]
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n"])
