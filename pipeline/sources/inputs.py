@@ -46,7 +46,8 @@ class Kind:
     @property
     def expected(self) -> str:
         """`.tar, .tar.gz or .tgz`."""
-        return f"{', '.join(self.extensions[:-1])} or {self.extensions[-1]}"
+        named = [end for end in self.extensions if end in TAR_EXTENSIONS or not end.endswith(".gz")]
+        return f"{', '.join(named[:-1])} or {named[-1]}"
 
     def holds(self, url: str) -> bool:
         """Whether the name of a file is of this kind."""

@@ -241,11 +241,22 @@ def test_a_shard_that_is_signed_anew_is_the_same_shard(tmp_path: Path) -> None:
 
 
 def test_tables_are_expanded_as_tars_are(tmp_path: Path) -> None:
-    touch(tmp_path, "0.parquet", "1.jsonl", "2.JSONL.gz", "3.tar", "4.csv", "_5.parquet", "deep/6.parquet")
+    touch(
+        tmp_path,
+        "0.parquet",
+        "1.jsonl",
+        "2.JSONL.gz",
+        "3.tar",
+        "4.csv",
+        "5.txt",
+        "6.xml",
+        "_5.parquet",
+        "deep/6.parquet",
+    )
     left_out: Counter[str] = Counter()
-    assert names(tmp_path, kind=TABLES, left_out=left_out) == ["0.parquet", "1.jsonl", "2.JSONL.gz"]
-    assert left_out == {"files that are not .parquet, .jsonl or .jsonl.gz": 2}
-    assert [unit.stem for unit in expand_inputs([str(tmp_path)], kind=TABLES)] == ["0", "1", "2"]
+    assert names(tmp_path, kind=TABLES, left_out=left_out) == ["0.parquet", "1.jsonl", "2.JSONL.gz", "4.csv", "5.txt"]
+    assert left_out == {"files that are not .parquet, .jsonl, .csv, .tsv or .txt": 2}
+    assert [unit.stem for unit in expand_inputs([str(tmp_path)], kind=TABLES)] == ["0", "1", "2", "4", "5"]
     assert names(tmp_path / "**/*.parquet", kind=TABLES) == ["0.parquet", "6.parquet"]
     assert names(tmp_path / "{0,1}.*", kind=TABLES) == ["0.parquet", "1.jsonl"]
     assert names(tmp_path / "4.csv", kind=TABLES) == ["4.csv"], "its bytes tell"
@@ -278,12 +289,12 @@ def test_what_another_job_wrote_is_input_where_tables_are_read(tmp_path: Path) -
         (
             TABLES,
             "e/",
-            r"no table in .*: found 1 x .tar; expected .parquet, .jsonl or .jsonl.gz \(a tar of images is read",
+            r"no table in .*: found 1 x .tar; expected .parquet, .jsonl, .csv, .tsv or .txt \(a tar of images is read",
         ),
         (
             TABLES,
             "f/",
-            r"no table in .*: found 1 x .csv; expected .* \(write them as JSON lines, one object per line\)",
+            r"no table in .*: found 1 x .xml; expected .* \(write them as JSON lines, one object per line\)",
         ),
         (TABLES, "gone.parquet", "no file .*; expected a table"),
         (TABLES, "gone-*", "no table matches"),
@@ -293,7 +304,7 @@ def test_what_another_job_wrote_is_input_where_tables_are_read(tmp_path: Path) -
 def test_a_file_of_another_command_is_one_line_that_names_it(
     tmp_path: Path, kind: Kind, pattern: str, words: str
 ) -> None:
-    touch(tmp_path, "a.parquet", "b.jsonl", "c/0.jsonl.gz", "d.tar.gz", "e/0.tar", "f/0.csv")
+    touch(tmp_path, "a.parquet", "b.jsonl", "c/0.jsonl.gz", "d.tar.gz", "e/0.tar", "f/0.xml")
     with pytest.raises(UserError, match=words) as error:
         names(f"{tmp_path}/{pattern}", kind=kind)
     assert "\n" not in str(error.value)
