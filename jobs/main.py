@@ -21,6 +21,7 @@ COMMANDS = {
     "distill": "shorten texts to prompts of a few tokens",
     "verify": "generate images from the prompts of an output and compare them with the originals",
     "gallery": "write the rows of an output as a web page to sort and filter",
+    "export": "write prompts and images in the formats of trainers",
     "evaluate": "compare learned prompts with captions and random prompts, on your data",
     "plan": "estimate hours and cost of a job from a measured throughput",
     "benchmark": "measure speed, and quality against time, on this machine",
