@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": "compare learned prompts with captions and random prompts, on your data",
     "plan": "estimate hours and cost of a job from a measured throughput",
     "benchmark": "measure speed, and quality against time, on this machine",
+    "completion": "print a script that completes commands and options in a shell",
     "train_demo": "retrain the demo models",
 }
 """the purpose of each command, by module name"""
