@@ -20,6 +20,7 @@ OPTIONS = {
     "verify": "VerifyJob",
     "gallery": "GalleryJob",
     "export": "ExportJob",
+    "app": "AppJob",
     "evaluate": "EvaluateJob",
     "plan": "PlanJob",
     "train_demo": "TrainDemoJob",
