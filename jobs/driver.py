@@ -14,7 +14,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pez
 from jobs import command
@@ -249,20 +249,37 @@ def _on_ray(
     progress: JobProgress,
     failures: FailureLog,
 ) -> dict[str, str]:
-    from pipeline.run.ray import plan_stage, run_on_ray, seen_by_actors
+    from pipeline.metrics import JobMetrics
+    from pipeline.run.ray import instruments, plan_stage, run_on_ray, seen_by_actors
     from pipeline.stages.learn_stage import LearnStage
     from pipeline.stages.verify_stage import VerifyStage
 
     tasks = work.begin(job.cluster.parts)
+    units = {"learning": len(work.pending)}
+    if work.verified:
+        units["verification"] = len(work.pending) + len(work.unverified)
+    metrics = JobMetrics(instruments, units)
+    learned, verified = both(progress.report, metrics.report), both(progress.report_verified, metrics.report_verified)
+    look = both(progress.look, metrics.look)
     progress.doing(f"starting {count(plans[0].actors, 'actor')} for {job.settings.model}")
     table, concurrent_units = work.table, job.cluster.shards_at_once
     with seen_by_actors(table, [*work.pending, *work.unverified]) as disk:
         learn = LearnStage(job.settings, job.method, table.source, table.settings, job.retry_failed)
-        stages = [plan_stage(learn, plans[0], progress.report, concurrent_units=concurrent_units, disk=disk)]
+        stages = [plan_stage(learn, plans[0], learned, concurrent_units=concurrent_units, disk=disk)]
         if work.verified:
             verify = VerifyStage.of(job.verification, work.verified)
-            stages.append(plan_stage(verify, plans[1], progress.report_verified, work.unverified, disk=disk))
-        return run_on_ray(tasks, stages, job.cluster, progress.look, progress.note, failures.record)
+            stages.append(plan_stage(verify, plans[1], verified, work.unverified, disk=disk))
+        return run_on_ray(tasks, stages, job.cluster, look, progress.note, failures.record)
+
+
+def both(first: Callable[[Any], None], second: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Call two functions with the same value."""
+
+    def call(value: Any) -> None:
+        first(value)
+        second(value)
+
+    return call
 
 
 def connecting(settings: ClusterSettings) -> str:

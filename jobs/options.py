@@ -175,7 +175,7 @@ def expect_writable(path: Path | None, option: str) -> None:
         raise UserError(f"{option} is {path}, which is not writable")
 
 
-def expect_output(url: str) -> None:
+def expect_output(url: str, option: str = "--output") -> None:
     """Refuse an invalid output folder, before any work.
 
     Raises:
@@ -184,13 +184,13 @@ def expect_output(url: str) -> None:
     scheme, _, rest = url.partition("://") if "://" in url else ("file", "", url)
     if scheme not in ("file", "local"):
         if not (urlsplit(url).netloc or rest.strip("/")):
-            raise UserError(f"--output is {url}; expected a bucket and a folder in it")
+            raise UserError(f"{option} is {url}; expected a bucket and a folder in it")
         return
     path = Path(os.path.abspath(os.path.expanduser(rest)))
     if path == Path(path.anchor):
-        raise UserError(f"--output is {url}, the root of the file system; expected a separate folder")
+        raise UserError(f"{option} is {url}, the root of the file system; expected a separate folder")
     for folder in (path, *path.parents):
         if os.path.lexists(folder):
             if not folder.is_dir():
-                raise UserError(f"--output is {url}, but {folder} is a file; expected a folder")
+                raise UserError(f"{option} is {url}, but {folder} is a file; expected a folder")
             return

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.live import Live
@@ -26,7 +26,7 @@ class Watched(Protocol):
     """A worker of this process."""
 
     @property
-    def progress(self) -> Progress | VerifyProgress: ...
+    def progress(self) -> Any: ...
 
 
 class JobProgress:

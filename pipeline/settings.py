@@ -161,6 +161,9 @@ class ClusterSettings:
 
     actors: int | None = None
     """number of actors, each with one model; default = one per GPU, or one per four CPU cores"""
+    min_actors: int | None = None
+    """on a cluster that grows and shrinks: actors to keep while no task waits; idle ones above end after a minute, so that
+    their nodes can go; default = all"""
     gpus_per_actor: float | None = None
     """default = 1 if the cluster has GPUs"""
     cpus_per_actor: float | None = None
@@ -185,6 +188,8 @@ class ClusterSettings:
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise UserError(f"{name} is {value}; expected {least:g} to {most:g}")
+        if self.min_actors is not None and self.actors is not None and self.min_actors > self.actors:
+            raise UserError(f"min_actors is {self.min_actors}; expected at most the {self.actors} actors")
 
 
 def cluster_address(settings: ClusterSettings) -> str | None:
@@ -196,6 +201,7 @@ def cluster_address(settings: ClusterSettings) -> str | None:
 _MOST_LANES = 65_536
 _RANGES: dict[str, tuple[float, float]] = {
     "actors": (1, 1e6),
+    "min_actors": (0, 1e6),
     "gpus_per_actor": (0, 1e3),
     "cpus_per_actor": (0.01, 1e4),
     "verify_actors": (1, 1e6),

@@ -173,6 +173,11 @@ class FolderSource:
                 left_out[lost] += 1
             yield item
 
+    def addresses(self, unit: Unit) -> dict[str, str]:
+        """The path or URL of each file, by key. Raises as `read` does."""
+        found = self._list(unit)
+        return {one.key: address_below(found.root, one.path) for one in found.images}
+
     def size(self, unit: Unit) -> int | None:
         """Number of files in the list."""
         with contextlib.suppress(UnitError):  # `read` reports the problem

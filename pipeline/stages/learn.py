@@ -49,6 +49,8 @@ class Progress:
     """steps per prompt"""
     shards_done: float = 0.0
     """finished share of the current shards, in shards; 0 if their size is unknown"""
+    gpu_memory: int = 0
+    """bytes that PyTorch holds on the GPU; 0 on a CPU"""
 
 
 @dataclasses.dataclass
@@ -178,6 +180,8 @@ class Learner:
         of = self.method.total_steps
         images, similarity = sum(s.images for s in units), sum(s.similarity for s in units)
         found = Progress(images, similarity, self.lanes.learning, self.lanes.steps, of)
+        if self.clip.device.type == "cuda":
+            found.gpu_memory = torch.cuda.memory_reserved(self.clip.device)
         expected = [s.expected for s in units]
         if units and None not in expected:
             size = sum(count or 0.0 for count in expected)
