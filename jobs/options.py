@@ -17,7 +17,7 @@ from pez.settings import ModelSettings
 from pipeline.settings import (
     CaptionSettings,
     ClusterSettings,
-    GeneratorSettings,
+    GenerationSettings,
     ImageSettings,
     TarSettings,
     VerifySettings,
@@ -104,7 +104,7 @@ def expect_device_here(device: str | None, cluster: ClusterSettings) -> None:
         usable_device(device)
 
 
-def expect_generator(settings: GeneratorSettings) -> None:
+def expect_generator(settings: GenerationSettings) -> None:
     """Refuse a verification without a generator."""
     if settings.verify is None:
         raise UserError("no generator is named; expected --verify demo, ORG/MODEL, a folder or a .safetensors file")
