@@ -130,9 +130,19 @@ def chosen_methods(names: Sequence[str], bank: bool) -> tuple[list[Method], str 
 
 
 def settings_of(method: Method, settings: pez.PezSettings, phrases: Sequence[str]) -> pez.PezSettings:
-    """The settings of a method beside others: tokens, vocabulary and seed are shared, rates are each method's own."""
-    own = dataclasses.replace(settings, method="bank", bank=tuple(phrases)) if method == "bank" else settings
-    return dataclasses.replace(own, method=method) if method != "bank" else own
+    """The settings of a method beside others: tokens, vocabulary and seed are shared, rates are each method's own.
+
+    Args:
+        settings: of the default method.
+        phrases: for the method bank.
+    """
+    if method == "default":
+        return settings
+    restarts = settings.restarts if "restarts" in TRAITS[method].uses else 1
+    bank = tuple(phrases) if method == "bank" else ()
+    return dataclasses.replace(
+        settings, method=method, bank=bank, restarts=restarts, learning_rate=None, weight_decay=None
+    )
 
 
 def compare(
@@ -175,8 +185,10 @@ def _scores(
     from pez import cost
 
     vocabulary = guide.vocabulary(settings)
+    # A soft prompt would be projected at every step for those who look on, which is not its cost.
+    on_step = None if settings.method == "soft" else lambda _: steps()
     start = time.perf_counter()
-    prompts = pez.learn_prompts(guide, originals.images, settings, originals.keys, lambda _: steps(), lanes)
+    prompts = pez.learn_prompts(guide, originals.images, settings, originals.keys, on_step, lanes)
     seconds = (time.perf_counter() - start) / len(prompts)
     texts = [prompt.text for prompt in prompts]
     scores = [

@@ -45,6 +45,10 @@ def _lines(name: str) -> list[str]:
         raise UserError(f"bank names @{name}, which cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"bank names @{name}, which is not UTF-8 text; expected one phrase per line") from error
+    if handle := next((line for line in lines if line.startswith("@")), None):
+        raise UserError(
+            f"bank names @{name}, which has the line {handle[:40]!r}; expected phrases, which do not begin with @"
+        )
     if not lines:
         raise UserError(f"bank names @{name}, which is empty; expected one phrase per line")
     return lines

@@ -74,7 +74,7 @@ class PezSettings:
     """independent random starts; the best prompt is kept"""
     seed: int = 0
     learning_rate: float | None = None
-    """default = 0.1, as published; 30 for autoprompt and fluentprompt, which take plain gradient steps"""
+    """default = 0.1, as published; 300 for autoprompt and 1 for fluentprompt, which take plain gradient steps"""
     weight_decay: float | None = None
     """default = 0.5, which finds better words than the published 0.1; 0.1 for the methods pez and soft"""
     vocabulary: Vocabularies = "model"

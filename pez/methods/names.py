@@ -26,8 +26,8 @@ _SWAPS = frozenset({"swaps", "candidates", "token_weight"})
 TRAITS: dict[Method, Traits] = {
     "default": Traits("PEZ, then swaps", _WALK | _SWAPS, decay=0.5),
     "pez": Traits("PEZ as published", _WALK, decay=0.1),
-    "autoprompt": Traits("AutoPrompt-SGD", _WALK - {"weight_decay"}, rate=30.0),
-    "fluentprompt": Traits("FluentPrompt", _WALK - {"weight_decay"}, rate=30.0),
+    "autoprompt": Traits("AutoPrompt-SGD", _WALK - {"weight_decay"}, rate=300.0),
+    "fluentprompt": Traits("FluentPrompt", _WALK - {"weight_decay"}, rate=1.0),
     "gcg": Traits("GCG-like swaps", frozenset({"steps", "candidates"})),
     "gaslite": Traits("GASLITE-like swaps", frozenset({"steps", "candidates"})),
     "soft": Traits("soft prompt, projected", _WALK, decay=0.1),

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pez.methods.pez import Look, Walk
-from pez.tasks import Learned
+from pez.methods.phase import OnStep
+from pez.tasks import Learned, Step
 
 
 class SoftPrompt(Walk):
@@ -20,6 +21,18 @@ class SoftPrompt(Walk):
 
     best_soft: Tensor | None = None
     """(lanes, tokens, width) float, where the best scores were"""
+
+    def step(self, more: bool = False, on_step: OnStep | None = None) -> list[Learned]:
+        """See Walk. Only who looks on pays for the projections of each step."""
+        if on_step is None:
+            return super().step(more)
+
+        def show(step: Step) -> None:
+            rows, lanes = slice(self._rows()), sorted(self.started)
+            ids, best_ids = self.vocabulary.nearest(self.soft[rows]), self._projected(rows)[0].to(step.best_ids.device)
+            on_step(dataclasses.replace(step, token_ids=ids[lanes], best_ids=best_ids[lanes]))
+
+        return super().step(more, show)
 
     def look(self, rows: slice) -> Look:
         assert self.target is not None, "a lane is busy"

@@ -109,6 +109,13 @@ def test_the_default_prompts_of_a_comparison_are_those_of_learning_alone(demo_cl
     assert scores.prompts == pez.learn_prompts(demo_clip, originals.images, settings, originals.keys)
 
 
+def test_a_rate_of_the_default_is_not_that_of_the_others() -> None:
+    given = pez.PezSettings(learning_rate=0.2, restarts=2)
+    assert settings_of("default", given, ()) == given
+    assert settings_of("autoprompt", given, ()).rate == pez.PezSettings(method="autoprompt").rate
+    assert (settings_of("pez", given, ()).restarts, settings_of("gcg", given, ()).restarts) == (2, 1)
+
+
 def test_all_leaves_out_the_bank_without_phrases() -> None:
     found, note = chosen_methods(["all"], bank=False)
     assert "bank" not in found

@@ -10,6 +10,8 @@ import pez
 from jobs import caption, command, invert
 from pez.demo import scenes
 from pez.methods.names import Method
+from pipeline.description import describe
+from pipeline.settings import CaptionSettings
 
 
 @pytest.fixture
@@ -90,3 +92,11 @@ def test_an_unknown_method_is_one_line_before_any_work(
         [line] = errors.splitlines()
         assert "'x'" in line
         assert "fluentprompt" in line
+
+
+def test_the_default_learning_rate_may_be_named_when_a_job_is_resumed() -> None:
+    """It was a number of the settings before every method had its own."""
+    settings = CaptionSettings(model="demo")
+    plain, named, other = (describe(settings, pez.PezSettings(learning_rate=rate), "cpu") for rate in (None, 0.1, 0.2))
+    assert named == plain
+    assert other["method"] == {"learning_rate": 0.2}

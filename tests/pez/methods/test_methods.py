@@ -158,6 +158,15 @@ def test_a_soft_prompt_is_a_bound_and_little_of_it_remains(demo_clip: pez.Clip, 
     assert sum(s.similarity for s in soft) < sum(h.similarity for h in hard)
 
 
+def test_who_looks_on_sees_the_projections_of_a_soft_prompt(demo_clip: pez.Clip, targets: Tensor) -> None:
+    seen: list[Step] = []
+    engine = engine_for(demo_clip, small("soft"), 16, seen.append)
+    [[learned]] = engine.run([Task("a", targets[0])])
+    assert torch.equal(seen[-1].best_ids[0], learned.token_ids)
+    assert seen[-1].best_score[0].item() == learned.soft_score
+    assert torch.equal(learned.token_ids, learn(demo_clip, small("soft"), [Task("a", targets[0])])["a"].token_ids)
+
+
 def test_random_search_keeps_the_best_of_its_draws_and_starts_where_others_start(
     demo_clip: pez.Clip, targets: Tensor
 ) -> None:
