@@ -11,13 +11,14 @@ from pez.errors import UserError
 from pez.methods.names import TRAITS, Method
 from pez.phrases import read_phrases
 
-ALGORITHM = 2
+ALGORITHM = 3
 """incremented whenever the same settings produce different prompts, so that no output mixes versions"""
 
 Precision = Literal["fp32", "bf16", "fp64"]
 GeneratorPrecision = Literal["fp32", "fp16", "bf16"]
 Scheduler = Literal["dpm++", "euler", "ddim", "model"]
 Vocabularies = Literal["model", "words", "full"]
+SwapAmong = Literal["visited", "all"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,10 @@ class PezSettings:
     """rounds of token swaps after the gradient steps; each candidate is scored exactly"""
     candidates: int = 32
     """candidate tokens scored per round of swaps"""
-    token_weight: float = 0.0
+    swap_among: SwapAmong = "visited"
+    """tokens that swaps may take: visited = those that the gradient steps tried, which suit the image under other models
+    too; all = the whole vocabulary"""
+    token_weight: float = 0.5
     """in rounds of swaps, the weight of each token's own similarity to the image. With 0, only the prompt's similarity
     counts: it ends higher under this model, and lower under other models"""
     method: Method = "default"
@@ -115,6 +119,8 @@ class PezSettings:
             _set(self, "weight_decay", _number("weight_decay", self.weight_decay))
         if self.decay < 0:
             raise UserError(f"weight_decay is {self.decay}; expected 0 or more")
+        if self.swap_among not in get_args(SwapAmong):
+            raise UserError(f"swap_among is {self.swap_among!r}; expected one of {', '.join(get_args(SwapAmong))}")
         if self.vocabulary not in get_args(Vocabularies):
             raise UserError(f"vocabulary is {self.vocabulary!r}; expected one of {', '.join(get_args(Vocabularies))}")
         for name in ("blocklist", "allowlist"):

@@ -32,6 +32,8 @@ class Learned:
     """gradient steps taken, over all restarts"""
     soft_score: float | None = None
     """of the soft prompt that the tokens are the projection of; with the method soft only"""
+    visited: Tensor | None = None
+    """(n,) int64 on the CPU, ascending: the tokens that a walk has scored, over all restarts; None = not recorded"""
 
 
 @dataclasses.dataclass(frozen=True)

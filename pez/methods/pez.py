@@ -188,6 +188,32 @@ class Walk:
         return min(self.lanes, round_up_to_16(max(self.started) + 1)) if cpu else self.lanes
 
 
+class RecordingWalk(Walk):
+    """A walk that records which tokens it scores, for swaps among them (`swaps.py`)."""
+
+    def __init__(self, objective: Objective, vocabulary: Vocabulary, settings: PezSettings, lanes: int) -> None:
+        super().__init__(objective, vocabulary, settings, lanes)
+        size = lanes, len(vocabulary.embedding)
+        self.visited = torch.zeros(size, dtype=torch.bool, device=vocabulary.embedding.device)
+
+    def admit(self, prompt: Learned) -> None:
+        super().admit(prompt)
+        lane = next(lane for lane, started in self.started.items() if started is prompt)
+        self.visited[lane] = False
+
+    def look(self, rows: slice) -> Look:
+        look = super().look(rows)
+        self.visited[rows].scatter_(1, look.ids, True)
+        return look
+
+    def finished(self, lanes: list[int]) -> list[Learned]:
+        visited = [self.visited[lane].nonzero().squeeze(-1).cpu() for lane in lanes]
+        return [
+            dataclasses.replace(learned, visited=ids)
+            for learned, ids in zip(super().finished(lanes), visited, strict=True)
+        ]
+
+
 def adamw(
     parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, count: Tensor, rate: float, decay: float
 ) -> None:

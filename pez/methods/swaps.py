@@ -3,12 +3,15 @@
 PEZ's walk over soft prompts never settles; its best iterate is near a good prompt and seldom at one. From there, for each
 prompt, one position a round:
 
-1. The gradient at the prompt ranks all tokens for the position by first-order gain, g . (e_new - e_old).
+1. The gradient at the prompt ranks tokens for the position by first-order gain, g . (e_new - e_old).
 2. The prompts with the best `candidates` of them are scored.
 3. The best of those replaces the prompt if it is better.
 
 After each turn through the positions the same words are tried in other orders: every exchange of two tokens and every move of
 one token to another place. No gradient shows these, and they lead out of prompts that no single swap improves.
+
+The tokens are those that the walk has visited, some two hundred for a prompt. Among all tokens of a wide vocabulary, swaps find
+prompts that please this model alone: other models score them lower than the walk's (figures in EXPERIMENTS.md).
 
 Source: the ranking is HotFlip's (arXiv:1712.06751) and AutoPrompt's (arXiv:2010.15980), the true evaluation GCG's
 (arXiv:2307.15043).
@@ -63,7 +66,15 @@ def improve(
         on_step(Step(tasks, ids, score, ids, score))
 
     ids, score = swap_rounds(
-        objective, vocabulary, ids, target, settings.swaps, settings.candidates, show, settings.token_weight
+        objective,
+        vocabulary,
+        ids,
+        target,
+        settings.swaps,
+        settings.candidates,
+        show,
+        settings.token_weight,
+        _among(vocabulary, filled) if settings.swap_among == "visited" else None,
     )
     found = zip(walked, ids.cpu(), score.tolist(), strict=False)
     return [dataclasses.replace(learned, token_ids=row, score=value) for learned, row, value in found]
@@ -78,6 +89,7 @@ def swap_rounds(
     candidates: int,
     on_round: Callable[[Tensor, Tensor], None] | None = None,
     token_weight: float = 0.0,
+    among: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Improve prompts by swaps.
 
@@ -90,6 +102,7 @@ def swap_rounds(
         candidates: tokens scored in each round.
         on_round: called with ids and scores after each round.
         token_weight: 0 = the value is the score.
+        among: (lanes, allowed) bool, which of the vocabulary's ids each lane may take; None = all.
 
     Returns:
         (lanes, tokens) int64 prompts and (lanes,) float scores; lane i depends on ids[i] and target[i] alone.
@@ -108,7 +121,12 @@ def swap_rounds(
             score = now.detach().to(score.dtype)
             alone = _of_tokens(objective, ids, target, token_weight)  # (lanes, tokens)
             gain = gradient[:, position] @ embeddings.T  # (lanes, allowed); the old token's part is the same for all
-            swapped = vocabulary.ids[gain.topk(count, dim=-1).indices]  # (lanes, count)
+            if among is not None:
+                gain = gain.masked_fill(~among, -torch.inf)
+            ranked = gain.topk(count, dim=-1)
+            swapped = vocabulary.ids[ranked.indices]  # (lanes, count)
+            if among is not None:  # a lane with fewer tokens than candidates tries the token that it has
+                swapped = torch.where(ranked.values > -torch.inf, swapped, ids[:, position, None])
             tried = ids.unsqueeze(1).repeat(1, count, 1)  # (lanes, count, tokens)
             tried[:, :, position] = swapped
             scores = score_tried(objective, vocabulary, kept, position, tried, target)
@@ -123,6 +141,17 @@ def swap_rounds(
             if on_round is not None:
                 on_round(ids, score)
     return ids, score
+
+
+def _among(vocabulary: Vocabulary, walked: list[Learned]) -> Tensor | None:
+    """(lanes, allowed) bool: the tokens that each prompt's walk visited; None if a walk did not record them."""
+    visited = [learned.visited for learned in walked if learned.visited is not None]
+    if len(visited) < len(walked):
+        return None
+    mask = torch.zeros(len(walked), len(vocabulary.embedding), dtype=torch.bool)
+    for row, ids in zip(mask, visited, strict=True):
+        row[ids] = True
+    return mask.to(vocabulary.ids.device)[:, vocabulary.ids]
 
 
 def prompts_scored(tokens: int, rounds: int, candidates: int) -> Counter[int]:
