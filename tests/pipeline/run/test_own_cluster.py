@@ -132,8 +132,8 @@ def test_a_submitted_job_that_fails_ends_with_1(folders: tuple[Path, Path], dash
 @pytest.mark.slow
 def test_a_submitted_job_stops_and_resumes(folders: tuple[Path, Path], dashboard: str) -> None:
     user = folders[1]
-    words = ("--input", user / "shards", "--output", user / "prompts", "--actors", 1, "--shards-at-once", 1)
-    words = (*words, "--lanes", 16)
+    words: list[object] = ["--input", user / "shards", "--output", user / "prompts"]
+    words += ["--actors", 1, "--shards-at-once", 1, "--lanes", 16]
     slow = [*map(str, caption_words(*words)[:-4]), "--steps", "400", "--swaps", "0"]
     assert ray_job("submit", dashboard, "--submission-id", "first", "--no-wait", *slow).returncode == 0
     deadline = time.monotonic() + 120
