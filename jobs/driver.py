@@ -73,6 +73,7 @@ def run(job: TableJob) -> int:
             from pipeline.description import describe, in_full
             from pipeline.failures import FailureLog
             from pipeline.progress import JobProgress
+            from pipeline.rows import OF_METHOD
             from pipeline.run.hub import check_reachable
             from pipeline.run.shared_disk import check_outside_package
             from pipeline.settings import cluster_address
@@ -101,7 +102,7 @@ def run(job: TableJob) -> int:
         job = dataclasses.replace(job, settings=job.settings.on(device))
         activity.now(f"checking {job.output}")
         described = describe(job.settings, job.method, device)
-        columns = source_of(job.settings).columns
+        columns = [*source_of(job.settings).columns, *OF_METHOD.get(job.method.method, [])]
         table = PromptTable(job.output, described, job.bookkeeping, in_full(job.settings, job.method, device), columns)
         table.check()
         done, pending = table.divide(units, job.retry_failed)

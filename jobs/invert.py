@@ -85,6 +85,8 @@ def invert(job: InvertJob) -> int:
             console.print(show.table(best, "best so far"))
         raise KeyboardInterrupt(f"after {show.taken} of {show.steps} steps" if best else "") from None
     console.print(show.table([(n, p.text, p.similarity) for n, p in zip(names, prompts, strict=True)], "prompt"))
+    if soft := [p.soft_similarity for p in prompts if p.soft_similarity is not None]:
+        say(console, f"soft prompts before their projection: {', '.join(f'{value:.3f}' for value in soft)}")
     return 0
 
 

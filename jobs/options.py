@@ -11,12 +11,13 @@ import pez
 from jobs.arguments import Group, flags_of, option_of
 from pez.demo import CLIPS
 from pez.errors import UserError
+from pez.methods.names import OF_ONE_METHOD, TRAITS, Method
 from pez.models.names import carries_weights
 from pez.settings import ModelSettings
 from pipeline.settings import (
     CaptionSettings,
     ClusterSettings,
-    GeneratorSettings,
+    GenerationSettings,
     ImageSettings,
     TarSettings,
     VerifySettings,
@@ -103,7 +104,7 @@ def expect_device_here(device: str | None, cluster: ClusterSettings) -> None:
         usable_device(device)
 
 
-def expect_generator(settings: GeneratorSettings) -> None:
+def expect_generator(settings: GenerationSettings) -> None:
     """Refuse a verification without a generator."""
     if settings.verify is None:
         raise UserError("no generator is named; expected --verify demo, ORG/MODEL, a folder or a .safetensors file")
@@ -134,6 +135,14 @@ def refuse_without(needed: str, given: frozenset[str], options: Iterable[str], w
         raise UserError(f"{', '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no effect {why}")
 
 
+_WITHOUT: dict[Method, str] = {
+    "default": "",
+    **dict.fromkeys(("pez", "autoprompt", "fluentprompt", "soft"), ", which does no swaps"),
+    **dict.fromkeys(("gcg", "gaslite"), ", which does swaps alone"),
+    "bank": ", which chains phrases",
+    "random": ", which draws prompts at random",
+}
+"""why some options have no effect with a method"""
 TAR_OPTIONS = frozenset(field.name for kind in (TarSettings, ImageSettings) for field in dataclasses.fields(kind))
 """options for reading tars, folders and tables of images"""
 
@@ -150,9 +159,9 @@ def refuse_ignored(
     refuse_without("score_model", given, {"score_pretrained"}, "without --score-model NAME")
     if {"exact", "method"} <= given:
         raise UserError("--exact and --method are both given; expected one of them (--exact means --method pez)")
-    if method is not None and method.method == "pez":
-        name = "--exact" if "exact" in given else "--method pez"
-        refuse_without("", given, {"swaps", "candidates", "token_weight"}, f"with {name}, which does no swaps")
+    if method is not None:
+        name = "--exact" if "exact" in given else f"--method {method.method}"
+        refuse_without("", given, OF_ONE_METHOD - TRAITS[method.method].uses, f"with {name}{_WITHOUT[method.method]}")
     if "local" in given:
         of_ray = {flag.path[-1] for flag in flags_of(ClusterSettings)} - {"attempts", "parts"}
         refuse_without("", given, of_ray, "with --local, which does not use Ray")

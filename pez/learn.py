@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pez.engine import Engine, OnStep
+from pez.engine import Engine
 from pez.errors import UserError
 from pez.image_inputs import ImageInputs, rgb_images
-from pez.methods.pez import round_up_to_16
+from pez.methods.phase import OnStep, round_up_to_16
 from pez.models.clip import Clip
+from pez.models.text_encoder import CausalEncoder
 from pez.modes import own_modes
 from pez.objectives.clip import ClipObjective, Target
 from pez.prompt import Prompt
@@ -140,25 +141,33 @@ def engine_for(clip: Clip, settings: PezSettings, lanes: int, on_step: OnStep | 
         lanes: prompts learned side by side, a multiple of 16.
 
     Raises:
-        UserError: too many tokens for the model, or an empty vocabulary.
+        UserError: too many tokens for the model, an empty vocabulary, or a model that the method does not support.
     """
     token_features = clip.single_tokens() if settings.rounds and settings.token_weight else None
-    objective = ClipObjective(clip.encoder(settings.tokens), token_features)
+    encoder = clip.encoder(settings.tokens)
+    if settings.method == "bank" and not isinstance(encoder, CausalEncoder):
+        raise UserError(f"the method bank needs a causal text tower, which {clip.name} has not; expected a CLIP model")
+    objective = ClipObjective(encoder, token_features)
     return Engine(objective, clip.vocabulary(settings), settings, lanes, on_step)
 
 
 def prompts_of(clip: Clip, finished: Sequence[Learned]) -> list[Prompt]:
     """Decode the learned tokens to text and score the text, since the text is what a user pastes."""
     with own_modes():
-        ids = torch.stack([learned.token_ids for learned in finished])
+        rows = [learned.token_ids for learned in finished]
         directions = torch.stack([learned.task.target for learned in finished])
-        texts = [clip.text_of(row) for row in ids.tolist()]
+        texts = [clip.text_of(row) for row in map(Tensor.tolist, rows)]
         similarities = (clip.text_features(texts) * directions).sum(-1).tolist()
-        of_tokens = (clip.token_features(ids) * directions).sum(-1).tolist()
+        of_tokens = [0.0] * len(rows)
+        for length in {len(row) for row in rows}:  # several with the method bank only
+            places = [i for i, row in enumerate(rows) if len(row) == length]
+            features = clip.token_features(torch.stack([rows[i] for i in places]))
+            for i, value in zip(places, (features * directions[places]).sum(-1).tolist(), strict=True):
+                of_tokens[i] = value
     return [
-        Prompt(text, tuple(row), similarity, token_similarity, learned.steps)
+        Prompt(text, tuple(row.tolist()), similarity, token_similarity, learned.steps, learned.soft_score)
         for learned, text, row, similarity, token_similarity in zip(
-            finished, texts, ids.tolist(), similarities, of_tokens, strict=True
+            finished, texts, rows, similarities, of_tokens, strict=True
         )
     ]
 

@@ -17,3 +17,5 @@ class Prompt:
     """the same for the token ids"""
     steps: int
     """gradient steps taken"""
+    soft_similarity: float | None = None
+    """of the soft prompt that the tokens are the projection of: a bound that no text reaches; with the method soft only"""

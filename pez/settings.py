@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from typing import Any, Literal, Self, get_args
 
 from pez.errors import UserError
+from pez.methods.names import TRAITS, Method
+from pez.phrases import read_phrases
 
 ALGORITHM = 2
 """incremented whenever the same settings produce different prompts, so that no output mixes versions"""
@@ -16,7 +18,6 @@ Precision = Literal["fp32", "bf16", "fp64"]
 GeneratorPrecision = Literal["fp32", "fp16", "bf16"]
 Scheduler = Literal["dpm++", "euler", "ddim", "model"]
 Vocabularies = Literal["model", "words", "full"]
-Method = Literal["default", "pez"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +68,15 @@ class PezSettings:
     counts: it ends higher under this model, and lower under other models"""
     method: Method = "default"
     """default = PEZ followed by rounds of token swaps; pez = the paper's algorithm alone: no swaps, weight decay as
-    published, and tokens need not survive decoding and re-encoding"""
+    published, and tokens need not survive decoding and re-encoding; bank = phrases of --bank, chained. The others are there to
+    compare with: autoprompt, fluentprompt, gcg, gaslite, random, and soft (a soft prompt, projected at the end)"""
     restarts: int = 1
     """independent random starts; the best prompt is kept"""
     seed: int = 0
-    learning_rate: float = 0.1
+    learning_rate: float | None = None
+    """default = 0.1, as published; 300 for autoprompt and 1 for fluentprompt, which take plain gradient steps"""
     weight_decay: float | None = None
-    """default = 0.5, which finds better words than the published 0.1; 0.1 for the method pez"""
+    """default = 0.5, which finds better words than the published 0.1; 0.1 for the methods pez and soft"""
     vocabulary: Vocabularies = "model"
     """tokens a prompt may use: model = the model's recommendation (the demo: its caption words; others: words),
     words = whole words only, full = every token that survives decoding and re-encoding, except brackets, bars and
@@ -83,6 +86,9 @@ class PezSettings:
     ? matches one"""
     allowlist: tuple[str, ...] = ()
     """the only words a prompt may contain, overriding the vocabulary; each must be one token of the model"""
+    bank: tuple[str, ...] = ()
+    """phrases, or @FILE with one phrase per line. With the method bank, prompts are chains of these phrases; with another
+    method, they are made of the words of these phrases only"""
     exact: dataclasses.InitVar[bool | None] = None
     """True = the method pez"""
 
@@ -96,8 +102,11 @@ class PezSettings:
         least = {"tokens": 1, "steps": 1, "restarts": 1, "swaps": 0, "candidates": 1, "seed": None}
         for name, bound in least.items():
             _set(self, name, _whole(name, getattr(self, name), bound))
-        _set(self, "learning_rate", _number("learning_rate", self.learning_rate))
-        if not self.learning_rate > 0:
+        if self.restarts > 1 and "restarts" not in TRAITS[self.method].uses:
+            raise UserError(f"restarts is {self.restarts}; expected 1, since the method {self.method} has one start")
+        if self.learning_rate is not None:
+            _set(self, "learning_rate", _number("learning_rate", self.learning_rate))
+        if not self.rate > 0:
             raise UserError(f"learning_rate is {self.learning_rate}; expected more than 0")
         _set(self, "token_weight", _number("token_weight", self.token_weight))
         if self.token_weight < 0:
@@ -110,11 +119,21 @@ class PezSettings:
             raise UserError(f"vocabulary is {self.vocabulary!r}; expected one of {', '.join(get_args(Vocabularies))}")
         for name in ("blocklist", "allowlist"):
             _set(self, name, _words(name, getattr(self, name)))
+        _set(self, "bank", read_phrases(self.bank))
+        if self.method == "bank" and not self.bank:
+            raise UserError("method is bank, but bank has no phrases; expected phrases, or @FILE with one per line")
+        if self.bank and self.allowlist:
+            raise UserError("bank and allowlist are both given; expected one of them")
+
+    @property
+    def rate(self) -> float:
+        """The effective learning rate."""
+        return TRAITS[self.method].rate if self.learning_rate is None else self.learning_rate
 
     @property
     def decay(self) -> float:
         """The effective weight decay."""
-        return self.weight_decay if self.weight_decay is not None else 0.1 if self.method == "pez" else 0.5
+        return TRAITS[self.method].decay if self.weight_decay is None else self.weight_decay
 
     @property
     def walk_steps(self) -> int:
@@ -123,13 +142,13 @@ class PezSettings:
 
     @property
     def rounds(self) -> int:
-        """Rounds of swaps per prompt; 0 with the method pez."""
-        return 0 if self.method == "pez" else self.swaps
+        """Rounds of swaps per prompt after the gradient steps; 0 with the other methods."""
+        return self.swaps if self.method == "default" else 0
 
     @property
     def total_steps(self) -> int:
         """Gradient steps and rounds of swaps per prompt."""
-        return self.walk_steps + self.rounds
+        return 1 if self.method == "bank" else self.walk_steps + self.rounds
 
     @property
     def any_token(self) -> bool:

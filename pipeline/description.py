@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pez
+from pez.methods.names import TRAITS
 from pez.models.names import carries_weights
 from pez.settings import ALGORITHM, ModelSettings
 from pipeline.settings import (
@@ -51,7 +52,7 @@ def describe(
     return {
         "version": ALGORITHM,
         "model": chosen(settings, names),
-        "method": chosen(method),
+        "method": _of_method(method),
         "source": (source or source_of(settings)).describe(),
         "engine": engine,
     }
@@ -65,7 +66,22 @@ def in_full(settings: LearnSettings, method: pez.PezSettings, device: str) -> di
     names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
     source = {name: values.pop(name) for name in names if name in values}
     engine = {"device": device, **values}
-    return {"model": model, "method": dataclasses.asdict(method), "source": source, "engine": engine}
+    return {"model": model, "method": _brief(dataclasses.asdict(method)), "source": source, "engine": engine}
+
+
+def _of_method(method: pez.PezSettings) -> dict[str, Any]:
+    """The chosen settings of the method; a learning rate that is the default anyway was not chosen."""
+    if method.learning_rate == TRAITS[method.method].rate:
+        method = dataclasses.replace(method, learning_rate=None)
+    return _brief(chosen(method))
+
+
+def _brief(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with a digest in place of a bank's phrases, of which there may be 100,000."""
+    if not (phrases := values.get("bank")):
+        return values
+    digest = hashlib.sha256("\n".join(phrases).encode()).hexdigest()[:16]
+    return {**values, "bank": f"{len(phrases)} phrases, sha256 {digest}"}
 
 
 def model_of(description: dict[str, Any]) -> ModelSettings:

@@ -52,6 +52,9 @@ VERIFIED = pa.schema(
 SCHEMA = pa.schema([*CAPTIONED, *VERIFIED])
 """schema of every Parquet file, so that a partly verified folder reads as one table"""
 
+OF_METHOD = {"soft": [pa.field("soft_similarity", pa.float32())]}
+"""columns that only one method has: for soft, the similarity of the soft prompt before its projection"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:

@@ -109,17 +109,12 @@ class DistillSettings(TextSettings, LearnSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneratorSettings:
-    """How to generate images from prompts and compare them with the originals."""
+class GenerationSettings:
+    """How to generate images from prompts."""
 
     verify: str | None = None
     """text-to-image model that generates images from each prompt, to compare with the original: demo, a hub id, a folder
     in diffusers format, or a .safetensors file of a complete model"""
-    score_model: str | None = None
-    """the judge, the CLIP that compares them, as for --model; default = one that differs from the guide: ViT-bigG-14,
-    ViT-H-14 or demo-judge"""
-    score_pretrained: str | None = None
-    """pretrained tag or checkpoint file of the judge, for an open_clip name"""
     verify_images: int = 1
     """images per prompt"""
     verify_steps: int = 25
@@ -145,6 +140,17 @@ class GeneratorSettings:
                 raise UserError(f"{name} is {value}; expected 1000 or less")
         if not 0 <= self.guidance <= 1000:
             raise UserError(f"guidance is {self.guidance}; expected 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorSettings(GenerationSettings):
+    """How to generate images from prompts and compare them with the originals."""
+
+    score_model: str | None = None
+    """the judge, the CLIP that compares them, as for --model; default = one that differs from the guide: ViT-bigG-14,
+    ViT-H-14 or demo-judge"""
+    score_pretrained: str | None = None
+    """pretrained tag or checkpoint file of the judge, for an open_clip name"""
 
 
 @dataclasses.dataclass(frozen=True)

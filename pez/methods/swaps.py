@@ -19,17 +19,17 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from pez.methods.phase import score_tried
 from pez.objectives.objective import Objective
 from pez.settings import PezSettings
 from pez.tasks import Learned, Step
 from pez.vocabulary import Vocabulary
 
-_ROWS_AT_ONCE = 1024  # candidates scored in one batch
+_ROWS_AT_ONCE = 1024  # tokens scored in one batch
 _MOST_ORDERS = 256  # orders tried in one turn
 _ORDER_GROUPS = 8  # batches of them, by the first position that changes
 
@@ -111,14 +111,14 @@ def swap_rounds(
             swapped = vocabulary.ids[gain.topk(count, dim=-1).indices]  # (lanes, count)
             tried = ids.unsqueeze(1).repeat(1, count, 1)  # (lanes, count, tokens)
             tried[:, :, position] = swapped
-            scores = _scores(objective, vocabulary, kept, position, tried, target)
+            scores = score_tried(objective, vocabulary, kept, position, tried, target)
             # Only the swapped token's part of the mean differs.
             bonus = _of_tokens(objective, swapped, target, token_weight) - alone[:, position, None]
             ids, score = _best_of(ids, score, tried, scores, bonus)
             if position == tokens - 1 and tokens > 1:
                 # What is kept is of the prompts before this round's swap, which was at the last position.
                 groups = [(start, ids[:, part]) for start, part in reordered]
-                scores = torch.cat([_scores(objective, vocabulary, kept, i, part, target) for i, part in groups], 1)
+                scores = torch.cat([score_tried(objective, vocabulary, kept, i, part, target) for i, part in groups], 1)
                 ids, score = _best_of(ids, score, torch.cat([part for _, part in groups], 1), scores)
             if on_round is not None:
                 on_round(ids, score)
@@ -160,24 +160,6 @@ def orders_by_start(tokens: int) -> list[tuple[int, list[tuple[int, ...]]]]:
 
 def _first_changed(order: tuple[int, ...]) -> int:
     return next(i for i, place in enumerate(order) if place != i)
-
-
-def _scores(
-    objective: Objective, vocabulary: Vocabulary, kept: Any, start: int, tried: Tensor, target: Tensor
-) -> Tensor:
-    """Scores of (lanes, count, tokens) prompts that differ from the kept ones only from `start` on, (lanes, count)."""
-    lanes_per_batch = max(1, _ROWS_AT_ONCE // tried.shape[1])
-    return torch.cat(
-        [
-            objective.score_changed(
-                kept.rows(slice(first, first + lanes_per_batch)),
-                start,
-                vocabulary.embed(tried[first : first + lanes_per_batch, :, start:]),
-                target[first : first + lanes_per_batch],
-            )
-            for first in range(0, len(tried), lanes_per_batch)
-        ]
-    )
 
 
 def _of_tokens(objective: Objective, ids: Tensor, target: Tensor, weight: float) -> Tensor:

@@ -18,6 +18,7 @@ from pez.image_inputs import ImageInputs, rgb_images
 from pez.models.text_encoder import Frame, TextEncoder, frame_of, framed, text_encoder, text_tower
 from pez.models.token_features import TokenFeatures
 from pez.modes import own_modes
+from pez.phrases import phrase_tokens
 from pez.settings import PezSettings, Precision
 from pez.template import EMPTY, Template
 from pez.tokens import Tokens
@@ -125,7 +126,11 @@ class Clip:
 
     def vocabulary(self, settings: PezSettings) -> Vocabulary:
         """The tokens that the settings allow; with the default method, only those that survive decoding and re-encoding."""
-        if settings.allowlist:
+        chained = settings.method == "bank"
+        if settings.bank:
+            mask = torch.zeros_like(self.tokens.ordinary)
+            mask[[i for ids in self.tokens.read(settings.bank) for i in ids]] = True
+        elif settings.allowlist:
             mask = lists.allowed(self.tokens, settings.allowlist, anywhere=settings.any_token)
         elif settings.vocabulary == "model" and self.recommended is not None:
             mask = self.ordinary_tokens() & _fit(self.recommended, self.ordinary_tokens())
@@ -136,12 +141,14 @@ class Clip:
         else:
             mask = self.ordinary_tokens()
             mask &= torch.tensor(settings.any_token) | ~lists.commands(self.tokens)
-        if not settings.any_token and (surviving := self.tokens.round_trips(mask)).any():
+        # Phrases must survive as a whole.
+        if not settings.any_token and not chained and (surviving := self.tokens.round_trips(mask)).any():
             mask = surviving
         if settings.blocklist:
             mask = mask & ~lists.blocked(self.tokens, settings.blocklist, mask)
+        phrases = phrase_tokens(self.tokens, settings.bank, mask, settings.tokens) if chained else ()
         with own_modes():
-            return Vocabulary(self.tower.token_embedding.weight, mask, self.dtype)
+            return Vocabulary(self.tower.token_embedding.weight, mask, self.dtype, phrases)
 
     @functools.cached_property
     def words(self) -> Tensor | None:

@@ -56,6 +56,10 @@ class ClipObjective(Objective):
         """Score prompts by their tokens from position `start` on, (lanes, count, tokens - start, width)."""
         return _cosine(self.encoder.continued(kept, start, soft), batch.unsqueeze(1))
 
+    def score_for_all(self, soft: Tensor, batch: Tensor) -> Tensor:
+        """Score (count, tokens, width) prompts against (lanes, dim) directions; each prompt is encoded once."""
+        return batch @ F.normalize(self.encoder(soft).to(batch.dtype), dim=-1).T
+
     def score_tokens(self, ids: Tensor, batch: Tensor) -> Tensor:
         """Score single tokens, (lanes, count) int64."""
         if self.token_features is None:

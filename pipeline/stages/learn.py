@@ -5,6 +5,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -274,6 +275,9 @@ class Learner:
             return Decoded(dataclasses.replace(bare, status="bad_image", reason=str(error)))
         return Decoded(bare, self.clip.preprocess(image), image.width, image.height)
 
+    def _own_columns(self, prompt: pez.Prompt) -> dict[str, Any]:
+        return {"soft_similarity": prompt.soft_similarity} if self.method.method == "soft" else {}
+
     def _row(self, unit: Unit, decoded: "Decoded", prompt: pez.Prompt, of_caption: float | None) -> Row:
         if not math.isfinite(prompt.similarity + prompt.token_similarity + (of_caption or 0.0)):
             item = dataclasses.replace(decoded.item, status="not_finite", reason=_NOT_FINITE)
@@ -293,7 +297,7 @@ class Learner:
             steps=prompt.steps,
             seed=self.method.seed,
             model=self.clip.name,
-            columns=decoded.item.columns,
+            columns=decoded.item.columns | self._own_columns(prompt),
         )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 import pez
-from pipeline.rows import ShardReport
+from pipeline.rows import OF_METHOD, ShardReport
 from pipeline.run.tasks import Merge, Part, Task
 from pipeline.settings import LearnSettings
 from pipeline.sources.base import Source
@@ -35,7 +35,8 @@ class LearnStage:
     def open(self, device: str, threads: int) -> "LearnWorker":
         """Load the CLIP."""
         learner = Learner(self.settings, self.method, device, threads, self.source)
-        table = PromptTable(self.output, self.described, columns=learner.source.columns)
+        columns = [*learner.source.columns, *OF_METHOD.get(self.method.method, [])]
+        table = PromptTable(self.output, self.described, columns=columns)
         return LearnWorker(learner, table, self.retry_failed)
 
 
