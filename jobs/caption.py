@@ -51,6 +51,9 @@ class CaptionJob(LearnOptions, VerifyOptions, RunOptions):
     retry_failed: bool = False
     """also redo rows that failed in an earlier run, and only those"""
 
+    wandb: str | None = None
+    """project of Weights & Biases that gets the figures of each shard and a few of its images with their prompts"""
+
     def check(self, given: frozenset[str]) -> None:
         """Refuse options that would be ignored, and everything that can be checked without loading anything."""
         if self.demo:
@@ -86,6 +89,7 @@ def caption(job: CaptionJob) -> int:
             device=job.device,
             local=job.local,
             cluster=job.cluster,
+            wandb=job.wandb,
             note=note_on_the_demo(settings.model) if job.input else None,
         )
     )

@@ -58,6 +58,8 @@ class TableJob(RunOptions):
     """what prompts are learned for"""
     note: str | None = None
     """a line to print before any work"""
+    wandb: str | None = None
+    """project of Weights & Biases; None = none"""
 
 
 def run(job: TableJob) -> int:
@@ -118,6 +120,13 @@ def run(job: TableJob) -> int:
     progress = JobProgress(len(units), len(done), console, verified=already_verified, noun=job.noun)
     failed: dict[str, str] = {}
     failures = FailureLog(table)
+    tracker = None
+    if job.wandb and work.pending:
+        from pipeline.tracking import Tracker
+
+        tracker = Tracker(job.wandb, table, units, table.in_full)
+        progress.listeners.append(tracker.report)
+    status = 130  # unless it ends by itself
     try:
         if not work.pending and not work.unverified:
             say(console, f"nothing to do: {all_are(len(units), 'done and verified' if verifies else 'done')}")
@@ -129,9 +138,13 @@ def run(job: TableJob) -> int:
                     failed = _on_ray(job, work, plans, progress, failures)
                 else:
                     failed = _serially(job, work, device, progress, failures)
+        status = int(bool(failed))
     except KeyboardInterrupt:
         done_so_far = f"{progress.done} of {len(units)} shards are done"
         raise KeyboardInterrupt(f"{done_so_far}; re-run the command to resume") from None
+    finally:
+        if tracker is not None:
+            tracker.finish(status)
     if not failed:
         sweep_parts(units, table)
     failures.conclude(failed, units)

@@ -39,8 +39,8 @@ class Models:
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
 
-def build_page(models: Models) -> gr.Blocks:
-    """Build the page."""
+def build_page(models: Models) -> Any:
+    """Build the page, a `gradio.Blocks`."""
 
     def learn(
         files: list[str] | None,
@@ -75,11 +75,13 @@ def build_page(models: Models) -> gr.Blocks:
         prompts = [str(row[1]) for row in rows]
         with models.lock:
             made = models.generator.images(prompts, [seed_for(0, str(row[0]), 0) for row in rows])
+        shown: list[tuple[Image.Image | None, str]]
         if together:
             shown = [*zip(originals, names, strict=True), (made[0], prompts[0])]
-            return [(image, text) for image, text in shown if image is not None]
-        pairs = zip(originals, made, names, prompts, strict=False)
-        return [one for a, b, name, prompt in pairs for one in ((a, name), (b, prompt)) if one[0] is not None]
+        else:
+            pairs = zip(originals, names, made, prompts, strict=False)
+            shown = [one for image, name, new, prompt in pairs for one in ((image, name), (new, prompt))]
+        return [(image, text) for image, text in shown if image is not None]
 
     with gr.Blocks(title="pez: prompts from images") as page:
         gr.Markdown(
@@ -122,7 +124,7 @@ def build_page(models: Models) -> gr.Blocks:
     return page
 
 
-def serve(page: gr.Blocks, host: str, port: int, share: bool) -> None:
+def serve(page: Any, host: str, port: int, share: bool) -> None:
     """Serve the page until interrupted.
 
     Raises:

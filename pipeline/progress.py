@@ -59,6 +59,7 @@ class JobProgress:
         self.failed: Counter[str] = Counter()  # rows without a prompt, by status
         self.similarity = 0.0
         self.reports: list[ShardReport] = []  # reports of this run
+        self.listeners: list[Callable[[ShardReport], None]] = []  # called with each of them
         self.busy: list[Progress] = []
         self.parts: dict[str, Progress] = {}  # of shards whose parts are not all done
         self.verified = self.verified_earlier = verified or 0
@@ -132,6 +133,8 @@ class JobProgress:
         self.reports.append(report)
         self.similarity += (report.mean_similarity or 0.0) * report.ok
         self.busy = []
+        for listen in self.listeners:
+            listen(report)
         self._tell()
 
     def report_verified(self, report: VerifyReport) -> None:
@@ -215,6 +218,8 @@ class JobProgress:
             parts.append(f"step {step} of {max(p.of for p in self.busy)}")
         elif self.busy and not any(p.images for p in self.busy):
             parts.append(f"reading {self.noun}s")
+        if memory := sum(p.gpu_memory for p in self.busy):
+            parts.append(f"{learning} lanes busy, {memory / 2**30:.0f} GiB of GPU memory")
         return parts
 
     def _verified(self) -> list[str]:

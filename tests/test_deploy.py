@@ -132,9 +132,9 @@ def test_the_script_for_slurm_runs_a_job_and_passes_its_status(tmp_path: Path, s
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"PATH": f"{tmp_path}:{TOOLS}:{environment['PATH']}", "PEZ_RAY_PORT": str(free_port())}
     environment |= {"SLURM_JOB_NODELIST": "here", "SLURM_JOB_NUM_NODES": "1", "PYTHONPATH": str(ROOT)}
-    words = ["--demo", "--output", tmp_path / "out", "--tokens", "2", "--steps", steps, "--swaps", "0"]
+    words = ["--demo", "--output", str(tmp_path / "out"), "--tokens", "2", "--steps", steps, "--swaps", "0"]
     done = subprocess.run(
-        [ROOT / "deploy" / "slurm.sbatch", *words], env=environment, capture_output=True, text=True, check=False
+        [str(ROOT / "deploy" / "slurm.sbatch"), *words], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == status, done.stdout + done.stderr
     assert (tmp_path / "out" / "_SUCCESS").exists() == (status == 0)

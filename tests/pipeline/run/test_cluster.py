@@ -184,7 +184,12 @@ def test_an_idle_actor_above_the_minimum_ends_while_another_works(
     monkeypatch.setattr(runner, "_IDLE", 0.1)
     ended: list[object] = []
     end = runner._Pool._end
-    monkeypatch.setattr(runner._Pool, "_end", lambda pool, actor: (ended.append(pool.queue.busy), end(pool, actor))[1])
+
+    def noted(pool: Any, actor: Any) -> None:
+        ended.append(pool.queue.busy)
+        end(pool, actor)
+
+    monkeypatch.setattr(runner._Pool, "_end", noted)
     names = ["slow-0", "fine-1"]
     assert run(tmp_path, names, min_actors=1) == (sorted(names), {}, [])
     assert ended == [True, False], "one while the other worked, which ended with the job"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from own_cluster import RAY, free_port, joined_node, started_cluster
+from ray.job_submission import JobSubmissionClient
 from running import ROOT
 from samples_on_disk import MakeTar
 
@@ -132,16 +133,20 @@ def test_a_submitted_job_that_fails_ends_with_1(folders: tuple[Path, Path], dash
 @pytest.mark.slow
 def test_a_submitted_job_stops_and_resumes(folders: tuple[Path, Path], dashboard: str) -> None:
     user = folders[1]
-    words = ("--input", user / "shards", "--output", user / "prompts", "--actors", 1, "--shards-at-once", 1)
-    words = (*words, "--lanes", 16)
-    slow = [*map(str, caption_words(*words)[:-4]), "--steps", "400", "--swaps", "0"]
+    words: list[object] = ["--input", user / "shards", "--output", user / "prompts"]
+    words += ["--actors", 1, "--shards-at-once", 1, "--lanes", 16]
+    slow = [*map(str, caption_words(*words)[:-4]), "--steps", "1000", "--swaps", "0"]
+    client = JobSubmissionClient(dashboard)
     assert ray_job("submit", dashboard, "--submission-id", "first", "--no-wait", *slow).returncode == 0
     deadline = time.monotonic() + 120
     while not list((user / "prompts" / "_reports").glob("*.json")):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert ray_job("stop", dashboard, "first").returncode == 0
-    assert "STOPPED" in ray_job("status", dashboard, "first").stdout.upper()
+    assert client.stop_job("first")
+    while (status := client.get_job_status("first")) != "STOPPED":
+        assert status == "RUNNING"
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     done = len(list((user / "prompts" / "_reports").glob("*.json")))
     assert not (user / "prompts" / "_SUCCESS").exists()
     again = ray_job("submit", dashboard, *slow)
