@@ -37,7 +37,7 @@ class Request:
     key: str
     """determines the random start, together with the seed of the settings"""
     target: Tensor | str
-    """(3, height, width) float pixels, preprocessed for the model, or a text"""
+    """(3, height, width) float pixels, preprocessed for the model; a text; or (dim,) float, a direction in feature space"""
     caption: str | None = None
     """a caption to score as well"""
     handle: Any = None
@@ -229,7 +229,10 @@ class SharedLanes:
         """(targets, dim) float; all targets of a stream are of one kind."""
         if isinstance(targets[0], str):
             return self.clip.text_features([self._beginning(str(text)) for text in targets])
-        return self.clip.pixel_features(torch.stack([pixels for pixels in targets if isinstance(pixels, Tensor)]))
+        tensors = torch.stack([target for target in targets if isinstance(target, Tensor)])
+        if tensors.dim() == 2:
+            return tensors.to(self.clip.device, self.clip.full)
+        return self.clip.pixel_features(tensors)
 
     def _results_of(self, finished: list[Learned]) -> list[Result]:
         directions = torch.stack([learned.task.target for learned in finished])

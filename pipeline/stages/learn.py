@@ -257,7 +257,9 @@ class Learner:
 
     def _request(self, decoded: "Decoded") -> Request:
         target = decoded.pixels if decoded.pixels is not None else decoded.item.text
-        assert target is not None, "an ok item has an image or a text"
+        if decoded.item.direction is not None:
+            target = torch.from_numpy(decoded.item.direction)
+        assert target is not None, "an ok item has an image, a text or a direction"
         return Request(decoded.item.key, target, decoded.own_caption, dataclasses.replace(decoded, pixels=None))
 
     def _decode(self, item: Item) -> "Decoded":
