@@ -78,6 +78,7 @@ def run(job: driver.TableJob, groups: GroupSettings) -> int:
             find=lambda left_out: _units_of(plan, left_out, not_taken),
             source=source,
             noun="group",
+            note=None,  # printed by the first stage
             failed_before=plan.without,
         )
     )
@@ -253,7 +254,8 @@ def _plan(embedding: _Embedding, reports: dict[str, EmbedReport], failed: dict[s
         return None
     partitions = -(-groups // embedding.source.groups_per_unit)
     shards = sorted((report.shard, report.stem, report.runs) for report in reports.values())
-    without = {url: f"its images are in no group: {reason}" for url, reason in sorted(failed.items())}
+    kept = "its images are in no group, as --incomplete-groups allows; choose another --output for groups with them"
+    without = {url: f"{kept}: {reason}" for url, reason in sorted(failed.items())}
     plan = GroupPlan(table.fingerprint, groups, partitions, shards, without)
     write_plan(plan, table)
     return plan

@@ -53,7 +53,7 @@ class Item:
     size: int = 0
     """share of the unit's size, in the units of `Source.size`"""
     direction: Any = dataclasses.field(default=None, repr=False, compare=False)
-    """(dim,) float32 NumPy array: the mean feature of a group; None for images and texts"""
+    """(dim,) float64 NumPy array: the mean feature of a group; None for images and texts"""
     field: Any = None
     """the value of the field or column that the job groups images by"""
     group: str | None = None

@@ -3,8 +3,8 @@
 out/_sums/<stem>.<run>.npy       (groups, dim) float64, a row for each group with an image, ordered by hash
 out/_sums/<stem>.<run>.parquet   the groups in the same order: hash, group, images, failed, status, reason, and row
 
-A partition is a range of hashes, so its rows are contiguous: one small read in each file. The number of partitions can be chosen
-after all sums are written. An input file with very many groups has several runs, so that memory does not grow with their number.
+A partition is a range of hashes, so its rows are contiguous: one small read in each file. The number of partitions is chosen
+after all sums are written. An input file with very many groups has several runs, so that a worker's memory does not grow.
 
 Features are summed in float64. A float32 has 24 bits and a float64 has 53, so the sum of a few hundred unit features is
 exact but for components below about 1e-6. Besides, sums are always added in the same order.
@@ -120,7 +120,7 @@ class SumsWriter:
     def _write(self) -> None:
         ordered = sorted((hash_of(group), group, found) for group, found in self._sums.items())
         vectors = [found.vector for _, _, found in ordered if found.vector is not None]
-        matrix = np.stack(vectors) if vectors else np.zeros((0, 0))
+        matrix = np.stack(vectors).astype("<f8") if vectors else np.zeros((0, 0))
         buffer = io.BytesIO()
         np.save(buffer, matrix)
         data = buffer.getvalue()
@@ -199,4 +199,4 @@ def estimated(smallest: list[int]) -> int:
     """The number of distinct groups, from the merged sketches; exact below SKETCH."""
     if len(smallest) < SKETCH:
         return len(smallest)
-    return round((SKETCH - 1) * 2**HASH_BITS / smallest[SKETCH - 1])
+    return round((SKETCH - 1) * float(1 << HASH_BITS) / smallest[SKETCH - 1])

@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from pez.errors import UserError
 from pipeline.errors import OutputError
 from pipeline.folder import OutputFolder
