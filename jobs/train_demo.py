@@ -33,6 +33,8 @@ class TrainDemoJob:
     """train the text-to-image model"""
     symbols: Path | None = None
     """train a CLIP on the drawn symbols of the npm packages in this folder"""
+    image_size: int = 64
+    """of --symbols: pixels"""
     image_width: int = 24
     """of --symbols: width of the image tower"""
     text_width: int = 128
@@ -49,12 +51,14 @@ class TrainDemoJob:
             if not (self.output / "open_clip_config.json").is_file():
                 raise UserError(f"no model in {self.output}; expected a folder with open_clip_config.json")
         if self.symbols is None:
-            refuse_without("symbols", given, {"image_width", "text_width"}, "without --symbols")
+            refuse_without("symbols", given, {"image_size", "image_width", "text_width"}, "without --symbols")
         else:
             refuse_without("", given, {"generator", "evaluate"}, "with --symbols, which trains a CLIP and evaluates it")
-            for name, value in (("image_width", self.image_width), ("text_width", self.text_width)):
-                if not 8 <= value <= 4096 or value % 4:
-                    raise UserError(f"--{name.replace('_', '-')} is {value}; expected a multiple of 4 from 8 to 4096")
+            for name, least in (("image_size", 32), ("image_width", 8), ("text_width", 8)):
+                value = getattr(self, name)
+                if not least <= value <= 4096 or value % 4:
+                    option = f"--{name.replace('_', '-')}"
+                    raise UserError(f"{option} is {value}; expected a multiple of 4 from {least} to 4096")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; expected 0 to {2**32 - 1}")
         if self.steps is not None and not 1 <= self.steps <= 1e9:
@@ -97,7 +101,9 @@ def _train_on_symbols(job: TrainDemoJob, folder: Path, chosen: dict[str, int]) -
         from pez.demo.training import symbols
     drawn = symbols.load_symbols(folder)
     _log(f"{len(drawn.names)} concepts, {len(drawn.images)} images, {int(drawn.held_out.sum())} of them unseen")
-    settings = symbols.SymbolSettings(**chosen, image_width=job.image_width, text_width=job.text_width)
+    settings = symbols.SymbolSettings(
+        **chosen, image_size=job.image_size, image_width=job.image_width, text_width=job.text_width
+    )
     model = symbols.train_symbol_clip(settings, drawn, _log)
     _write_clip(model, settings.model_config(), job.output)
     symbols.write_unseen(drawn, job.output / "unseen.tar")

@@ -144,7 +144,8 @@ def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[s
     import torch
     import torch.nn.functional as F
 
-    from jobs.benchmark.speed import fast_bfloat16, machine, time_baseline, time_engine
+    from jobs.benchmark.speed import machine, time_baseline, time_engine
+    from pez.modes import fast_bfloat16
 
     precision = options.precision or ("bf16" if fast_bfloat16(device) else "fp32")
     lanes = options.lanes or ([64] if device.type == "cpu" else [1024])

@@ -6,7 +6,6 @@ import itertools
 import platform
 import resource
 import time
-from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -116,18 +115,6 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
         _wait(device)
         times.append(time.perf_counter() - start)
     return 2.0 * size**3 / min(times)
-
-
-def fast_bfloat16(device: torch.device) -> bool:
-    """True if the hardware multiplies bfloat16."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    checks: list[Callable[[], bool]] = [
-        getattr(torch.cpu, name)
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        if hasattr(torch.cpu, name)
-    ]
-    return any(check() for check in checks)
 
 
 def machine(device: torch.device) -> str:

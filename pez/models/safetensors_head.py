@@ -26,7 +26,7 @@ def damage(file: Path) -> str | None:
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         return "is not safetensors, or is damaged"
     size = file.stat().st_size
-    return f"is cut short: it has {size} of {length} bytes" if size < length else None
+    return f"is truncated: it has {size} of {length} bytes" if size < length else None
 
 
 def shapes_of(file: Path) -> dict[str, tuple[int, ...]]:

@@ -42,7 +42,7 @@ def read_csv(unit: Unit, columns: Sequence[str], options: Sequence[str]) -> Iter
             continue
         yield TableRow(tuple(record[place] or None for place in places), size)
     if lines.quotes % 2:
-        raise UnitError(f"{unit.url} is cut short inside a quoted value; make or copy it again")
+        raise UnitError(f"{unit.url} is truncated inside a quoted value; make or copy it again")
 
 
 def csv_header(unit: Unit) -> list[str]:

@@ -115,7 +115,7 @@ def _parsed(unit: Unit, number: int, line: str | None, ended: bool) -> tuple[dic
     except json.JSONDecodeError as error:
         if not ended and _may_be_cut(line, error):
             raise UnitError(
-                f"{unit.url} is cut short inside line {number} ({error.msg}); make or copy it again"
+                f"{unit.url} is truncated inside line {number} ({error.msg}); make or copy it again"
             ) from error
         return None, f"line {number} is not JSON ({error.msg}, at character {error.pos + 1}); expected an object"
     except (RecursionError, ValueError) as error:  # too deep, or a number with too many digits

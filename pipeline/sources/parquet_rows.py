@@ -66,7 +66,7 @@ def open_parquet(unit: Unit, **options: Any) -> Iterator[pq.ParquetFile]:
         except pa.ArrowException as error:
             found = words_of(error, unit.source)
             raise UnitError(
-                f"{unit.url} is a Parquet file that is damaged or cut short ({found}); make or copy it again"
+                f"{unit.url} is a Parquet file that is damaged or truncated ({found}); make or copy it again"
             ) from error
         except Exception as error:  # each filesystem has its own errors
             raise unreadable(unit.source, unit.url, error) from error

@@ -91,7 +91,7 @@ class open_tar:  # noqa: N801 - reads as a function
             self.tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every member
         end = self.tar.offset
         if self.stream.last_content > end or (self.last is None and self.stream.position < 2 * tarfile.BLOCKSIZE):
-            raise UnitError(f"{self.url} is damaged or cut short after {end} bytes; make or copy it again")
+            raise UnitError(f"{self.url} is damaged or truncated after {end} bytes; make or copy it again")
         if self.stream.position < end + 2 * tarfile.BLOCKSIZE and not self.allow_unfinished:
             raise self._unfinished()
 
@@ -103,7 +103,7 @@ class open_tar:  # noqa: N801 - reads as a function
         except Exception as error:
             raise self._error(error) from error
         if len(data) != member.size:
-            raise UnitError(f"{self.url} is cut short inside {member.name!r}; make or copy it again")
+            raise UnitError(f"{self.url} is truncated inside {member.name!r}; make or copy it again")
         return data
 
     def __exit__(self, *_: object) -> None:
@@ -136,7 +136,7 @@ class open_tar:  # noqa: N801 - reads as a function
         whole = f"({packed} {name}; head -c {padding} /dev/zero) > whole.tar"
         return UnitError(
             f"{self.url} ends after {self.stream.position} bytes, after a complete member but without the two blocks of zeros "
-            f"that end a tar: it was cut short there, or never finished; copy or make it again. If nothing is missing, "
+            f"that end a tar: it was truncated there, or never finished; copy or make it again. If nothing is missing, "
             f"{whole} completes it, and --allow-unfinished-tars accepts it as it is"
         )
 
@@ -144,7 +144,7 @@ class open_tar:  # noqa: N801 - reads as a function
         if isinstance(error, (OSError, EOFError, ImportError)):
             return unreadable(self.source, self.url, error)
         if str(error) == "unexpected end of data":  # of tarfile
-            return UnitError(f"{self.url} is cut short after {self.stream.position} bytes; make or copy it again")
+            return UnitError(f"{self.url} is truncated after {self.stream.position} bytes; make or copy it again")
         return UnitError(
             f"{self.url} is not a tar, or damaged ({words_of(error, self.source)}); expected a WebDataset shard"
         )

@@ -165,7 +165,7 @@ def test_the_output_of_captions_is_input(run: Run, scene_tars: list[str], tmp_pa
     ("name", "data", "status", "words"),
     [
         ("a.tar", b"x", 2, "is not a table .*: a tar of images is read by: pez caption --input TAR"),
-        ("a.parquet", b"PAR1 and no more", 1, "a.parquet is a Parquet file that is damaged or cut short"),
+        ("a.parquet", b"PAR1 and no more", 1, "a.parquet is a Parquet file that is damaged or truncated"),
         ("a.jsonl", b'{"text": "a cat"}\n', 1, "has no column 'prompt'; it has 'text': name one with --column"),
         ("a.jsonl", b"", 1, "a.jsonl is empty|no row in .*a.jsonl"),
         ("a.csv", b"prompt\na cat\n", 1, "is not a table: found 'prompt'; expected Parquet, or JSON lines"),

@@ -150,7 +150,7 @@ def test_a_report_that_cannot_be_read_is_a_shard_to_do_again(tmp_path: Path, bro
     assert ours.divide([shard]) == ([shard], [])
 
 
-@pytest.mark.parametrize("broken", [b"", b"PAR1", b"PAR1 cut short"])
+@pytest.mark.parametrize("broken", [b"", b"PAR1", b"PAR1 truncated"])
 def test_a_parquet_that_is_not_whole_is_a_shard_to_do_again(tmp_path: Path, broken: bytes) -> None:
     ours = table(tmp_path)
     ours.claim()

@@ -44,7 +44,7 @@ def test_a_unit_that_fails_leaves_its_traceback_until_it_is_done(
     log = (out / "_failures" / "scenes-1.txt").read_text()
     assert status == 1
     assert line.endswith("; see _failures/scenes-1.txt")
-    assert len(re.findall(r"^\d{4}-.* scenes-1.tar is cut short", log.replace("/", " "), re.M)) == 2  # one an attempt
+    assert len(re.findall(r"^\d{4}-.* scenes-1.tar is truncated", log.replace("/", " "), re.M)) == 2  # one an attempt
     assert "Traceback (most recent call last)" in log
     assert "UnitError" in log
     Path(scene_tars[1]).write_bytes(whole)

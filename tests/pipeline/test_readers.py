@@ -66,7 +66,7 @@ def write(folder: Path, bookkeeping: Bookkeeping | None) -> str:
     table.record(shards)
     for shard in shards:
         rows = [Row(f"{shard.stem}-{i}", shard.url, "ok", prompt="a cat", similarity=0.5) for i in range(3)]
-        table.publish(shard, [*rows, Row(f"{shard.stem}-bad", shard.url, "bad_image", "cut short")], 1.0)
+        table.publish(shard, [*rows, Row(f"{shard.stem}-bad", shard.url, "bad_image", "truncated")], 1.0)
     table.succeed(shards)
     return str(folder)
 

@@ -1,9 +1,9 @@
 """Train the demo CLIP: a 64x64 image tower and a small text tower on the scenes of `pez/demo/scenes.py`.
 
-1. Draw training scenes in groups of four that differ in one attribute; each group is the other three's hard negatives.
-   Without them retrieval is good and the model is blind to shape (EXPERIMENTS.md has the figures).
-2. Teach the image tower the attributes as labels for some hundred steps.
-3. Train both towers with CLIP's symmetric contrastive loss, a small label loss kept.
+1. Draw training scenes in groups of four that differ in one attribute: hard negatives of one another. Without them,
+   retrieval is good, but the model does not see shapes (figures in EXPERIMENTS.md).
+2. Train the image tower on the attributes as labels for a few hundred steps.
+3. Train both towers with CLIP's symmetric contrastive loss and a small label loss.
 
 Sources: CLIP, arXiv:2103.00020; hard negatives by attribute, NegCLIP, arXiv:2210.01936.
 """
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from pez.demo import scenes
 from pez.demo.evaluation import normalise
 from pez.demo.scenes import Scene
+from pez.demo.training.contrastive import activate_residual_blocks, contrastive_loss, optimize, training_precision
 
 MODEL_CONFIG: dict[str, Any] = {
     "embed_dim": 64,
@@ -56,7 +57,7 @@ class TrainingSettings:
     label_weight: float = 0.15
     """weight of the label loss beside the contrastive loss"""
     noise: float = 0.25
-    """share of captions with one to four random tokens of the whole vocabulary strewn in"""
+    """share of captions with one to four random tokens of the whole vocabulary inserted"""
     workers: int = 2
 
 
@@ -68,14 +69,12 @@ def train_demo_clip(settings: TrainingSettings, log: Callable[[str], None] = pri
     """
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng([settings.seed, 7])
-    data, differing, pictures = training_pictures(settings, log)
+    data, differing, drawn = training_images(settings, log)
     labels = torch.tensor([_labels(scene) for scene in data])
     captions = CaptionEncoder()
 
     model = open_clip.CLIP(**MODEL_CONFIG).to(memory_format=torch.channels_last)
-    for name, parameter in model.visual.named_parameters():
-        if name.endswith("bn3.weight"):  # zero at first: with so few steps the blocks would stay asleep
-            nn.init.constant_(parameter, 0.5)
+    activate_residual_blocks(model.visual)
     heads = nn.Linear(MODEL_CONFIG["embed_dim"], sum(len(v) for v in scenes.VALUES.values()))
 
     def batches(count: int) -> Iterator[tuple[np.ndarray, Tensor]]:
@@ -84,51 +83,38 @@ def train_demo_clip(settings: TrainingSettings, log: Callable[[str], None] = pri
         for step in range(count):
             chosen = order[step * settings.batch // GROUP :][: settings.batch // GROUP]
             index = (chosen[:, None] * GROUP + np.arange(GROUP)).ravel()
-            yield index, normalise(pictures[index])
+            yield index, normalise(drawn[index])
 
     def image_features(images: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with training_precision():
             features: Tensor = model.encode_image(images)
         return features.float()
 
     def run(
         name: str, count: int, parameters: list[nn.Parameter], loss_of: Callable[[np.ndarray, Tensor], Tensor]
     ) -> None:
-        optimizer = torch.optim.AdamW(parameters, settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, settings.learning_rate, total_steps=count, pct_start=0.08, div_factor=20
-        )
-        start, total = time.monotonic(), 0.0
-        for step, (index, images) in enumerate(batches(count), 1):
-            loss = loss_of(index, images)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            total += loss.item()
-            if step % 50 == 0:
-                rate = step * settings.batch / (time.monotonic() - start)
-                log(f"{name} {step}/{count}  loss {total / 50:.3f}  {rate:.0f} images/s")
-                total = 0.0
+        losses = (loss_of(index, images) for index, images in batches(count))
+
+        def report(step: int, loss: float, rate: float) -> None:
+            log(f"{name} {step}/{count}  loss {loss:.3f}  {rate * settings.batch:.0f} images/s")
+
+        optimize(losses, parameters, count, settings.learning_rate, 0.02, report)
 
     def label_loss(features: Tensor, index: np.ndarray) -> Tensor:
         parts = heads(features).split([len(v) for v in scenes.VALUES.values()], dim=-1)
         return torch.stack([F.cross_entropy(p, labels[index, i]) for i, p in enumerate(parts)]).mean()
 
-    def contrastive_loss(index: np.ndarray, images: Tensor) -> Tensor:
+    def both_losses(index: np.ndarray, images: Tensor) -> Tensor:
         features = image_features(images)
         texts = [captions(data[i], rng, differing[i // GROUP], settings.noise) for i in index]
         text_features = model.encode_text(torch.from_numpy(np.stack(texts)), normalize=True)
-        logits = model.logit_scale.exp().clamp(max=100) * F.normalize(features, dim=-1) @ text_features.T
-        target = torch.arange(len(index))
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        loss = contrastive_loss(features, text_features, model.logit_scale)
         return loss + settings.label_weight * label_loss(features, index)
 
     model.train()
     visual = [*model.visual.parameters(), *heads.parameters()]
     run("labels", settings.label_steps, visual, lambda index, images: label_loss(image_features(images), index))
-    run("contrastive", settings.steps, [*model.parameters(), *heads.parameters()], contrastive_loss)
+    run("contrastive", settings.steps, [*model.parameters(), *heads.parameters()], both_losses)
     trained: nn.Module = model.eval()
     return trained
 
@@ -145,7 +131,7 @@ class CaptionEncoder:
             self.token_of[word] = ids[0]
 
     def __call__(self, scene: Scene, rng: np.random.Generator, say: str, noise: float) -> np.ndarray:
-        """(32,) int64 ids of a freshly worded caption, framed and padded as open_clip does."""
+        """(32,) int64 ids of a random caption, with start and end tokens and padding as in open_clip."""
         ids = [self.token_of[w] for w in scenes.caption(scene, rng, say).split()]
         if rng.random() < noise:
             for token in rng.integers(0, self.tokenizer.sot_token_id, rng.integers(1, 5)):
@@ -156,10 +142,10 @@ class CaptionEncoder:
         return row
 
 
-def training_pictures(
+def training_images(
     settings: TrainingSettings, log: Callable[[str], None]
 ) -> tuple[list[Scene], list[str], np.ndarray]:
-    """Scenes in groups of GROUP, what each group differs in, and the pictures, (images, 64, 64, 3) uint8."""
+    """Scenes in groups of GROUP, the attribute in which each group differs, and the images, (images, 64, 64, 3) uint8."""
     rng = np.random.default_rng([settings.seed, 3])
     data: list[Scene] = []
     differing: list[str] = []
@@ -172,9 +158,9 @@ def training_pictures(
         data += group
     start = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(settings.workers) as pool:
-        pictures = np.stack(pool.map(scenes.render, data, chunksize=1000))
-    log(f"drew {len(data)} pictures in {time.monotonic() - start:.0f} s")
-    return data, differing, pictures
+        drawn = np.stack(pool.map(scenes.render, data, chunksize=1000))
+    log(f"drew {len(data)} images in {time.monotonic() - start:.0f} s")
+    return data, differing, drawn
 
 
 def _labels(scene: Scene) -> list[int]:

@@ -36,6 +36,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from pez.demo import load_demo_clip, scenes
 from pez.demo.evaluation import normalise
 from pez.demo.scenes import Scene
+from pez.demo.training.contrastive import training_precision
 
 LATENT = 16  # latents on a side
 CHANNELS = 8  # of a latent
@@ -188,7 +189,7 @@ def _train_autoencoder(vae: AutoencoderTiny, settings: GeneratorSettings, log: C
     for step in range(1, settings.autoencoder_steps + 1):
         drawn = [scenes.render(scenes.sample_scene(rng, held_out=False)) for _ in range(settings.autoencoder_batch)]
         pixels = normalise(np.stack(drawn))
-        with torch.autocast("cpu", torch.bfloat16):
+        with training_precision():
             latents = vae.encode(pixels).latents
             # A UNet's latents are never exact: the decoder learns to bear some noise.
             decoded = vae.decode(latents + 0.1 * torch.randn_like(latents)).sample.float()
@@ -230,7 +231,7 @@ def _encoded_scenes(vae: AutoencoderTiny, settings: GeneratorSettings, log: Call
     with multiprocessing.get_context("spawn").Pool(settings.workers) as pool:
         for drawn in pool.imap(scenes.render_all, [data[i : i + 250] for i in range(0, len(data), 250)]):
             pixels = normalise(drawn)
-            with torch.autocast("cpu", torch.bfloat16):
+            with training_precision():
                 latents.append(vae.encode(pixels).latents.half())
                 features.append(F.normalize(guide.encode_image(pixels).float(), dim=-1))
     log(f"drew and encoded {len(data)} pictures in {time.monotonic() - start:.0f} s")
@@ -269,7 +270,7 @@ def _train_denoiser(
         clean = data.latents[index].float().contiguous(memory_format=torch.channels_last)
         noise, times = torch.randn_like(clean), torch.randint(0, 1000, (len(index),))
         noisy, goal = noising.add_noise(clean, noise, times), noising.get_velocity(clean, noise, times)
-        with torch.autocast("cpu", torch.bfloat16):
+        with training_precision():
             states = text_encoder(captions).last_hidden_state
             predicted = unet(noisy, times, states).sample.float()
         alphas = noising.alphas_cumprod[times]

@@ -16,8 +16,7 @@ import dataclasses
 import io
 import json
 import tarfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pez.demo.evaluation import normalise
+from pez.demo.training.contrastive import activate_residual_blocks, contrastive_loss, optimize, training_precision
 from pez.errors import UserError
 
 SIZE = 64
@@ -46,6 +46,7 @@ _COLORS = {
     "purple": (130, 60, 170), "pink": (245, 160, 190), "brown": (120, 75, 40), "cyan": (60, 200, 210),
 }  # fmt: skip
 _LEFT_OUT = (None, 9)  # groups of emoji: components, and flags, whose names are not words
+_LENGTHS = 3  # groups of texts by length
 _LEAST_VENDORS = 3  # concepts with images of fewer vendors are skipped
 
 
@@ -58,6 +59,8 @@ class SymbolSettings:
     batch: int = 192
     """images per step, of different concepts"""
     learning_rate: float = 1.5e-3
+    image_size: int = SIZE
+    """pixels; the symbols are drawn from images of 64"""
     image_width: int = 24
     """of the image tower, a ResNet of [2, 2, 2, 2] blocks"""
     text_width: int = 128
@@ -68,7 +71,12 @@ class SymbolSettings:
         """The architecture, as an open_clip configuration."""
         return {
             "embed_dim": 128,
-            "vision_cfg": {"image_size": SIZE, "layers": [2, 2, 2, 2], "width": self.image_width, "head_width": 64},
+            "vision_cfg": {
+                "image_size": self.image_size,
+                "layers": [2, 2, 2, 2],
+                "width": self.image_width,
+                "head_width": 64,
+            },
             "text_cfg": {
                 "context_length": 32,
                 "vocab_size": 49408,
@@ -190,44 +198,30 @@ def train_symbol_clip(settings: SymbolSettings, symbols: Symbols, log: Callable[
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng([settings.seed, 5])
     model = open_clip.CLIP(**settings.model_config()).to(memory_format=torch.channels_last)
-    for name, parameter in model.visual.named_parameters():
-        if name.endswith("bn3.weight"):  # initially zero; in so few steps the blocks would not become active
-            nn.init.constant_(parameter, 0.5)
+    activate_residual_blocks(model.visual)
     tokenizer = SimpleTokenizer(context_length=32)
     seen = [np.flatnonzero((symbols.concept == c) & ~symbols.held_out) for c in range(len(symbols.names))]
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=settings.steps, pct_start=0.08, div_factor=20
-    )
-    start, total = time.monotonic(), 0.0
+
+    def losses() -> Iterator[Tensor]:
+        for _ in range(settings.steps):
+            chosen = np.array([rng.choice(seen[c]) for c in rng.permutation(len(seen))[: settings.batch]])
+            backgrounds = [str(rng.choice(list(_COLORS))) for _ in chosen]
+            texts = [
+                _tokens(symbols.caption(i, color, rng), tokenizer, settings.noise, rng)
+                for i, color in zip(chosen, backgrounds, strict=True)
+            ]
+            drawn = _on_backgrounds(symbols.images[chosen], backgrounds, rng, jitter=1.0, size=settings.image_size)
+            images = (drawn * 2 - 1).contiguous(memory_format=torch.channels_last)
+            with training_precision():
+                image_features = model.encode_image(images).float()
+                text_features = _encode_text(model, texts).float()
+            yield contrastive_loss(image_features, text_features, model.logit_scale)
+
+    def report(step: int, loss: float, rate: float) -> None:
+        log(f"{step}/{settings.steps}  loss {loss:.3f}  {rate * settings.batch:.0f} images/s")
+
     model.train()
-    for step in range(1, settings.steps + 1):
-        chosen = np.array([rng.choice(seen[c]) for c in rng.permutation(len(seen))[: settings.batch]])
-        backgrounds = [str(rng.choice(list(_COLORS))) for _ in chosen]
-        texts = [
-            _tokens(symbols.caption(i, color, rng), tokenizer, settings.noise, rng)
-            for i, color in zip(chosen, backgrounds, strict=True)
-        ]
-        drawn = _on_backgrounds(symbols.images[chosen], backgrounds, rng, jitter=1.0)
-        images = (drawn * 2 - 1).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            image_features = model.encode_image(images).float()
-            text_features = _encode_text(model, texts).float()
-        logits = model.logit_scale.exp().clamp(max=100)
-        logits = logits * F.normalize(image_features, dim=-1) @ F.normalize(text_features, dim=-1).T
-        target = torch.arange(len(chosen))
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        total += loss.item()
-        if step % 50 == 0:
-            rate = step * settings.batch / (time.monotonic() - start)
-            log(f"{step}/{settings.steps}  loss {total / 50:.3f}  {rate:.0f} images/s")
-            total = 0.0
+    optimize(losses(), list(model.parameters()), settings.steps, settings.learning_rate, 0.05, report)
     trained: nn.Module = model.eval()
     return trained
 
@@ -237,7 +231,9 @@ def evaluate_symbol_clip(model: Any, symbols: Symbols) -> dict[str, float]:
     """Top-1 and top-5 retrieval of the concept of each test image among all names."""
     chosen = np.flatnonzero(symbols.held_out)
     rng = np.random.default_rng(3)
-    drawn = _on_backgrounds(symbols.images[chosen], [str(rng.choice(list(_COLORS))) for _ in chosen], rng, jitter=0.0)
+    backgrounds = [str(rng.choice(list(_COLORS))) for _ in chosen]
+    size = model.visual.image_size
+    drawn = _on_backgrounds(symbols.images[chosen], backgrounds, rng, jitter=0.0, size=size)
     images = normalise((drawn * 255).round().byte().permute(0, 2, 3, 1).numpy())
     tokenizer = SimpleTokenizer(context_length=32)
     image_features = model.encode_image(images, normalize=True)
@@ -258,8 +254,10 @@ def _read(file: Path) -> np.ndarray:
     return np.asarray(image.convert("RGBA").resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
 
-def _on_backgrounds(symbols: Tensor, colors: Sequence[str], rng: np.random.Generator, jitter: float) -> Tensor:
-    """Draw each symbol on a background: (n, 4, 64, 64) to (n, 3, 64, 64), 0 to 1.
+def _on_backgrounds(
+    symbols: Tensor, colors: Sequence[str], rng: np.random.Generator, jitter: float, size: int = SIZE
+) -> Tensor:
+    """Draw each symbol on a background: (n, 4, 64, 64) to (n, 3, size, size), 0 to 1.
 
     Args:
         jitter: 0 = centered, on a plain color; 1 = moved, scaled and rotated, on an uneven color.
@@ -271,15 +269,15 @@ def _on_backgrounds(symbols: Tensor, colors: Sequence[str], rng: np.random.Gener
         drawn = rng.uniform(low - middle, high - middle, (n, *shape))
         return middle + jitter * torch.from_numpy(drawn).float()
 
-    size, angle, moved = spread(0.65, 1.0), spread(-0.2, 0.2), spread(-0.15, 0.15, 2)
-    cos, sin = angle.cos() / size, angle.sin() / size
+    scale, angle, moved = spread(0.65, 1.0), spread(-0.2, 0.2), spread(-0.15, 0.15, 2)
+    cos, sin = angle.cos() / scale, angle.sin() / scale
     transform = torch.stack([torch.stack([cos, -sin, moved[:, 0]], -1), torch.stack([sin, cos, moved[:, 1]], -1)], 1)
-    grid = F.affine_grid(transform, [n, 4, SIZE, SIZE], align_corners=False)
+    grid = F.affine_grid(transform, [n, 4, size, size], align_corners=False)
     placed = F.grid_sample(symbols, grid, align_corners=False)
     flat = torch.tensor([_COLORS[color] for color in colors]).float() / 255  # (n, 3)
     flat = (flat + jitter * torch.from_numpy(rng.uniform(-0.06, 0.06, (n, 3))).float())[:, :, None, None]
     slope = jitter * torch.from_numpy(rng.uniform(-0.12, 0.12, (n, 1, 2))).float()
-    line = torch.linspace(-1, 1, SIZE)
+    line = torch.linspace(-1, 1, size)
     ground = flat + slope[..., :1, None] * line[:, None] + slope[..., 1:, None] * line
     return (placed[:, :3] + (1 - placed[:, 3:]) * ground).clamp(0, 1)
 
@@ -293,7 +291,18 @@ def _tokens(text: str, tokenizer: SimpleTokenizer, noise: float, rng: np.random.
 
 
 def _encode_text(model: Any, texts: list[list[int]]) -> Tensor:
-    """The model's text features, computed only up to the end of the longest text, since the tower is causal."""
+    """The model's text features, (n, dim). The tower is causal, so nothing is computed after the end of a text.
+
+    Texts of similar length are encoded together.
+    """
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    size = -(-len(order) // _LENGTHS)
+    groups = [order[i : i + size] for i in range(0, len(order), size)]
+    features = torch.cat([_encode_padded(model, [texts[i] for i in group]) for group in groups])
+    return features[torch.tensor(order).argsort()]
+
+
+def _encode_padded(model: Any, texts: list[list[int]]) -> Tensor:
     length = max(map(len, texts))
     ids = torch.zeros(len(texts), length, dtype=torch.long)
     for row, text in zip(ids, texts, strict=True):

@@ -117,7 +117,7 @@ def without_weights(folder: Path) -> None:
             lambda f: rewrite(f / "unet" / "diffusion_pytorch_model.safetensors", "version https://git-lfs.github.com/spec/v1\n"),
             "unet/diffusion_pytorch_model.safetensors of .*model' is a git-lfs pointer, .*: run git lfs pull",
         ),
-        (lambda f: cut(f / "vae" / "diffusion_pytorch_model.safetensors"), "vae/.* is cut short: it has .* of .* bytes"),
+        (lambda f: cut(f / "vae" / "diffusion_pytorch_model.safetensors"), "vae/.* is truncated: it has .* of .* bytes"),
         (lambda f: rewrite(f / "text_encoder" / "model.safetensors", "junk " * 99), "is not safetensors, or is damaged"),
     ],
 )  # fmt: skip
@@ -293,7 +293,7 @@ def test_a_file_that_is_no_whole_model_says_what_it_is(small: Path, tmp_path: Pa
         save_file(tensors, file)
         refused(file, message)
     cut(tmp_path / "whole.safetensors")
-    refused(tmp_path / "whole.safetensors", "is cut short: it has")
+    refused(tmp_path / "whole.safetensors", "is truncated: it has")
     for data, message in (
         (b"", "is not safetensors, or is damaged"),
         (b"\xff" * 99, "is not safetensors, or is damaged"),

@@ -34,7 +34,7 @@ def output(tmp_path: Path) -> Path:
     write_tar(tar, KEYS)
     rows = [row(i, key, str(tar)) for i, key in enumerate(KEYS)]
     bad = {"prompt": None, "similarity": None, "token_similarity": None, "caption_similarity": None}
-    rows[3] = row(3, KEYS[3], str(tar), status="bad_image", error_message="cut short", **bad)
+    rows[3] = row(3, KEYS[3], str(tar), status="bad_image", error_message="truncated", **bad)
     write_output(tmp_path / "out", {str(tar): rows}, warnings=["fewer lanes"], left_out={"hidden": 2})
     return tmp_path / "out"
 

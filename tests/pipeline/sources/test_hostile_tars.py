@@ -125,13 +125,13 @@ def test_flipped_bytes_raise_nothing_but_a_failed_shard(
     [
         (header("a.jpg", 2**80) + PNG.ljust(512, b"\0") + END, r"it ends after \d+ bytes, inside a member"),
         (header("a.jpg", 8 * 2**30 - 1) + END, "it ends after"),
-        (pax(size="-1") + header("a.jpg", 512) + b"x" * 512 + END, "is cut short inside 'a.jpg'"),
+        (pax(size="-1") + header("a.jpg", 512) + b"x" * 512 + END, "is truncated inside 'a.jpg'"),
         (pax(size="9" * 30) + header("a.jpg", 512) + b"x" * 512 + END, "it ends after"),
         (pax(comment="x") * 2000 + header("a.jpg", 0) + END, "is not a tar, or damaged"),
         (header("x", 2**31, tarfile.GNUTYPE_LONGNAME) + END, "a header of 2147483648 bytes; expected at most"),
         (pax(comment="x" * 2**20) * 3 + header("a.jpg", 0) + END, r"a header of \d+ bytes; expected at most"),
         (pax(GNU__sparse__map="0,1,x") + header("a.jpg", 0) + END, "is not a tar, or damaged"),
-        (2 * (header("a.jpg", 0) + END), r"is damaged or cut short after \d+ bytes"),  # cat a.tar b.tar
+        (2 * (header("a.jpg", 0) + END), r"is damaged or truncated after \d+ bytes"),  # cat a.tar b.tar
         (gzip.compress(header("a.jpg", 0) + END)[:-12], "cannot read"),
         (gzip.compress(header("a.jpg", 0) + END)[:20] + b"\xff" * 40, "not a tar, or damaged|cannot read"),
         (gzip.compress(header("a.jpg", 0)) + gzip.compress(END) + b"junk", "cannot read"),

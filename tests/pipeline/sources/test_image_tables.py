@@ -135,7 +135,7 @@ def test_a_damaged_parquet_fails_as_a_whole(tmp_path: Path) -> None:
     data = path.read_bytes()
     for broken in (data[: len(data) // 2], data[:-20]):
         path.write_bytes(broken)
-        with pytest.raises(UnitError, match="damaged|cut short"):
+        with pytest.raises(UnitError, match="damaged|truncated"):
             read(path, image_column="image")
 
 
@@ -216,7 +216,7 @@ def test_a_csv_whose_rows_are_ragged_or_cut_says_so(tmp_path: Path) -> None:
         "record 2 has 3 values, and the header has 2",
     ]
     path.write_text('url,text\nx.png,"cut')
-    with pytest.raises(UnitError, match="cut short inside a quoted value"):
+    with pytest.raises(UnitError, match="truncated inside a quoted value"):
         read(path, url_column="url")
     path.write_text("")
     with pytest.raises(UserError, match="is empty, not a table|no column of images"):

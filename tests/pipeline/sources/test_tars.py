@@ -282,7 +282,7 @@ def test_a_damaged_header_in_the_middle_is_noticed(make_tar: MakeTar) -> None:
     data = bytearray(Path(tar).read_bytes())
     data[1024 + 10 : 1024 + 200] = b"x" * 190
     Path(tar).write_bytes(bytes(data))
-    with pytest.raises(UnitError, match="is damaged or cut short after 1024 bytes; make or copy it again"):
+    with pytest.raises(UnitError, match="is damaged or truncated after 1024 bytes; make or copy it again"):
         read(tar)
 
 

@@ -221,9 +221,9 @@ def tar() -> bytes:
         (b"\x89PNG\r\n\x1a\n" + bytes(500), r"is an image \(PNG\), not a table: expected Parquet, or JSON lines"),
         (b"PK\x03\x04" + bytes(500), "is a ZIP archive, not a table"),
         (b"<!DOCTYPE html><title>Sign in</title>", "an HTML page .Sign in. instead of the file"),
-        (b"PAR1" + bytes(500), "is a Parquet file that is damaged or cut short"),
+        (b"PAR1" + bytes(500), "is a Parquet file that is damaged or truncated"),
         (gzip.compress(json_lines(ROWS))[:-10], "cannot read .*ended before"),
-        (json_lines(ROWS)[:-9], "is cut short inside line 5 .*; make or copy it again"),
+        (json_lines(ROWS)[:-9], "is truncated inside line 5 .*; make or copy it again"),
     ],
     ids=range(12),
 )

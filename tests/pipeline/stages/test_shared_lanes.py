@@ -93,12 +93,12 @@ def test_a_stream_without_images_ends(shared: SharedLanes) -> None:
 def test_a_stream_that_cannot_be_read_on_fails_alone(shared: SharedLanes) -> None:
     def cut() -> Iterator[list[Request]]:
         yield batch("a", "b")
-        raise OSError("cut short")
+        raise OSError("truncated")
 
     with ThreadPoolExecutor(2) as threads:
         bad = threads.submit(lambda: names(shared.results(cut())))
         good = threads.submit(lambda: names(shared.results([batch("c"), batch("d")])))
-        with pytest.raises(OSError, match="cut short"):
+        with pytest.raises(OSError, match="truncated"):
             bad.result()
         assert good.result() == ["c", "d"]
     with pytest.raises(RuntimeError, match="Expected 3D"):
