@@ -12,7 +12,7 @@ import os
 import secrets
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipeline.run.resources import ActorPlan
     from pipeline.run.tasks import Task
     from pipeline.settings import ClusterSettings
-    from pipeline.sources.base import Unit
+    from pipeline.sources.base import Source, Unit
     from pipeline.sources.found import Found
     from pipeline.stages.verified_table import VerifiedTable
     from pipeline.table import PromptTable
@@ -60,6 +60,10 @@ class TableJob(RunOptions):
     """a line to print before any work"""
     wandb: str | None = None
     """project of Weights & Biases; None = none"""
+    source: Source | None = None
+    """how to read the units; None = according to the settings"""
+    failed_before: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """input files that failed in an earlier stage, and why; the job does not count as done"""
 
 
 def run(job: TableJob) -> int:
@@ -101,9 +105,11 @@ def run(job: TableJob) -> int:
             device, verify_device = (plan.device for plan in plans)
         job = dataclasses.replace(job, settings=job.settings.on(device))
         activity.now(f"checking {job.output}")
-        described = describe(job.settings, job.method, device)
-        columns = [*source_of(job.settings).columns, *OF_METHOD.get(job.method.method, [])]
-        table = PromptTable(job.output, described, job.bookkeeping, in_full(job.settings, job.method, device), columns)
+        source = job.source or source_of(job.settings)
+        described = describe(job.settings, job.method, device, source)
+        full = in_full(job.settings, job.method, device, source)
+        columns = [*source.columns, *OF_METHOD.get(job.method.method, [])]
+        table = PromptTable(job.output, described, job.bookkeeping, full, columns)
         table.check()
         done, pending = table.divide(units, job.retry_failed)
         units = [*done, *pending]  # with their stems in this folder
@@ -148,7 +154,7 @@ def run(job: TableJob) -> int:
     if not failed:
         sweep_parts(units, table)
     failures.conclude(failed, units)
-    failed = failures.located(failed, units)
+    failed = {**job.failed_before, **failures.located(failed, units)}
     return _conclude(table, units, failed, progress.reports, not_taken, job.noun, console)
 
 
@@ -210,7 +216,7 @@ def _serially(job: TableJob, work: _Work, device: str, progress: JobProgress, fa
     learner = None
     if work.pending:
         progress.doing(f"loading {job.settings.model}")
-        learner = Learner(job.settings, job.method, device)
+        learner = Learner(job.settings, job.method, device, source=job.source)
     tasks = work.begin(job.cluster.parts)  # not before the model has loaded
     failed: dict[str, str] = {}
     if learner is not None:
@@ -278,7 +284,7 @@ def _on_ray(
     progress.doing(f"starting {count(plans[0].actors, 'actor')} for {job.settings.model}")
     table, concurrent_units = work.table, job.cluster.shards_at_once
     with seen_by_actors(table, [*work.pending, *work.unverified]) as disk:
-        learn = LearnStage(job.settings, job.method, table.source, table.settings, job.retry_failed)
+        learn = LearnStage(job.settings, job.method, table.source, table.settings, job.retry_failed, job.source)
         stages = [plan_stage(learn, plans[0], learned, concurrent_units=concurrent_units, disk=disk)]
         if work.verified:
             verify = VerifyStage.of(job.verification, work.verified)
@@ -341,7 +347,8 @@ def _conclude(
     for line in _left_out(table, shards, reports, not_taken):
         say(console, plain(line))
     if failed:
-        say(console, f"{len(failed)} of {count(len(shards), 'shard')} failed; re-run the command to retry")
+        every = {shard.url for shard in shards} | failed.keys()
+        say(console, f"{len(failed)} of {count(len(every), 'shard')} failed; re-run the command to retry")
         return 1
     if unmarked:
         say(console, plain(unmarked), "red")

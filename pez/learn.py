@@ -60,12 +60,14 @@ def learn_prompt(
     settings: PezSettings | None = None,
     weights: Sequence[float] | None = None,
     on_step: OnStep | None = None,
+    key: str | None = None,
 ) -> Prompt:
     """Learn one prompt shared by all images.
 
     Args:
         images: one image or many: files, PIL images of any mode, or arrays; see pez.image_inputs.
         weights: one per image; 1 = attract, negative = repel. Default = all 1.
+        key: determines the random start, together with the seed; default = a hash of the pixels.
 
     Raises:
         UserError: an input is not an image, or the weights are invalid.
@@ -75,7 +77,8 @@ def learn_prompt(
         raise UserError("no images; expected one or more")
     with own_modes():
         target = Target(clip.pixel_features(pixels), None if weights is None else _weights_for(pixels, weights))
-    return learn_for_targets(clip, [target], [hash_of(pixels)], settings or PezSettings(), on_step)[0]
+    key = hash_of(pixels) if key is None else key
+    return learn_for_targets(clip, [target], [key], settings or PezSettings(), on_step)[0]
 
 
 def distill(clip: Clip, text: str, settings: PezSettings | None = None, on_step: OnStep | None = None) -> Prompt:

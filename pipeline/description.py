@@ -58,15 +58,18 @@ def describe(
     }
 
 
-def in_full(settings: LearnSettings, method: pez.PezSettings, device: str) -> dict[str, Any]:
+def in_full(
+    settings: LearnSettings, method: pez.PezSettings, device: str, source: Source | None = None
+) -> dict[str, Any]:
     """All settings of a run, including defaults, for people who read `_run.json`."""
     values = dataclasses.asdict(settings.on(device))
     model = {name: values.pop(name) for name in _MODEL}
     kinds = (TextSettings,) if isinstance(settings, TextSettings) else (TarSettings, ImageSettings)
     names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
-    source = {name: values.pop(name) for name in names if name in values}
+    of_source = {name: values.pop(name) for name in names if name in values}
+    of_source |= source.describe() if source else {}
     engine = {"device": device, **values}
-    return {"model": model, "method": _brief(dataclasses.asdict(method)), "source": source, "engine": engine}
+    return {"model": model, "method": _brief(dataclasses.asdict(method)), "source": of_source, "engine": engine}
 
 
 def _of_method(method: pez.PezSettings) -> dict[str, Any]:

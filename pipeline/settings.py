@@ -84,6 +84,23 @@ class ImageSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class GroupSettings:
+    """How to group images that share a prompt."""
+
+    group_by: str | None = None
+    """learn one prompt per group of images, across all input files: folder, key:REGEX (a part of the key), json:FIELD (of the
+    JSON beside each image) or column:NAME (of a table)"""
+    groups_per_unit: int = 1000
+    """about how many groups share a Parquet file"""
+    incomplete_groups: bool = False
+    """learn groups without the images of input files that cannot be read; by default no group is learned then"""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.groups_per_unit <= 100_000:
+            raise UserError(f"groups_per_unit is {self.groups_per_unit}; expected 1 to 100000")
+
+
+@dataclasses.dataclass(frozen=True)
 class TextSettings:
     """How to read tables of texts."""
 

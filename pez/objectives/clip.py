@@ -26,11 +26,14 @@ class Target:
     weights: Tensor | None = None
 
     def direction(self) -> Tensor:
-        """(dim,) float; its dot product with a prompt's unit feature is the score."""
-        units = F.normalize(self.features, dim=-1)
+        """(dim,) float; its dot product with a prompt's unit feature is the score.
+
+        The mean is computed in double precision, so that it does not depend on the order of the features.
+        """
+        units = F.normalize(self.features, dim=-1).double()
         if self.weights is not None:
             units = units * self.weights.to(units).unsqueeze(-1)
-        return units.mean(0)
+        return units.mean(0).to(self.features.dtype)
 
 
 class ClipObjective(Objective):

@@ -21,7 +21,7 @@ from pipeline.settings import LearnSettings
 from pipeline.sources.ahead import ahead, batches
 from pipeline.sources.base import Item, LateCaption, Source, Unit, UnitError
 from pipeline.sources.choice import source_of
-from pipeline.stages.lanes import BATCH, Request, SharedLanes
+from pipeline.stages.lanes import BATCH, Direction, Request, SharedLanes
 from pipeline.stages.parts import (
     PartItems,
     PartReport,
@@ -261,8 +261,10 @@ class Learner:
                 yield index, self._row(unit, dataclasses.replace(decoded, item=item), prompt, of_caption)
 
     def _request(self, decoded: "Decoded") -> Request:
-        target = decoded.pixels if decoded.pixels is not None else decoded.item.text
-        assert target is not None, "an ok item has an image or a text"
+        target: Tensor | str | Direction | None = decoded.pixels if decoded.pixels is not None else decoded.item.text
+        if decoded.item.direction is not None:
+            target = Direction(torch.from_numpy(decoded.item.direction))
+        assert target is not None, "an ok item has an image, a text or a direction"
         return Request(decoded.item.key, target, decoded.own_caption, dataclasses.replace(decoded, pixels=None))
 
     def _decode(self, item: Item) -> "Decoded":
