@@ -93,7 +93,8 @@ def swap_rounds(
 ) -> tuple[Tensor, Tensor]:
     """Improve prompts by swaps.
 
-    The value of a prompt is its score and, times `token_weight`, the mean score of its tokens, each alone.
+    The value of a prompt is its score and, times `token_weight`, the mean score of its tokens, each alone. With `among`, a
+    token counts at most as much as the `tokens`-th best of those.
 
     Args:
         ids: (lanes, tokens) int64 prompts to start from.
@@ -112,6 +113,9 @@ def swap_rounds(
     count = min(candidates, len(vocabulary.ids))
     reordered = [(start, torch.tensor(part, device=ids.device)) for start, part in orders_by_start(tokens)]
     score = torch.full(ids.shape[:1], -torch.inf, dtype=embeddings.dtype, device=ids.device)
+    values = _TokenValues(objective, vocabulary, target, token_weight) if token_weight else None
+    if values and among is not None:
+        values.limit(among, tokens)
     for turn in range(rounds):
         position = turn % tokens
         soft = vocabulary.embed(ids).requires_grad_()
@@ -119,7 +123,6 @@ def swap_rounds(
         (gradient,) = torch.autograd.grad(now.sum(), soft)
         with torch.no_grad():
             score = now.detach().to(score.dtype)
-            alone = _of_tokens(objective, ids, target, token_weight)  # (lanes, tokens)
             gain = gradient[:, position] @ embeddings.T  # (lanes, allowed); the old token's part is the same for all
             if among is not None:
                 gain = gain.masked_fill(~among, -torch.inf)
@@ -131,7 +134,7 @@ def swap_rounds(
             tried[:, :, position] = swapped
             scores = score_tried(objective, vocabulary, kept, position, tried, target)
             # Only the swapped token's part of the mean differs.
-            bonus = _of_tokens(objective, swapped, target, token_weight) - alone[:, position, None]
+            bonus = values(swapped) - values(ids)[:, position, None] if values else None
             ids, score = _best_of(ids, score, tried, scores, bonus)
             if position == tokens - 1 and tokens > 1:
                 # What is kept is of the prompts before this round's swap, which was at the last position.
@@ -191,13 +194,30 @@ def _first_changed(order: tuple[int, ...]) -> int:
     return next(i for i, place in enumerate(order) if place != i)
 
 
-def _of_tokens(objective: Objective, ids: Tensor, target: Tensor, weight: float) -> Tensor:
-    """What each of (lanes, count) tokens adds to a value, apart from the division by the number of tokens."""
-    if not weight:
-        return torch.zeros(ids.shape, device=ids.device)
-    lanes_per_batch = max(1, _ROWS_AT_ONCE // ids.shape[1])
-    parts = zip(ids.split(lanes_per_batch), target.split(lanes_per_batch), strict=True)
-    return weight * torch.cat([objective.score_tokens(part, goal) for part, goal in parts])
+class _TokenValues:
+    """What single tokens add to the value of a prompt, apart from the division by the number of tokens.
+
+    A token is worth its own similarity to the target, at most that of the lane's `tokens`-th best token: so no word is worth
+    repeating while there are others that describe the image.
+    """
+
+    def __init__(self, objective: Objective, vocabulary: Vocabulary, target: Tensor, weight: float) -> None:
+        self.objective, self.vocabulary, self.target, self.weight = objective, vocabulary, target, weight
+        self.most = torch.full((len(target), 1), torch.inf, device=target.device)  # (lanes, 1)
+
+    def limit(self, among: Tensor, tokens: int) -> None:
+        """Set the highest value from the tokens that each lane may take, (lanes, allowed) bool."""
+        for lane, taken in enumerate(among):
+            own = self.vocabulary.ids[taken].unsqueeze(0)
+            values = self.objective.score_tokens(own, self.target[lane : lane + 1])[0]
+            self.most[lane] = values.topk(min(tokens, len(values))).values[-1].to(self.most.dtype)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """(lanes, count) int64 to (lanes, count) float."""
+        lanes_per_batch = max(1, _ROWS_AT_ONCE // ids.shape[1])
+        parts = zip(ids.split(lanes_per_batch), self.target.split(lanes_per_batch), strict=True)
+        values = torch.cat([self.objective.score_tokens(part, goal) for part, goal in parts])
+        return self.weight * values.minimum(self.most.to(values.dtype))
 
 
 def _best_of(
