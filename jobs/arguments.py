@@ -19,6 +19,7 @@ from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
+from jobs.config import print_config, with_config
 from pez.errors import UserError
 
 Options = TypeVar("Options")
@@ -48,8 +49,9 @@ def read(options: type[Options], description: str | None, prog: str, words: Sequ
     """
     parser = Parser(prog=prog, description=description)
     flags = list(flags_of(options))
-    parser.add(flags, documented=not {"-h", "--help"}.isdisjoint(words))
-    values = vars(parser.parse_intermixed_args(list(words)))
+    parser.add(flags, documented=not {"-h", "--help"}.isdisjoint(words), brief="-h" in words and "--help" not in words)
+    values = vars(parser.parse_intermixed_args(with_config(words, flags)))
+    printing = values.pop("print_config", False)
     expect_usable(values, {flag.path[-1]: flag.name.upper() for flag in flags if flag.positional})
     try:
         chosen = _built(options, flags, values)
@@ -59,6 +61,9 @@ def read(options: type[Options], description: str | None, prog: str, words: Sequ
         field, space, rest = str(error).partition(" ")
         named = {flag.path[-1]: flag.name for flag in flags}
         raise UserError(f"{named.get(field, field)}{space}{rest}") from error
+    if printing:
+        print_config(chosen, flags)
+        raise SystemExit(0)
     return chosen
 
 
@@ -129,21 +134,27 @@ class Parser(argparse.ArgumentParser):
             usage=f"{prog} [options]",
         )
 
-    def add(self, flags: Sequence[Flag], documented: bool) -> None:
+    def add(self, flags: Sequence[Flag], documented: bool, brief: bool = False) -> None:
         """Add options.
 
         Args:
             documented: include the help texts, which are read from the source of the dataclasses.
+            brief: the help shows the first group alone.
         """
+        self.add_argument("--config", metavar="FILE", help="YAML file with options, such as `tokens: 16`")
+        self.add_argument("--print-config", action="store_true", help="print all options as YAML and exit")
         docs = {owner: field_docs(owner) for owner in {f.owner for f in flags}} if documented else {}
         positional = [flag.name.upper() + "..." * flag.several for flag in flags if flag.positional]
         self.usage = " ".join([self.prog, *positional, "[options]"])
         titles = sorted({flag.group for flag in flags}, key=lambda t: _GROUPS.index(t) if t in _GROUPS else 99)
         for title in titles:
             group = self.add_argument_group(title)
+            hidden = brief and title != titles[0]
             for flag in flags:
                 if flag.group == title:
-                    _add(group, flag, docs.get(flag.owner, {}).get(flag.path[-1], ""))
+                    _add(group, flag, docs.get(flag.owner, {}).get(flag.path[-1], ""), hidden)
+        if brief and len(titles) > 1:
+            self.epilog = f"{self.prog} --help also shows the options of: {', '.join(titles[1:])}"
 
     def parse_known_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Like argparse, but report a misspelled option before a missing one."""
@@ -167,15 +178,16 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message.replace('argument ', '', 1)}; {advice}")
 
 
-def _add(group: Any, flag: Flag, doc: str) -> None:
+def _add(group: Any, flag: Flag, doc: str, hidden: bool = False) -> None:
     without = flag.required or flag.default is None or flag.default == () or flag.hint is bool
     default = "" if without else f" (default: {flag.default})"
     text = " ".join(doc.split()).replace("%", "%%") + (" (required)" if flag.required else default)
+    text = argparse.SUPPRESS if hidden else text.strip()
     if flag.hint is bool:
         action = argparse.BooleanOptionalAction if flag.default is None else "store_true"
-        group.add_argument(flag.name, action=action, help=text.strip())
+        group.add_argument(flag.name, action=action, help=text)
         return
-    options: dict[str, Any] = {"help": text.strip(), "metavar": _METAVARS.get(flag.hint, "TEXT")}
+    options: dict[str, Any] = {"help": text, "metavar": _METAVARS.get(flag.hint, "TEXT")}
     if typing.get_origin(flag.hint) is Literal:
         options.update(choices=typing.get_args(flag.hint), metavar=None)
     else:

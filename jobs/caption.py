@@ -4,6 +4,7 @@
     python -m jobs.caption --input photos --output out
     python -m jobs.caption --input 's3://bucket/{00000..00999}.tar' --output s3://bucket/prompts --tokens 16
     python -m jobs.caption --demo --output out --verify demo        # also generates images and compares
+    python -m jobs.caption --input photos --output out --group-by folder    # one prompt for each folder
 
 Re-run the command to resume; with --retry-failed it also redoes the rows that failed.
 Exit status: 0 = all shards are done, 1 = some failed, 2 = bad usage.
@@ -13,9 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from jobs import command, driver
+from jobs import command, driver, grouped
+from jobs.arguments import Group
 from jobs.options import (
     LearnOptions,
     RunOptions,
@@ -25,14 +27,20 @@ from jobs.options import (
     of_demo,
     refuse_beside_demo,
     refuse_ignored,
+    refuse_without,
 )
 from pez.errors import UserError
 from pez.models.names import is_demo
 from pez.settings import ModelSettings
-from pipeline.settings import Bookkeeping
+from pipeline.settings import Bookkeeping, GroupSettings
+from pipeline.sources.group_by import GroupBy
 
 if TYPE_CHECKING:
     from pipeline.sources.found import Found
+
+
+_OF_GROUPS = ("groups_per_unit", "incomplete_groups")
+_OF_SINGLE_IMAGES = ("verify", "retry_failed", "caption_key", "caption_column")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +59,20 @@ class CaptionJob(LearnOptions, VerifyOptions, RunOptions):
     Polars that read every file of a folder"""
     retry_failed: bool = False
     """also redo rows that failed in an earlier run, and only those"""
+    groups: Annotated[GroupSettings, Group("groups")] = GroupSettings()
+
+    wandb: str | None = None
+    """project of Weights & Biases that gets the figures of each shard and a few of its images with their prompts"""
 
     def check(self, given: frozenset[str]) -> None:
         """Refuse options that would be ignored, and everything that can be checked without loading anything."""
         if self.demo:
             refuse_beside_demo(self.caption, given, ["input"])
         refuse_ignored(given, self.method, self.caption)
+        refuse_without("group_by", given, _OF_GROUPS, "without --group-by")
+        if self.groups.group_by is not None:
+            GroupBy.parse(self.groups.group_by)
+            refuse_without("", given, _OF_SINGLE_IMAGES, "with --group-by, whose rows are of several images")
         expect_device(self.device, on_ray=not self.local)
         expect_output(self.output)
 
@@ -75,21 +91,21 @@ def caption(job: CaptionJob) -> int:
         output = OutputFolder(job.output, job.bookkeeping)
         return find_images([*job.input, *(demo_shards() if job.demo else ())], output, settings, left_out)
 
-    return driver.run(
-        driver.TableJob(
-            settings=settings,
-            method=job.method,
-            find=find,
-            output=job.output,
-            bookkeeping=job.bookkeeping,
-            retry_failed=job.retry_failed,
-            verification=job.verification,
-            device=job.device,
-            local=job.local,
-            cluster=job.cluster,
-            note=note_on_the_demo(settings) if job.input else None,
-        )
+    table_job = driver.TableJob(
+        settings=settings,
+        method=job.method,
+        find=find,
+        output=job.output,
+        bookkeeping=job.bookkeeping,
+        retry_failed=job.retry_failed,
+        verification=job.verification,
+        device=job.device,
+        local=job.local,
+        cluster=job.cluster,
+        wandb=job.wandb,
+        note=note_on_the_demo(settings) if job.input else None,
     )
+    return driver.run(table_job) if job.groups.group_by is None else grouped.run(table_job, job.groups)
 
 
 def note_on_the_demo(settings: ModelSettings) -> str | None:

@@ -12,9 +12,9 @@ import os
 import secrets
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pez
 from jobs import command
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipeline.run.resources import ActorPlan
     from pipeline.run.tasks import Task
     from pipeline.settings import ClusterSettings
-    from pipeline.sources.base import Unit
+    from pipeline.sources.base import Source, Unit
     from pipeline.sources.found import Found
     from pipeline.stages.verified_table import VerifiedTable
     from pipeline.table import PromptTable
@@ -58,6 +58,12 @@ class TableJob(RunOptions):
     """what prompts are learned for"""
     note: str | None = None
     """a line to print before any work"""
+    wandb: str | None = None
+    """project of Weights & Biases; None = none"""
+    source: Source | None = None
+    """how to read the units; None = according to the settings"""
+    failed_before: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """input files that failed in an earlier stage, and why; the job does not count as done"""
 
 
 def run(job: TableJob) -> int:
@@ -100,9 +106,11 @@ def run(job: TableJob) -> int:
             device, verify_device = (plan.device for plan in plans)
         job = dataclasses.replace(job, settings=job.settings.on(device))
         activity.now(f"checking {job.output}")
-        described = describe(job.settings, job.method, device)
-        columns = [*source_of(job.settings).columns, *learned_columns(job.settings)]
-        table = PromptTable(job.output, described, job.bookkeeping, in_full(job.settings, job.method, device), columns)
+        source = job.source or source_of(job.settings)
+        described = describe(job.settings, job.method, device, source)
+        full = in_full(job.settings, job.method, device, source)
+        columns = [*source.columns, *learned_columns(job.settings, job.method)]
+        table = PromptTable(job.output, described, job.bookkeeping, full, columns)
         table.check()
         done, pending = table.divide(units, job.retry_failed)
         units = [*done, *pending]  # with their stems in this folder
@@ -119,6 +127,13 @@ def run(job: TableJob) -> int:
     progress = JobProgress(len(units), len(done), console, verified=already_verified, noun=job.noun)
     failed: dict[str, str] = {}
     failures = FailureLog(table)
+    tracker = None
+    if job.wandb and work.pending:
+        from pipeline.tracking import Tracker
+
+        tracker = Tracker(job.wandb, table, units, table.in_full)
+        progress.listeners.append(tracker.report)
+    status = 130  # unless it ends by itself
     try:
         if not work.pending and not work.unverified:
             say(console, f"nothing to do: {all_are(len(units), 'done and verified' if verifies else 'done')}")
@@ -130,13 +145,17 @@ def run(job: TableJob) -> int:
                     failed = _on_ray(job, work, plans, progress, failures)
                 else:
                     failed = _serially(job, work, device, progress, failures)
+        status = int(bool(failed))
     except KeyboardInterrupt:
         done_so_far = f"{progress.done} of {len(units)} shards are done"
         raise KeyboardInterrupt(f"{done_so_far}; re-run the command to resume") from None
+    finally:
+        if tracker is not None:
+            tracker.finish(status)
     if not failed:
         sweep_parts(units, table)
     failures.conclude(failed, units)
-    failed = failures.located(failed, units)
+    failed = {**job.failed_before, **failures.located(failed, units)}
     return _conclude(table, units, failed, progress.reports, not_taken, job.noun, console)
 
 
@@ -198,7 +217,7 @@ def _serially(job: TableJob, work: _Work, device: str, progress: JobProgress, fa
     learner = None
     if work.pending:
         progress.doing(f"loading {job.settings.name}")
-        learner = Learner(job.settings, job.method, device)
+        learner = Learner(job.settings, job.method, device, source=job.source)
     tasks = work.begin(job.cluster.parts)  # not before the model has loaded
     failed: dict[str, str] = {}
     if learner is not None:
@@ -251,20 +270,37 @@ def _on_ray(
     progress: JobProgress,
     failures: FailureLog,
 ) -> dict[str, str]:
-    from pipeline.run.ray import plan_stage, run_on_ray, seen_by_actors
+    from pipeline.metrics import JobMetrics
+    from pipeline.run.ray import instruments, plan_stage, run_on_ray, seen_by_actors
     from pipeline.stages.learn_stage import LearnStage
     from pipeline.stages.verify_stage import VerifyStage
 
     tasks = work.begin(job.cluster.parts)
+    units = {"learning": len(work.pending)}
+    if work.verified:
+        units["verification"] = len(work.pending) + len(work.unverified)
+    metrics = JobMetrics(instruments, units)
+    learned, verified = both(progress.report, metrics.report), both(progress.report_verified, metrics.report_verified)
+    look = both(progress.look, metrics.look)
     progress.doing(f"starting {count(plans[0].actors, 'actor')} for {job.settings.name}")
     table, concurrent_units = work.table, job.cluster.shards_at_once
     with seen_by_actors(table, [*work.pending, *work.unverified]) as disk:
-        learn = LearnStage(job.settings, job.method, table.source, table.settings, job.retry_failed)
-        stages = [plan_stage(learn, plans[0], progress.report, concurrent_units=concurrent_units, disk=disk)]
+        learn = LearnStage(job.settings, job.method, table.source, table.settings, job.retry_failed, job.source)
+        stages = [plan_stage(learn, plans[0], learned, concurrent_units=concurrent_units, disk=disk)]
         if work.verified:
             verify = VerifyStage.of(job.verification, work.verified)
-            stages.append(plan_stage(verify, plans[1], progress.report_verified, work.unverified, disk=disk))
-        return run_on_ray(tasks, stages, job.cluster, progress.look, progress.note, failures.record)
+            stages.append(plan_stage(verify, plans[1], verified, work.unverified, disk=disk))
+        return run_on_ray(tasks, stages, job.cluster, look, progress.note, failures.record)
+
+
+def both(first: Callable[[Any], None], second: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Call two functions with the same value."""
+
+    def call(value: Any) -> None:
+        first(value)
+        second(value)
+
+    return call
 
 
 def connecting(settings: ClusterSettings) -> str:
@@ -312,7 +348,8 @@ def _conclude(
     for line in _left_out(table, shards, reports, not_taken):
         say(console, plain(line))
     if failed:
-        say(console, f"{len(failed)} of {count(len(shards), 'shard')} failed; re-run the command to retry")
+        every = {shard.url for shard in shards} | failed.keys()
+        say(console, f"{len(failed)} of {count(len(every), 'shard')} failed; re-run the command to retry")
         return 1
     if unmarked:
         say(console, plain(unmarked), "red")

@@ -1,11 +1,14 @@
 """The paper's table on your data: images generated from learned prompts, from captions and from random prompts.
 
     python -m jobs.evaluate --demo
+    python -m jobs.evaluate --demo --methods all --json methods.json     # every method at equal cost
+    python -m jobs.evaluate --demo --lengths 4 8 16 24 --verify demo     # prompts of several lengths
     python -m jobs.evaluate --input 'shards/*.tar' --images 256 --verify stabilityai/stable-diffusion-2-1 --tokens 16
 
 For each kind of prompt: its similarity under the guide and under the judge, and the similarity under the judge of the images
 generated from it with the originals; means with 95% intervals. `similarity` is that of the text. With several images per
-prompt (`--verify-images`), their mean counts.
+prompt (`--verify-images`), their mean counts. With several judges (`--score-model A B`), images are compared under the first.
+With `--methods` or `--lengths`, images are generated only with `--verify`.
 Source: Wen et al. 2023, arXiv:2302.03668, Table 1.
 """
 
@@ -17,12 +20,15 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from jobs import command
 from jobs.arguments import Group
 from jobs.caption import note_on_the_demo
+from jobs.comparison import chosen_methods, compare, regenerated, settings_of
+from jobs.comparison_files import Comparison
 from jobs.options import (
     TAR_OPTIONS,
     LearnOptions,
@@ -34,16 +40,26 @@ from jobs.options import (
     refuse_ignored,
     refuse_without,
 )
-from jobs.outcomes import Originals, Outcome, grid, outcome_tables, random_prompts, regenerate
+from jobs.outcomes import (
+    Originals,
+    Outcome,
+    grid,
+    outcome_tables,
+    random_prompts,
+    regenerate,
+)
 from pez.errors import UserError
-from pipeline.settings import GeneratorSettings
+from pez.models.names import carries_weights
+from pipeline.settings import GenerationSettings, GeneratorSettings
 from pipeline.terminal import Activity, count, open_console, plain, say
 
 if TYPE_CHECKING:
     from PIL import Image
+    from rich.console import Console
 
     from pez.models.clip import Clip
     from pez.models.joint import AnyClip
+    from pez.regeneration import Generator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +75,27 @@ class EvaluateJob(LearnOptions):
     json: Path | None = None
     """write the figures to this file"""
     picture: Path | None = None
-    """write a PNG grid of originals and of the images generated from captions and prompts"""
-    verification: Annotated[GeneratorSettings, Group("verification")] = GeneratorSettings()
+    """write a PNG: a grid of originals and of the images generated from captions and prompts; with --methods or --lengths, a
+    chart (needs matplotlib)"""
+    methods: tuple[str, ...] = ()
+    """compare methods at the cost of the default: names, or all; differences are to the first"""
+    lengths: tuple[int, ...] = ()
+    """numbers of tokens: learn prompts of each with the settings at hand, and name the best number"""
+    markdown: Path | None = None
+    """write the tables of --methods and --lengths to this file"""
+    parquet: Path | None = None
+    """write every prompt of --methods and --lengths, with its scores, to this file"""
+    verification: Annotated[GenerationSettings, Group("verification")] = GenerationSettings()
+    score_model: Annotated[tuple[str, ...], Group("verification")] = ()
+    """one or more judges, CLIPs that score the prompts, as for --model; default = one that differs from the guide:
+    ViT-bigG-14, ViT-H-14 or demo-judge"""
+    score_pretrained: Annotated[tuple[str, ...], Group("verification")] = ()
+    """pretrained tags or checkpoint files of those judges that are open_clip names, in their order"""
+
+    @property
+    def compares(self) -> bool:
+        """Whether methods or lengths are compared."""
+        return bool(self.methods or self.lengths)
 
     def check(self, given: frozenset[str]) -> None:
         """Refuse options that would be ignored, and everything that can be checked without loading anything."""
@@ -70,39 +105,70 @@ class EvaluateJob(LearnOptions):
         elif not self.input:
             raise UserError("no input given; expected --input with the URL of a tar, or --demo")
         refuse_without("", given, {"caption_weight"}, "with pez evaluate, whose prompts are learned from images alone")
-        refuse_ignored(given | ({"verify"} if self.demo else frozenset()), self.method, self.caption)
+        heeded = given
+        if self.demo and not self.compares:
+            heeded = given | {"verify"}
+        elif self.compares and "score_model" in given:  # judges score texts, too
+            heeded = given - {"score_model", "score_pretrained"}
+        refuse_ignored(heeded, self.method, self.caption)
         if not 1 <= self.images <= 100_000:
             raise UserError(f"images is {self.images}; expected 1 to 100,000")
+        if self.compares:
+            self._check_comparison(given)
+        else:
+            refuse_without("", given, {"markdown", "parquet"}, "without --methods or --lengths")
         expect_device(self.device)
-        expect_writable(self.json, "--json")
-        expect_writable(self.picture, "--picture")
-        if self.json is not None and self.picture is not None and self.json.absolute() == self.picture.absolute():
-            raise UserError(f"--json and --picture are both {self.json}; expected two files")
+        files = {"--" + name: getattr(self, name) for name in ("json", "picture", "markdown", "parquet")}
+        for option, file in files.items():
+            expect_writable(file, option)
+        for (one, file), (other, second) in itertools.combinations(files.items(), 2):
+            if file is not None and second is not None and file.absolute() == second.absolute():
+                raise UserError(f"{one} and {other} are both {file}; expected two files")
+
+    def _check_comparison(self, given: frozenset[str]) -> None:
+        if len(self.caption.models) > 1:
+            raise UserError(
+                f"--model names {len(self.caption.models)} models; expected one with --methods or --lengths"
+            )
+        if self.methods:
+            chosen_methods(self.methods, self.demo or bool(self.method.bank))
+            if {"method", "exact"} & given:
+                raise UserError("--methods and --method are both given; expected one of them")
+        if wrong := [length for length in self.lengths if not 1 <= length <= 1000]:
+            raise UserError(f"--lengths contains {wrong[0]}; expected numbers of tokens, 1 or more")
+        if self.picture is not None and find_spec("matplotlib") is None:
+            raise UserError("--picture needs matplotlib; pip install matplotlib")
 
 
 def evaluate(job: EvaluateJob) -> int:
     """Run the job; returns its exit status."""
-    if not job.demo:
+    if not job.demo and not (job.compares and job.verification.verify is None):
         expect_generator(job.verification)
     console = open_console()
     with Activity(console, "loading PyTorch") as activity:
         with command.importing():
             import pez
-            from pez.models.load import check_models, load_clip, load_model
+            from pez.models.load import check_model, check_models, load_clip, load_model
             from pez.template import template_of
             from pipeline.run.hub import check_guides_reachable, check_reachable
             from pipeline.stages.verify import check_verification, generator_of, resolved, score_model
 
         if job.demo:
-            verification = dataclasses.replace(job.verification, verify=job.verification.verify or "demo")
+            verify = job.verification.verify or (None if job.compares else "demo")
+            verification = dataclasses.replace(job.verification, verify=verify)
             job = dataclasses.replace(job, caption=of_demo(job.caption), verification=verification)
-        job = dataclasses.replace(job, verification=resolved(job.verification))
-        check_models(job.caption, job.method.tokens, template_of(job.method))
+        for tokens in job.lengths or (job.method.tokens,):
+            check_models(job.caption, tokens, template_of(job.method))
         device = job.local_device()
-        check_verification(job.verification, job.caption.model, job.caption.pretrained, device)
-        name, pretrained = score_model(job.verification, job.caption.model)
+        settings = [resolved(each) for each in judges_of(job)]
+        names = [score_model(each, job.caption.model) for each in settings]
+        if settings[0].verify is not None:
+            check_verification(settings[0], job.caption.model, job.caption.pretrained, device)
+        for model, weights in names:
+            check_model(model, weights)
         check_guides_reachable(job.caption)
-        check_reachable(name, pretrained)
+        for model, weights in names:
+            check_reachable(model, weights)
         activity.now("reading images")
         originals = drawn(job.images) if job.demo else read(job)
         if not job.demo and (note := note_on_the_demo(job.caption)):
@@ -116,31 +182,101 @@ def evaluate(job: EvaluateJob) -> int:
         activity.now(f"loading {job.caption.name}")
         guide = load_model(job.caption, device)
         guide.vocabulary(job.method)
-        activity.now(f"loading {name}")
-        judge = load_clip(name, pretrained, device)
-        activity.now(f"loading the generator {job.verification.verify}")
-        generator = generator_of(job.verification, device)
-        learning = f"learning {count(len(originals.keys), 'prompt')}"
-        steps = activity.counted(learning, _steps_of(job, len(originals.keys), device))
-        prompts = pez.learn_prompts(
-            guide, originals.images, job.method, originals.keys, lambda _: steps(), job.caption.lanes
-        )
-        kinds = {"random": random_prompts(guide, job.method, originals.keys), "learned": [p.text for p in prompts]}
-        if originals.captions is not None:
-            kinds["caption"] = originals.captions
-        outcomes, made = regenerate(job.verification, guide, judge, generator, originals, kinds, activity)
-    unwritten = [
-        line
-        for line in (_write_figures(job, originals, guide, judge, outcomes), _write_picture(job, originals, made))
-        if line
-    ]
-    for table in outcome_tables(outcomes):
+        judges = []
+        for model, weights in names:
+            activity.now(f"loading {model}")
+            judges.append(load_clip(model, weights, device))
+        generator = None
+        if settings[0].verify is not None:
+            activity.now(f"loading the generator {settings[0].verify}")
+            generator = generator_of(settings[0], device)
+        if job.compares:
+            comparison = _compared(job, settings[0], guide, judges, generator, originals, activity, console)
+        else:
+            assert generator is not None, "checked above"
+            learning = f"learning {count(len(originals.keys), 'prompt')}"
+            steps = activity.counted(learning, _steps_of(job, len(originals.keys), device))
+            prompts = pez.learn_prompts(
+                guide, originals.images, job.method, originals.keys, lambda _: steps(), job.caption.lanes
+            )
+            kinds = {"random": random_prompts(guide, job.method, originals.keys), "learned": [p.text for p in prompts]}
+            if originals.captions is not None:
+                kinds["caption"] = originals.captions
+            outcomes, made = regenerate(
+                settings[0], guide, judges[0], generator, originals, kinds, activity, judges[1:]
+            )
+    if job.compares:
+        unwritten = comparison.write(job.json, job.markdown, job.parquet, job.picture)
+        tables = comparison.tables()
+    else:
+        found = (_write_figures(job, originals, guide, judges[0], outcomes), _write_picture(job, originals, made))
+        unwritten = [line for line in found if line]
+        tables = outcome_tables(outcomes)
+    for table in tables:
         console.print(table)
-    if blanked := sum(outcome.blanked for outcome in outcomes):
+    if not job.compares and (blanked := sum(outcome.blanked for outcome in outcomes)):
         say(console, f"{count(blanked, 'image')} blanked by the safety checker and excluded from the figures")
     for line in unwritten:
         say(console, plain(line), "red")
     return 1 if unwritten else 0
+
+
+def judges_of(job: EvaluateJob) -> list[GeneratorSettings]:
+    """The settings with each judge, at least one.
+
+    Raises:
+        UserError: more weights than judges that need some.
+    """
+    weights = list(job.score_pretrained)
+    values = dataclasses.asdict(job.verification)
+    found = []
+    for name in job.score_model or (None,):
+        takes = name is not None and not carries_weights(name) and bool(weights)
+        found.append(GeneratorSettings(**values, score_model=name, score_pretrained=weights.pop(0) if takes else None))
+    if weights:
+        raise UserError(
+            f"--score-pretrained {weights[0]} has no effect; expected one for each judge with an open_clip name"
+        )
+    return found
+
+
+def _compared(
+    job: EvaluateJob,
+    settings: GeneratorSettings,
+    guide: AnyClip,
+    judges: Sequence[Clip],
+    generator: Generator | None,
+    originals: Originals,
+    activity: Activity,
+    console: Console,
+) -> Comparison:
+    from pez.demo import scenes
+    from pez.models.clip import Clip
+
+    assert isinstance(guide, Clip), "several models are refused"
+
+    phrases = job.method.bank or (scenes.phrases() if job.demo else ())
+    budget = dataclasses.replace(job.method, bank=())
+    methods, note = chosen_methods(job.methods, bool(phrases)) if job.methods else ([], None)
+    if note:
+        say(console, note)
+    lanes = job.caption.on(str(guide.device)).side_by_side
+    chosen = [settings_of(method, budget, phrases) for method in methods]
+    lengths = [dataclasses.replace(job.method, tokens=length) for length in sorted(set(job.lengths))]
+    found = [compare(guide, judges, originals, chosen, budget, lanes, activity)] if chosen else [[]]
+    found.append([each for one in lengths for each in compare(guide, judges, originals, [one], one, lanes, activity)])
+    if generator is not None:
+        found = [
+            [regenerated(each, settings, judges[0], generator, originals, activity) for each in part] for part in found
+        ]
+    about = {
+        "images": len(originals.keys),
+        "guide": guide.name,
+        "judges": [judge.name for judge in judges],
+        "generator": settings.verify,
+        "vocabulary": job.method.vocabulary,
+    }
+    return Comparison(about, originals.keys, *found)
 
 
 def _write_figures(

@@ -124,6 +124,8 @@ def invert(job: InvertJob) -> int:
     console.print(show.table([(n, p.text, p.similarity) for n, p in zip(names, prompts, strict=True)], "prompt"))
     if job.together and len(targets) > 1:
         console.print(_parts(targets, job.weights or (1.0,) * len(targets), prompts[0]))
+    if soft := [p.soft_similarity for p in prompts if p.soft_similarity is not None]:
+        say(console, f"soft prompts before their projection: {', '.join(f'{value:.3f}' for value in soft)}")
     return 0
 
 

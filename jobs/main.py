@@ -21,9 +21,12 @@ COMMANDS = {
     "distill": "shorten texts to prompts of a few tokens",
     "verify": "generate images from the prompts of an output and compare them with the originals",
     "gallery": "write the rows of an output as a web page to sort and filter",
+    "export": "write prompts and images in the formats of trainers",
+    "app": "open a web page to try it on: drop images and watch their prompts improve",
     "evaluate": "compare learned prompts with captions and random prompts, on your data",
     "plan": "estimate hours and cost of a job from a measured throughput",
     "benchmark": "measure speed, and quality against time, on this machine",
+    "completion": "print a script that completes commands and options in a shell",
     "train_demo": "retrain the demo models",
 }
 """the purpose of each command, by module name"""

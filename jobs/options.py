@@ -10,12 +10,13 @@ from urllib.parse import urlsplit
 import pez
 from jobs.arguments import Group, flags_of, option_of
 from pez.errors import UserError
+from pez.methods.names import OF_ONE_METHOD, TRAITS, Method
 from pez.models.names import all_carry_weights, guides_of, is_demo
 from pez.settings import ModelSettings
 from pipeline.settings import (
     CaptionSettings,
     ClusterSettings,
-    GeneratorSettings,
+    GenerationSettings,
     ImageSettings,
     TarSettings,
     VerifySettings,
@@ -102,7 +103,7 @@ def expect_device_here(device: str | None, cluster: ClusterSettings) -> None:
         usable_device(device)
 
 
-def expect_generator(settings: GeneratorSettings) -> None:
+def expect_generator(settings: GenerationSettings) -> None:
     """Refuse a verification without a generator."""
     if settings.verify is None:
         raise UserError("no generator is named; expected --verify demo, ORG/MODEL, a folder or a .safetensors file")
@@ -133,6 +134,14 @@ def refuse_without(needed: str, given: frozenset[str], options: Iterable[str], w
         raise UserError(f"{', '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no effect {why}")
 
 
+_WITHOUT: dict[Method, str] = {
+    "default": "",
+    **dict.fromkeys(("pez", "autoprompt", "fluentprompt", "soft"), ", which does no swaps"),
+    **dict.fromkeys(("gcg", "gaslite"), ", which does swaps alone"),
+    "bank": ", which chains phrases",
+    "random": ", which draws prompts at random",
+}
+"""why some options have no effect with a method"""
 TAR_OPTIONS = frozenset(field.name for kind in (TarSettings, ImageSettings) for field in dataclasses.fields(kind))
 """options for reading tars, folders and tables of images"""
 
@@ -151,9 +160,9 @@ def refuse_ignored(
     refuse_without("score_model", given, {"score_pretrained"}, "without --score-model NAME")
     if {"exact", "method"} <= given:
         raise UserError("--exact and --method are both given; expected one of them (--exact means --method pez)")
-    if method is not None and method.method == "pez":
-        name = "--exact" if "exact" in given else "--method pez"
-        refuse_without("", given, {"swaps", "candidates", "token_weight"}, f"with {name}, which does no swaps")
+    if method is not None:
+        name = "--exact" if "exact" in given else f"--method {method.method}"
+        refuse_without("", given, OF_ONE_METHOD - TRAITS[method.method].uses, f"with {name}{_WITHOUT[method.method]}")
     if "local" in given:
         of_ray = {flag.path[-1] for flag in flags_of(ClusterSettings)} - {"attempts", "parts"}
         refuse_without("", given, of_ray, "with --local, which does not use Ray")
@@ -176,7 +185,7 @@ def expect_writable(path: Path | None, option: str) -> None:
         raise UserError(f"{option} is {path}, which is not writable")
 
 
-def expect_output(url: str) -> None:
+def expect_output(url: str, option: str = "--output") -> None:
     """Refuse an invalid output folder, before any work.
 
     Raises:
@@ -185,13 +194,13 @@ def expect_output(url: str) -> None:
     scheme, _, rest = url.partition("://") if "://" in url else ("file", "", url)
     if scheme not in ("file", "local"):
         if not (urlsplit(url).netloc or rest.strip("/")):
-            raise UserError(f"--output is {url}; expected a bucket and a folder in it")
+            raise UserError(f"{option} is {url}; expected a bucket and a folder in it")
         return
     path = Path(os.path.abspath(os.path.expanduser(rest)))
     if path == Path(path.anchor):
-        raise UserError(f"--output is {url}, the root of the file system; expected a separate folder")
+        raise UserError(f"{option} is {url}, the root of the file system; expected a separate folder")
     for folder in (path, *path.parents):
         if os.path.lexists(folder):
             if not folder.is_dir():
-                raise UserError(f"--output is {url}, but {folder} is a file; expected a folder")
+                raise UserError(f"{option} is {url}, but {folder} is a file; expected a folder")
             return

@@ -57,6 +57,8 @@ class Outcome:
     """similarity of prompt and original under the guide"""
     judge: Mean
     """the same under the judge"""
+    others: dict[str, Mean]
+    """the same under further judges, by name"""
     regenerated: Mean
     """similarity of generated images and originals under the judge"""
     blanked: int
@@ -83,8 +85,12 @@ def regenerate(
     originals: Originals,
     kinds: dict[str, list[str]],
     activity: Activity,
+    others: Sequence[Clip] = (),
 ) -> tuple[list[Outcome], dict[str, list[Image.Image | None]]]:
     """Score each kind of prompt and the images that the generator makes from it.
+
+    Args:
+        others: further judges, of texts only.
 
     Returns:
         the scores of each kind, and its images: `verify_images` per prompt, prompt by prompt.
@@ -95,11 +101,12 @@ def regenerate(
 
     times = settings.verify_images
     of_guide, of_judge = guide.image_features(originals.images), judge.image_features(originals.images)
+    of_others = [other.image_features(originals.images) for other in others]
     seeds = [seed_for(settings.verify_seed, key, n) for key in originals.keys for n in range(times)]
     outcomes, made = [], {}
     for kind, prompts in kinds.items():
         repeated = [prompt for prompt in prompts for _ in range(times)]
-        made[kind] = _generated(generator.images, repeated, seeds, settings.verify_batch, kind, activity)
+        made[kind] = generated(generator.images, repeated, seeds, settings.verify_batch, kind, activity)
         similarities = image_similarities(judge, of_judge.repeat_interleave(times, 0), made[kind])
         seen = {}
         if originals.scenes is not None:
@@ -116,7 +123,11 @@ def regenerate(
                 kind,
                 mean_of((guide.text_features(prompts) * of_guide).sum(-1).tolist()),
                 mean_of((judge.text_features(prompts) * of_judge).sum(-1).tolist()),
-                mean_of(_by_prompt(similarities, times)),
+                {
+                    other.name: mean_of((other.text_features(prompts) * features).sum(-1).tolist())
+                    for other, features in zip(others, of_others, strict=True)
+                },
+                mean_of([value for value in by_prompt(similarities, times) if value is not None]),
                 sum(image is None for image in made[kind]),
                 seen,
             )
@@ -124,14 +135,14 @@ def regenerate(
     return outcomes, made
 
 
-def _by_prompt(similarities: Sequence[float | None], times: int) -> list[float]:
-    """The mean over each prompt's images; missing ones are skipped."""
+def by_prompt(similarities: Sequence[float | None], times: int) -> list[float | None]:
+    """The mean over each prompt's images; missing ones are skipped, and a prompt without images has None."""
     groups = [similarities[i : i + times] for i in range(0, len(similarities), times)]
     there = [[value for value in group if value is not None] for group in groups]
-    return [sum(values) / len(values) for values in there if values]
+    return [sum(values) / len(values) if values else None for values in there]
 
 
-def _generated(
+def generated(
     generate: Callable[[Sequence[str], Sequence[int]], list[Image.Image | None]],
     prompts: list[str],
     seeds: list[int],
@@ -159,16 +170,16 @@ def mean_of(values: Sequence[float]) -> Mean:
 
 def outcome_tables(outcomes: Sequence[Outcome]) -> Iterator[Table]:
     """The results for people: similarities, and for drawn scenes what the images show; one table would be too wide."""
-    yield _table(
-        ("prompts", "similarity", "under the judge", "regenerated"),
-        [(o.prompts, str(o.guide), str(o.judge), str(o.regenerated)) for o in outcomes],
+    yield table(
+        ("prompts", "similarity", "under the judge", *(f"under {name}" for name in outcomes[0].others), "regenerated"),
+        [(o.prompts, *map(str, (o.guide, o.judge, *o.others.values(), o.regenerated))) for o in outcomes],
     )
     if attributes := list(dict.fromkeys(name for o in outcomes for name in o.named)):
         shares = [(o.prompts, *(f"{o.named[n]:.0%}" if n in o.named else "" for n in attributes)) for o in outcomes]
-        yield _table(("shown in", *(name.replace("_", " ") for name in attributes)), shares)
+        yield table(("shown in", *(name.replace("_", " ") for name in attributes)), shares)
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table whose headings may wrap but whose numbers may not."""
     from rich.table import Table
 

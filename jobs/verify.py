@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from jobs import command
 from jobs.arguments import POSITIONAL
-from jobs.driver import all_are, connecting, show_first, verify_serially
+from jobs.driver import all_are, both, connecting, show_first, verify_serially
 from jobs.options import RunOptions, VerifyOptions, expect_device, expect_device_here, expect_generator, refuse_ignored
 from pez.errors import UserError
 from pipeline.sources.base import Unit
@@ -129,14 +129,17 @@ def _on_ray(
     progress: JobProgress,
     failures: FailureLog,
 ) -> dict[str, str]:
-    from pipeline.run.ray import plan_stage, run_on_ray, seen_by_actors
+    from pipeline.metrics import JobMetrics
+    from pipeline.run.ray import instruments, plan_stage, run_on_ray, seen_by_actors
     from pipeline.run.tasks import tasks_of
     from pipeline.stages.verify_stage import VerifyStage
 
     verified.claim()
     progress.doing(f"starting {count(plan.actors, 'actor')} for {job.verification.verify}")
+    metrics = JobMetrics(instruments, {"verification": len(pending)})
+    report = both(progress.report_verified, metrics.report_verified)
     with seen_by_actors(verified.prompts, pending) as disk:
-        stage = plan_stage(VerifyStage.of(job.verification, verified), plan, progress.report_verified, disk=disk)
+        stage = plan_stage(VerifyStage.of(job.verification, verified), plan, report, disk=disk)
         return run_on_ray(tasks_of(pending), [stage], job.cluster, progress.look, progress.note, failures.record)
 
 

@@ -1,9 +1,65 @@
-"""Floating-point operations of the method, counted by hand: matrix products only, two operations per multiply-add."""
+"""Floating-point operations of the methods, counted by hand: matrix products only, two operations per multiply-add."""
+
+import dataclasses
 
 from torch import Tensor
 
+from pez.methods import bank, gaslite, gcg
 from pez.methods.swaps import prompts_scored
 from pez.models.clip import Clip
+from pez.settings import PezSettings
+from pez.vocabulary import Vocabulary
+
+
+def method_flop(clip: Clip, settings: PezSettings, vocabulary: Vocabulary) -> float:
+    """A prompt by the settings' method, without what is computed once for all prompts (phrases, tokens alone)."""
+    allowed, steps = vocabulary.allowed, settings.walk_steps
+    if settings.method == "bank":
+        return bank_flop(clip, settings.tokens, vocabulary)
+    flop = steps * step_flop(clip, settings, allowed)
+    if settings.method == "soft":
+        flop += projection_flop(clip, settings.tokens, allowed)
+    return flop + swaps_flop(clip, settings.tokens, settings.rounds, settings.candidates, allowed)
+
+
+def within(clip: Clip, settings: PezSettings, vocabulary: Vocabulary, flop: float) -> PezSettings:
+    """The settings with as many steps as a budget pays, at least one; the method bank has no steps, and keeps its own cost."""
+    if settings.method == "bank":
+        return settings
+    rest = method_flop(clip, settings, vocabulary) - settings.walk_steps * step_flop(clip, settings, vocabulary.allowed)
+    steps = int((flop - rest) / step_flop(clip, settings, vocabulary.allowed) / settings.restarts)
+    return dataclasses.replace(settings, steps=max(1, steps))
+
+
+def step_flop(clip: Clip, settings: PezSettings, allowed: Tensor) -> float:
+    """One step of a method's first phase."""
+    tokens, rows = settings.tokens, settings.tokens + 1
+    forward, project = forward_flop(clip, rows, rows + 1, 1), projection_flop(clip, tokens, allowed)
+    method, count = settings.method, int(allowed.sum())
+    if method == "random":
+        return forward
+    if method == "soft":
+        return 2 * forward
+    if method == "gcg":
+        places = gcg.positions_of(tokens, settings.candidates).items()
+        scored = sum(float(part.stop - part.start) * forward_flop(clip, rows - i, rows + 1, 1) for i, part in places)
+        return 2 * forward + project * len(places) / tokens + scored
+    if method == "gaslite":
+        refined = gaslite.positions(tokens)
+        tails = [forward_flop(clip, rows - i, rows + 1, 1) for i in range(tokens)]
+        scored = min(settings.candidates, count) * sum(tails) * refined / tokens
+        return (2 * gaslite.VARIATIONS + refined) * forward + project * refined / tokens + scored
+    return engine_step_flop(clip, tokens, allowed)
+
+
+def bank_flop(clip: Clip, tokens: int, vocabulary: Vocabulary) -> float:
+    """All rounds of a chain of phrases of the mean length, scored with those that stay after the ranking."""
+    phrases = vocabulary.phrases
+    kept, length = min(bank.KEPT, len(phrases)), max(1, round(sum(map(len, phrases)) / len(phrases)))
+    before = range(length, tokens - length + 1, length)
+    return sum(
+        kept * forward_flop(clip, length + 1, n + length + 2, 1) + forward_flop(clip, n, n + 1, 1) for n in before
+    )
 
 
 def baseline_step_flop(clip: Clip, tokens: int) -> float:

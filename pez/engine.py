@@ -5,30 +5,28 @@
     while engine.busy:
         finished = engine.step()
 
-A method is a chain of phases. The walk (`methods/pez.py`) learns one prompt per lane; a finished lane takes the next task.
-The walk never settles, so the method "default" then improves prompts by swaps (`methods/swaps.py`). Swaps run in batches: as
-soon as there are as many prompts as lanes, or when the walk is idle.
+A method is a chain of phases (`methods/chains.py`). The default's first is the walk (`methods/pez.py`): it learns one prompt
+per lane, and a finished lane takes the next task. The walk never settles, so a second phase improves prompts by swaps
+(`methods/swaps.py`). Swaps run in batches: as soon as there are as many prompts as lanes, or when the walk is idle.
 
 Running out of device memory is handled here and nowhere else. The phase that ran out continues with half the lanes, warns
-once and keeps the lower number.
+once and keeps the lower number. Its prompts start over: a result does not depend on earlier work.
 """
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
 from pez.errors import UserError
-from pez.methods.pez import Walk, round_up_to_16
-from pez.methods.swaps import improve
+from pez.methods.chains import phases_of
+from pez.methods.phase import OnStep, started
 from pez.modes import own_modes
 from pez.objectives.objective import Objective
 from pez.settings import PezSettings
-from pez.tasks import Learned, Step, Task
+from pez.tasks import Learned, Task
 from pez.vocabulary import Vocabulary
-
-OnStep = Callable[[Step], None]
 
 
 class Engine:
@@ -55,38 +53,36 @@ class Engine:
         self.objective, self.vocabulary, self.settings, self.lanes = objective, vocabulary, settings, lanes
         self._on_step = on_step
         with own_modes():
-            self._walk = Walk(objective, vocabulary, settings, lanes)
-        self._swap_lanes = lanes
-        self._queue: deque[Task] = deque()  # submitted, waiting for a lane
-        self._walked: list[Learned] = []  # waiting for swaps
-        self._swapping = self._rounds = 0  # size of the batch in the swaps, and rounds done
+            self._phases = phases_of(objective, vocabulary, settings, lanes)
+        self._waiting: list[deque[Learned]] = [deque() for _ in self._phases]  # for a lane of each phase
 
     def clear(self) -> None:
         """Forget all tasks, but keep the lane counts that fit in memory."""
-        self._walk.clear()
-        self._queue.clear()
-        self._walked = []
+        for phase, waiting in zip(self._phases, self._waiting, strict=True):
+            phase.clear()
+            waiting.clear()
 
     @property
     def free(self) -> int:
         """Tasks that would start in the next step if submitted now."""
-        return max(0, self._walk.free - len(self._queue))
+        return max(0, self._phases[0].free - len(self._waiting[0]))
 
     @property
     def busy(self) -> bool:
         """Whether a task is unfinished."""
-        return bool(self._queue or self._walk.tasks or self._walked)
+        return any(self._waiting) or any(phase.prompts for phase in self._phases)
 
     @property
     def learning(self) -> int:
         """Prompts in progress."""
-        return len(self._walk.tasks) + len(self._walked) + self._swapping
+        return sum(len(phase.prompts) for phase in self._phases) + sum(map(len, self._waiting[1:]))
 
     @property
     def steps(self) -> int:
         """Gradient steps and rounds of swaps done so far for the prompts in progress."""
-        walked = (len(self._walked) + self._swapping) * self.settings.walk_steps
-        return sum(self._walk.taken) + walked + self._swapping * self._rounds
+        earlier = [prompt for waiting in self._waiting[1:] for prompt in list(waiting)]
+        earlier += [prompt for phase in self._phases for prompt in phase.prompts]
+        return sum(prompt.steps for prompt in earlier) + sum(phase.steps for phase in self._phases)
 
     def submit(self, task: Task) -> None:
         """Add a task. It starts in the next step, or as soon as a lane is free.
@@ -97,7 +93,8 @@ class Engine:
         ids = task.initial_ids
         if ids is not None and ids.shape != (self.settings.tokens,):
             raise UserError(f"initial_ids have shape {tuple(ids.shape)}; expected ({self.settings.tokens},)")
-        self._queue.append(task)
+        with own_modes():
+            self._waiting[0].append(started(task, self.vocabulary, self.settings))
 
     def step(self) -> list[Learned]:
         """Do one gradient step in every busy lane, and swap a batch when it is full or the walk is idle.
@@ -109,17 +106,18 @@ class Engine:
             torch.OutOfMemoryError: not enough memory for 16 lanes.
         """
         with own_modes():
-            while self._queue and self._walk.free:
-                self._walk.admit(self._queue.popleft())
-            idle = not self._walk.tasks
-            finished = [] if idle else self._step_walk()
-            if not self.settings.rounds:
-                return finished
-            self._walked += finished
-            if not self._walked or (len(self._walked) < self.lanes and not idle):
-                return []
-            batch, self._walked = self._walked[: self.lanes], self._walked[self.lanes :]
-            return self._swap(batch)
+            more, finished = (
+                False,
+                list[Learned](),
+            )  # of the earlier phases: whether they are busy, and what they returned
+            for i, waiting in enumerate(self._waiting):
+                waiting.extend(finished)
+                while waiting and self._phases[i].free:
+                    self._phases[i].admit(waiting.popleft())
+                busy = more or bool(waiting or self._phases[i].prompts)
+                finished = self._step(i, more)
+                more = busy
+            return finished
 
     def run(self, tasks: Iterable[Task]) -> Iterator[list[Learned]]:
         """Learn for all tasks.
@@ -144,49 +142,18 @@ class Engine:
             if finished := self.step():
                 yield finished
 
-    def _step_walk(self) -> list[Learned]:
+    def _step(self, i: int, more: bool) -> list[Learned]:
+        """Step one phase; out of memory, it continues with half the lanes."""
+        phase = self._phases[i]
         try:
-            self._walk.step(self._on_step)
-            return self._walk.take_finished()
+            return phase.step(more or bool(self._waiting[i]), self._on_step)
         except torch.OutOfMemoryError:
-            smaller = _half(self._walk.lanes)
-            if not smaller:
+            halved = phase.halved()
+            if halved is None:
                 raise
         # Outside the except block, because the error keeps the failed step's tensors alive.
-        warnings.warn(f"out of memory with {self._walk.lanes} lanes; continuing with {smaller}", stacklevel=3)
-        # The tasks start over: a result does not depend on earlier work.
-        again = [task for _, task in sorted(self._walk.tasks.items())]
-        self._queue.extendleft(reversed(again))
-        self._walk = Walk(self.objective, self.vocabulary, self.settings, smaller)
+        smaller, message = halved
+        warnings.warn(message, stacklevel=3)
+        self._waiting[i].extendleft(reversed(phase.prompts))
+        self._phases[i] = smaller
         return []
-
-    def _swap(self, batch: list[Learned]) -> list[Learned]:
-        finished: list[Learned] = []
-        while rest := batch[len(finished) :]:
-            part = rest[: self._swap_lanes]
-            lanes = self._swap_lanes
-            if self.vocabulary.embedding.device.type == "cpu":
-                lanes = min(lanes, round_up_to_16(len(part)))
-            self._swapping, self._rounds = len(rest), 0
-            try:
-                finished += improve(self.objective, self.vocabulary, part, self.settings, lanes, self._after_round)
-                continue
-            except torch.OutOfMemoryError:
-                smaller = _half(lanes)
-                if not smaller:
-                    raise
-            finally:
-                self._swapping = 0
-            warnings.warn(f"out of memory with swaps of {lanes} lanes; continuing with {smaller}", stacklevel=3)
-            self._swap_lanes = smaller
-        return finished
-
-    def _after_round(self, step: Step) -> None:
-        self._rounds += 1
-        if self._on_step is not None:
-            self._on_step(step)
-
-
-def _half(lanes: int) -> int:
-    """Half of the lanes, a multiple of 16; 0 = no smaller number is possible."""
-    return lanes // 32 * 16

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pez.engine import Engine, OnStep
+from pez.engine import Engine
 from pez.errors import UserError
 from pez.image_inputs import ImageInputs, rgb_images
-from pez.methods.pez import round_up_to_16
+from pez.methods.phase import OnStep, round_up_to_16
 from pez.models.clip import Clip
 from pez.models.joint import AnyClip, JointClip, joined
+from pez.models.text_encoder import CausalEncoder
 from pez.modes import own_modes
 from pez.objectives.clip import ClipObjective, Target
 from pez.prompt import Mixture, Prompt
@@ -65,6 +66,7 @@ def learn_prompt(
     weights: Sequence[float] | None = None,
     on_step: OnStep | None = None,
     texts: Sequence[str] = (),
+    key: str | None = None,
 ) -> Prompt:
     """Learn one prompt shared by all images, and texts.
 
@@ -73,6 +75,7 @@ def learn_prompt(
         images: one image or many: files, PIL images of any mode, or arrays; see pez.image_inputs.
         weights: one per image, then one per text; 1 = attract, negative = repel. Default = all 1.
         texts: texts that the prompt should also be close to.
+        key: determines the random start, together with the seed; default = a hash of the pixels and texts.
 
     Returns:
         the prompt; `target_similarities` has its cosine with each image and text.
@@ -89,7 +92,8 @@ def learn_prompt(
         features = [clip.pixel_features(pixels)] if len(pixels) else []
         features += [clip.text_features(texts)] if texts else []
         target = Target(torch.cat(features), chosen)
-    key = "|".join([hash_of(pixels), *texts] if len(pixels) else texts)
+    if key is None:
+        key = "|".join([hash_of(pixels), *texts] if len(pixels) else texts)
     return learn_for_targets(clip, [target], [key], settings or PezSettings(), on_step)[0]
 
 
@@ -219,10 +223,13 @@ def engine_for(clip: AnyClip, settings: PezSettings, lanes: int, on_step: OnStep
         lanes: prompts learned side by side, a multiple of 16.
 
     Raises:
-        UserError: too many tokens for the model, or an empty vocabulary.
+        UserError: too many tokens for the model, an empty vocabulary, or a model that the method does not support.
     """
     token_features = clip.single_tokens() if settings.rounds and settings.token_weight else None
-    objective = ClipObjective(clip.encoder(settings.tokens, template_of(settings)), token_features)
+    encoder = clip.encoder(settings.tokens, template_of(settings))
+    if settings.method == "bank" and not isinstance(encoder, CausalEncoder):
+        raise UserError(f"the method bank needs a causal text tower, which {clip.name} has not; expected a CLIP model")
+    objective = ClipObjective(encoder, token_features)
     return Engine(objective, clip.vocabulary(settings), settings, lanes, on_step)
 
 
@@ -235,9 +242,9 @@ def prompts_of(
         parts: for each prompt, (n, dim) features of its targets; the text is scored against each if there are several.
     """
     with own_modes():
-        ids = torch.stack([learned.token_ids for learned in finished])
+        rows = [learned.token_ids for learned in finished]
         directions = torch.stack([learned.task.target for learned in finished])
-        texts = [template.around(clip.text_of(row)) for row in ids.tolist()]
+        texts = [template.around(clip.text_of(row)) for row in map(Tensor.tolist, rows)]
         features = clip.text_features(texts)
         similarities = (features * directions).sum(-1).tolist()
         by_model = (
@@ -247,11 +254,25 @@ def prompts_of(
         for i, part in enumerate(parts):
             if len(part) > 1:
                 by_part[i] = tuple((F.normalize(part, dim=-1) @ features[i]).tolist())
-        of_tokens = (clip.token_features(ids, template) * directions).sum(-1).tolist()
+        of_tokens = [0.0] * len(rows)
+        for length in {len(row) for row in rows}:  # several with the method bank only
+            places = [i for i, row in enumerate(rows) if len(row) == length]
+            of_ids = clip.token_features(torch.stack([rows[i] for i in places]), template)
+            for i, value in zip(places, (of_ids * directions[places]).sum(-1).tolist(), strict=True):
+                of_tokens[i] = value
     return [
-        Prompt(text, tuple(row), similarity, token_similarity, learned.steps, tuple(models), targets)
+        Prompt(
+            text,
+            tuple(row.tolist()),
+            similarity,
+            token_similarity,
+            learned.steps,
+            soft_similarity=learned.soft_score,
+            model_similarities=tuple(models),
+            target_similarities=targets,
+        )
         for learned, text, row, similarity, token_similarity, models, targets in zip(
-            finished, texts, ids.tolist(), similarities, of_tokens, by_model, by_part, strict=True
+            finished, texts, rows, similarities, of_tokens, by_model, by_part, strict=True
         )
     ]
 

@@ -51,21 +51,29 @@ def allowed(tokens: Tokens, words: Iterable[str], anywhere: bool = False) -> Ten
     Raises:
         UserError: a word that is not a single token.
     """
-    folded = [_cased(text) for text in tokens.texts]
-    masks: list[tuple[str, Tensor]] = []
+    by_text: dict[str, list[int]] = {}
+    for i, (text, ordinary) in enumerate(zip(tokens.texts, tokens.ordinary.tolist(), strict=True)):
+        if ordinary:
+            by_text.setdefault(_cased(text), []).append(i)
+    matches: list[tuple[str, list[int]]] = []
     for word in words:
-        pattern = _pattern(_cased(word.strip()))
-        mask = torch.tensor([pattern.fullmatch(text) is not None for text in folded]) & tokens.ordinary
-        if not mask.any():
+        cased = _cased(word.strip())
+        if "*" in cased or "?" in cased:
+            pattern = _pattern(cased)
+            found = [i for text, ids in by_text.items() if pattern.fullmatch(text) for i in ids]
+        else:
+            found = by_text.get(cased, [])
+        if not found:
             several = "; list its words separately" if len(word.split()) > 1 else "; choose words that are"
             raise UserError(f"{word!r} in the allowlist is not one token of this model{several}")
-        masks.append((word, mask))
-    found = torch.stack([mask for _, mask in masks]).any(0)
-    surviving = tokens.round_trips(found)
+        matches.append((word, found))
+    mask = torch.zeros_like(tokens.ordinary)
+    mask[sorted({i for _, found in matches for i in found})] = True
+    surviving = tokens.round_trips(mask)
     if anywhere or not surviving.any():
-        return found
-    for word, mask in masks:
-        if not (mask & surviving).any():
+        return mask
+    for word, found in matches:
+        if not surviving[found].any():
             raise UserError(
                 f"{word!r} in the allowlist occurs only as part of words in this model, so its text would not encode to it;"
                 " remove it"

@@ -17,6 +17,8 @@ class Prompt:
     """the same for the token ids"""
     steps: int
     """gradient steps taken"""
+    soft_similarity: float | None = None
+    """of the soft prompt that the tokens are the projection of: a bound that no text reaches; with the method soft only"""
     model_similarities: tuple[float, ...] = ()
     """with several models: the similarity under each, whose weighted mean is `similarity`"""
     target_similarities: tuple[float, ...] = ()

@@ -10,8 +10,10 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 
 from pez import offensive
 from pez.errors import UserError
+from pez.methods.names import TRAITS, Method
+from pez.phrases import read_phrases
 
-ALGORITHM = 2
+ALGORITHM = 3
 """incremented whenever the same settings produce different prompts, so that no output mixes versions"""
 
 Names: TypeAlias = str | tuple[str, ...]
@@ -19,7 +21,7 @@ Precision = Literal["fp32", "bf16", "fp64"]
 GeneratorPrecision = Literal["fp32", "fp16", "bf16"]
 Scheduler = Literal["dpm++", "euler", "ddim", "model"]
 Vocabularies = Literal["model", "words", "full"]
-Method = Literal["default", "pez"]
+SwapAmong = Literal["visited", "all"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,18 +92,23 @@ class PezSettings:
     """rounds of token swaps after the gradient steps; each candidate is scored exactly"""
     candidates: int = 32
     """candidate tokens scored per round of swaps"""
-    token_weight: float = 0.0
+    swap_among: SwapAmong = "visited"
+    """tokens that swaps may take: visited = those that the gradient steps tried, which suit the image under other models
+    too; all = the whole vocabulary"""
+    token_weight: float = 0.5
     """in rounds of swaps, the weight of each token's own similarity to the image. With 0, only the prompt's similarity
     counts: it ends higher under this model, and lower under other models"""
     method: Method = "default"
     """default = PEZ followed by rounds of token swaps; pez = the paper's algorithm alone: no swaps, weight decay as
-    published, and tokens need not survive decoding and re-encoding"""
+    published, and tokens need not survive decoding and re-encoding; bank = phrases of --bank, chained. The others are there to
+    compare with: autoprompt, fluentprompt, gcg, gaslite, random, and soft (a soft prompt, projected at the end)"""
     restarts: int = 1
     """independent random starts; the best prompt is kept"""
     seed: int = 0
-    learning_rate: float = 0.1
+    learning_rate: float | None = None
+    """default = 0.1, as published; 300 for autoprompt and 1 for fluentprompt, which take plain gradient steps"""
     weight_decay: float | None = None
-    """default = 0.5, which finds better words than the published 0.1; 0.1 for the method pez"""
+    """default = 0.5, which finds better words than the published 0.1; 0.1 for the methods pez and soft"""
     vocabulary: Vocabularies = "model"
     """tokens a prompt may use: model = the model's recommendation (the demo: its caption words; others: words),
     words = whole words only, full = every token that survives decoding and re-encoding (with the method pez: all except
@@ -117,6 +124,9 @@ class PezSettings:
     template: str | None = None
     """fixed words around the prompt, which stands at {}: 'a tiger in the style of {}'. The tokens are learned for the whole
     text, and `prompt` is the whole text"""
+    bank: tuple[str, ...] = ()
+    """phrases, or @FILE with one phrase per line. With the method bank, prompts are chains of these phrases; with another
+    method, they are made of the words of these phrases only"""
     exact: dataclasses.InitVar[bool | None] = None
     """True = the method pez"""
 
@@ -130,8 +140,11 @@ class PezSettings:
         least = {"tokens": 1, "steps": 1, "restarts": 1, "swaps": 0, "candidates": 1, "seed": None}
         for name, bound in least.items():
             _set(self, name, _whole(name, getattr(self, name), bound))
-        _set(self, "learning_rate", _number("learning_rate", self.learning_rate))
-        if not self.learning_rate > 0:
+        if self.restarts > 1 and "restarts" not in TRAITS[self.method].uses:
+            raise UserError(f"restarts is {self.restarts}; expected 1, since the method {self.method} has one start")
+        if self.learning_rate is not None:
+            _set(self, "learning_rate", _number("learning_rate", self.learning_rate))
+        if not self.rate > 0:
             raise UserError(f"learning_rate is {self.learning_rate}; expected more than 0")
         _set(self, "token_weight", _number("token_weight", self.token_weight))
         if self.token_weight < 0:
@@ -140,6 +153,8 @@ class PezSettings:
             _set(self, "weight_decay", _number("weight_decay", self.weight_decay))
         if self.decay < 0:
             raise UserError(f"weight_decay is {self.decay}; expected 0 or more")
+        if self.swap_among not in get_args(SwapAmong):
+            raise UserError(f"swap_among is {self.swap_among!r}; expected one of {', '.join(get_args(SwapAmong))}")
         if self.vocabulary not in get_args(Vocabularies):
             raise UserError(f"vocabulary is {self.vocabulary!r}; expected one of {', '.join(get_args(Vocabularies))}")
         for name in ("blocklist", "allowlist"):
@@ -148,11 +163,21 @@ class PezSettings:
             raise UserError(f"plain_text is {self.plain_text!r}; expected True, False or None")
         if self.template is not None:
             _expect_template(self.template)
+        _set(self, "bank", read_phrases(self.bank))
+        if self.method == "bank" and not self.bank:
+            raise UserError("method is bank, but bank has no phrases; expected phrases, or @FILE with one per line")
+        if self.bank and self.allowlist:
+            raise UserError("bank and allowlist are both given; expected one of them")
+
+    @property
+    def rate(self) -> float:
+        """The effective learning rate."""
+        return TRAITS[self.method].rate if self.learning_rate is None else self.learning_rate
 
     @property
     def decay(self) -> float:
         """The effective weight decay."""
-        return self.weight_decay if self.weight_decay is not None else 0.1 if self.method == "pez" else 0.5
+        return TRAITS[self.method].decay if self.weight_decay is None else self.weight_decay
 
     @property
     def walk_steps(self) -> int:
@@ -161,13 +186,13 @@ class PezSettings:
 
     @property
     def rounds(self) -> int:
-        """Rounds of swaps per prompt; 0 with the method pez."""
-        return 0 if self.method == "pez" else self.swaps
+        """Rounds of swaps per prompt after the gradient steps; 0 with the other methods."""
+        return self.swaps if self.method == "default" else 0
 
     @property
     def total_steps(self) -> int:
         """Gradient steps and rounds of swaps per prompt."""
-        return self.walk_steps + self.rounds
+        return 1 if self.method == "bank" else self.walk_steps + self.rounds
 
     @property
     def plain(self) -> bool:

@@ -22,14 +22,18 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Learned:
-    """The best prompt found for a task."""
+    """The best prompt found for a task so far: what a phase starts from, and what it returns."""
 
     task: Task
     token_ids: Tensor
-    """(tokens,) int64, on the CPU"""
+    """(tokens,) int64, on the CPU; fewer with the method bank"""
     score: float
     steps: int
     """gradient steps taken, over all restarts"""
+    soft_score: float | None = None
+    """of the soft prompt that the tokens are the projection of; with the method soft only"""
+    visited: Tensor | None = None
+    """(n,) int64 on the CPU, ascending: the tokens that a walk has scored, over all restarts; None = not recorded"""
 
 
 @dataclasses.dataclass(frozen=True)

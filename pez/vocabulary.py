@@ -18,17 +18,24 @@ class Vocabulary:
         embedding: (vocab, width) float, the model's token embedding.
         allowed: (vocab,) bool; tokens marked False are never chosen.
         dtype: precision of the nearest-token search; None = the embedding's.
+        phrases: token ids of whole phrases, for the method bank.
 
     Raises:
         UserError: no token is allowed, or the shapes do not match.
     """
 
-    def __init__(self, embedding: Tensor, allowed: Tensor, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        embedding: Tensor,
+        allowed: Tensor,
+        dtype: torch.dtype | None = None,
+        phrases: Sequence[Sequence[int]] = (),
+    ) -> None:
         if allowed.shape != embedding.shape[:1]:
             raise UserError(f"allowed has shape {tuple(allowed.shape)}; expected ({embedding.shape[0]},)")
         if not allowed.any():
             raise UserError("no token is allowed; shorten the blocklist or widen the allowlist")
-        self.embedding = embedding.detach()
+        self.embedding, self.phrases = embedding.detach(), [tuple(phrase) for phrase in phrases]
         self.allowed = allowed.to(embedding.device)
         self.ids = self.allowed.nonzero().squeeze(-1)  # (allowed,)
         # Allowed rows, the last one repeated up to a multiple of 64: GPUs are faster with aligned rows.

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pez
+from pez.methods.names import TRAITS
 from pez.models.names import all_carry_weights
 from pez.settings import ALGORITHM, ModelSettings
 from pipeline.settings import (
@@ -53,7 +54,7 @@ def describe(
     described = {
         "version": ALGORITHM,
         "model": chosen(settings, names),
-        "method": chosen(method)
+        "method": _of_method(method)
         | ({"plain_text": True} if method.plain else {}),  # earlier versions allowed more tokens
         "source": (source or source_of(settings)).describe(),
         "engine": engine,
@@ -64,17 +65,35 @@ def describe(
     return described | ({"target": target} if target else {})
 
 
-def in_full(settings: LearnSettings, method: pez.PezSettings, device: str) -> dict[str, Any]:
+def in_full(
+    settings: LearnSettings, method: pez.PezSettings, device: str, source: Source | None = None
+) -> dict[str, Any]:
     """All settings of a run, including defaults, for people who read `_run.json`."""
     values = dataclasses.asdict(settings.on(device))
     model = {name: values.pop(name) for name in _MODEL}
     kinds = (TextSettings,) if isinstance(settings, TextSettings) else (TarSettings, ImageSettings)
     names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
-    source = {name: values.pop(name) for name in names if name in values}
+    of_source = {name: values.pop(name) for name in names if name in values}
+    of_source |= source.describe() if source else {}
     target = {name: values.pop(name) for name in _TARGET if name in values}
     engine = {"device": device, **values}
-    method_values = dataclasses.asdict(method)
-    return {"model": model, "method": method_values, "target": target, "source": source, "engine": engine}
+    method_values = _brief(dataclasses.asdict(method))
+    return {"model": model, "method": method_values, "target": target, "source": of_source, "engine": engine}
+
+
+def _of_method(method: pez.PezSettings) -> dict[str, Any]:
+    """The chosen settings of the method; a learning rate that is the default anyway was not chosen."""
+    if method.learning_rate == TRAITS[method.method].rate:
+        method = dataclasses.replace(method, learning_rate=None)
+    return _brief(chosen(method))
+
+
+def _brief(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with a digest in place of a bank's phrases, of which there may be 100,000."""
+    if not (phrases := values.get("bank")):
+        return values
+    digest = hashlib.sha256("\n".join(phrases).encode()).hexdigest()[:16]
+    return {**values, "bank": f"{len(phrases)} phrases, sha256 {digest}"}
 
 
 def model_of(description: dict[str, Any]) -> ModelSettings:

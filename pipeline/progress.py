@@ -5,12 +5,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from pipeline.member_table import EmbedReport
 from pipeline.rows import ShardReport
 from pipeline.stages.learn import Progress
 from pipeline.stages.parts import PartReport
@@ -26,7 +27,7 @@ class Watched(Protocol):
     """A worker of this process."""
 
     @property
-    def progress(self) -> Progress | VerifyProgress: ...
+    def progress(self) -> Any: ...
 
 
 class JobProgress:
@@ -38,6 +39,7 @@ class JobProgress:
         every: seconds between plain lines.
         verified: shards verified by an earlier run; None if the job verifies none.
         noun: what prompts are learned for.
+        embeds: the stage computes features of images, for prompts of groups, and learns no prompts.
     """
 
     def __init__(
@@ -49,9 +51,10 @@ class JobProgress:
         clock: Callable[[], float] = time.monotonic,
         verified: int | None = None,
         noun: str = "image",
+        embeds: bool = False,
     ) -> None:
         self.shards, self.console, self.every, self.clock = shards, console, every, clock
-        self.noun = noun
+        self.noun, self.embeds = noun, embeds
         self.learns, self.verifies = done is not None, verified is not None
         self.started, self.printed = clock(), clock()
         self.done = self.earlier = done or 0
@@ -59,6 +62,7 @@ class JobProgress:
         self.failed: Counter[str] = Counter()  # rows without a prompt, by status
         self.similarity = 0.0
         self.reports: list[ShardReport] = []  # reports of this run
+        self.listeners: list[Callable[[ShardReport], None]] = []  # called with each of them
         self.busy: list[Progress] = []
         self.parts: dict[str, Progress] = {}  # of shards whose parts are not all done
         self.verified = self.verified_earlier = verified or 0
@@ -132,6 +136,8 @@ class JobProgress:
         self.reports.append(report)
         self.similarity += (report.mean_similarity or 0.0) * report.ok
         self.busy = []
+        for listen in self.listeners:
+            listen(report)
         self._tell()
 
     def report_verified(self, report: VerifyReport) -> None:
@@ -172,7 +178,8 @@ class JobProgress:
     def line(self) -> str:
         """The counts, in one line."""
         seconds = max(self.clock() - self.started, 1e-9)
-        parts = [*(self._learned(seconds) if self.learns else ()), *(self._verified() if self.verifies else ())]
+        learned = self._embedded if self.embeds else self._learned
+        parts = [*(learned(seconds) if self.learns else ()), *(self._verified() if self.verifies else ())]
         if self.activity:
             parts.append(f"{plain(self.activity)}, {duration(self.clock() - self.active_since)}")
         elif (self.verified if self.verifies else self.done) == self.shards:
@@ -215,6 +222,31 @@ class JobProgress:
             parts.append(f"step {step} of {max(p.of for p in self.busy)}")
         elif self.busy and not any(p.images for p in self.busy):
             parts.append(f"reading {self.noun}s")
+        if memory := sum(p.gpu_memory for p in self.busy):
+            parts.append(f"{learning} lanes busy, {memory / 2**30:.0f} GiB of GPU memory")
+        return parts
+
+    def report_embedded(self, report: EmbedReport) -> None:
+        """Count a shard whose images are embedded."""
+        self._warn(report.warnings)
+        self.activity = ""
+        self.learning_since = self.learning_since or self.started
+        self.done += 1
+        self.images += report.ok
+        self.failed.update(report.failed)
+        self.busy = []
+        self._tell()
+
+    def _embedded(self, seconds: float) -> list[str]:
+        images = self.images + sum(p.images for p in self.busy)
+        parts = [
+            f"embedded {self.done}/{self.shards} shards",
+            count(images, "image"),
+            f"{images / seconds:.1f} images/s",
+        ]
+        if self.failed:
+            by_status = ", ".join(f"{status} {number}" for status, number in self.failed.most_common())
+            parts.append(f"{self.failed.total()} left out of the groups ({by_status})")
         return parts
 
     def _verified(self) -> list[str]:

@@ -1,9 +1,10 @@
 """Rows in the Parquet files of an output folder: schema, metadata, and atomic writing."""
 
+import contextlib
 import io
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -90,15 +91,26 @@ class RowFiles(OutputFolder):
         except (FileNotFoundError, pa.ArrowInvalid):
             return None
 
+    def schema(self, shard: Unit) -> pa.Schema:
+        """The columns of a finished shard. Raises as `read` does."""
+        with self._table(shard) as file:
+            return pq.read_schema(file)
+
     def read(self, shard: Unit) -> pa.Table:
         """The rows of a finished shard.
 
         Raises:
             DamagedError: they cannot be read.
         """
+        with self._table(shard) as file:
+            return pq.read_table(file)
+
+    @contextlib.contextmanager
+    def _table(self, shard: Unit) -> Iterator[IO[bytes]]:
+        """The file of a finished shard, opened."""
         try:
             with self.fs.open(self.at(f"{shard.stem}.parquet"), "rb") as file:
-                return pq.read_table(file)
+                yield file
         except pa.ArrowInvalid as error:
             raise DamagedError(
                 f"{self.url}/{shard.stem}.parquet is damaged; remove it and re-run the command to recreate it"

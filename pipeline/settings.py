@@ -85,6 +85,23 @@ class ImageSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class GroupSettings:
+    """How to group images that share a prompt."""
+
+    group_by: str | None = None
+    """learn one prompt per group of images, across all input files: folder, key:REGEX (a part of the key), json:FIELD (of the
+    JSON beside each image) or column:NAME (of a table)"""
+    groups_per_unit: int = 1000
+    """about how many groups share a Parquet file"""
+    incomplete_groups: bool = False
+    """learn groups without the images of input files that cannot be read; by default no group is learned then"""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.groups_per_unit <= 100_000:
+            raise UserError(f"groups_per_unit is {self.groups_per_unit}; expected 1 to 100000")
+
+
+@dataclasses.dataclass(frozen=True)
 class TextSettings:
     """How to read tables of texts."""
 
@@ -123,17 +140,12 @@ class DistillSettings(TextSettings, LearnSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneratorSettings:
-    """How to generate images from prompts and compare them with the originals."""
+class GenerationSettings:
+    """How to generate images from prompts."""
 
     verify: str | None = None
     """text-to-image model that generates images from each prompt, to compare with the original: demo, a hub id, a folder
     in diffusers format, or a .safetensors file of a complete model"""
-    score_model: str | None = None
-    """the judge, the CLIP that compares them, as for --model; default = one that differs from the guide: ViT-bigG-14,
-    ViT-H-14 or demo-judge"""
-    score_pretrained: str | None = None
-    """pretrained tag or checkpoint file of the judge, for an open_clip name"""
     verify_images: int = 1
     """images per prompt"""
     verify_steps: int = 25
@@ -168,6 +180,17 @@ class GeneratorSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class GeneratorSettings(GenerationSettings):
+    """How to generate images from prompts and compare them with the originals."""
+
+    score_model: str | None = None
+    """the judge, the CLIP that compares them, as for --model; default = one that differs from the guide: ViT-bigG-14,
+    ViT-H-14 or demo-judge"""
+    score_pretrained: str | None = None
+    """pretrained tag or checkpoint file of the judge, for an open_clip name"""
+
+
+@dataclasses.dataclass(frozen=True)
 class VerifySettings(GeneratorSettings):
     """Settings of verification; a rerun on the same output must use the same ones."""
 
@@ -181,6 +204,9 @@ class ClusterSettings:
 
     actors: int | None = None
     """number of actors, each with one model; default = one per GPU, or one per four CPU cores"""
+    min_actors: int | None = None
+    """on a cluster that grows and shrinks: actors to keep while no task waits; idle ones above end after a minute, so that
+    their nodes can go; default = all"""
     gpus_per_actor: float | None = None
     """default = 1 if the cluster has GPUs"""
     cpus_per_actor: float | None = None
@@ -205,6 +231,8 @@ class ClusterSettings:
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise UserError(f"{name} is {value}; expected {least:g} to {most:g}")
+        if self.min_actors is not None and self.actors is not None and self.min_actors > self.actors:
+            raise UserError(f"min_actors is {self.min_actors}; expected at most the {self.actors} actors")
 
 
 def cluster_address(settings: ClusterSettings) -> str | None:
@@ -216,6 +244,7 @@ def cluster_address(settings: ClusterSettings) -> str | None:
 _MOST_LANES = 65_536
 _RANGES: dict[str, tuple[float, float]] = {
     "actors": (1, 1e6),
+    "min_actors": (0, 1e6),
     "gpus_per_actor": (0, 1e3),
     "cpus_per_actor": (0.01, 1e4),
     "verify_actors": (1, 1e6),

@@ -29,7 +29,7 @@ def nothing_learned(reports: Iterable[ShardReport], noun: str = "image") -> str 
     details = [line for line in (without_picture(seen), _first_reason(seen)) if line]
     others = ", ".join(f"{count} {status}" for status, count in sorted(failed.items()) if status != "no_image")
     advice = "; check --image-key" if failed["no_image"] else ""
-    done = "captioned" if noun == "image" else "shortened"
+    done = {"image": "captioned", "group": "learned"}.get(noun, "shortened")
     return "; ".join([f"not one {noun} was {done}{f': {others}' if others else ''}", *details]) + advice
 
 

@@ -85,8 +85,8 @@ class PromptTable(RowFiles):
         )
 
     def _has_rows(self) -> bool:
-        """True if a run has finished a shard or a part."""
-        if self.names("_reports", ".json") or self.folders("_parts"):
+        """True if a run has finished a shard or a part, or has embedded one."""
+        if self.names("_reports", ".json") or self.folders("_parts") or self.names("_embedded", ".json"):
             return True
         metadata = (self.read_metadata(f"{stem}.parquet") for stem in self.names("", ".parquet"))
         return any(found is not None and b"pez" in found for found in metadata)  # after a crash before the report

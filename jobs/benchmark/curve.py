@@ -17,8 +17,8 @@ from torch import Tensor
 import pez
 from pez import cost
 from pez.demo import scenes
-from pez.engine import Engine, OnStep
-from pez.methods.pez import round_up_to_16
+from pez.engine import Engine
+from pez.methods.phase import OnStep, round_up_to_16
 from pez.methods.published import learn_as_published
 from pez.models.clip import Clip
 from pez.models.token_features import TokenFeatures

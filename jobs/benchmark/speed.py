@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import pez
 from pez import cost
 from pez.methods.pez import Walk
+from pez.methods.phase import started
 from pez.methods.published import learn_as_published
 from pez.models.clip import Clip
 from pez.objectives.clip import ClipObjective
@@ -68,9 +69,10 @@ def time_engine(clip: Clip, engine: Clip, target: torch.Tensor, settings: pez.Pe
     """
     vocabulary = engine.vocabulary(settings)
     _check_gradients(clip, engine, settings.tokens, target)
-    walk = Walk(ClipObjective(engine.encoder(settings.tokens)), vocabulary, settings, len(target))
+    endless = dataclasses.replace(settings, steps=2**31)
+    walk = Walk(ClipObjective(engine.encoder(settings.tokens)), vocabulary, endless, len(target))
     for i, direction in enumerate(target):
-        walk.admit(Task(f"{i}", direction))
+        walk.admit(started(Task(f"{i}", direction), vocabulary, endless))
     _forget_peak(clip.device)
     stamps: list[float] = []
     while len(stamps) < 6 or stamps[-1] - stamps[0] < seconds:

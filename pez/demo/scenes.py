@@ -126,6 +126,14 @@ def variants(scene: Scene, attribute: str, count: int, rng: np.random.Generator)
             yield other
 
 
+def phrases() -> list[str]:
+    """A bank of phrases for the method bank: objects, backgrounds and positions, as captions name them."""
+    objects = [f"{color} {shape}" for color in COLORS for shape in SHAPES]
+    backgrounds = [f"{kind} {color} background" for color in COLORS for kind in BACKGROUNDS]
+    sizes = [size for name in SIZES for size in _SYNONYMS.get(name, (name,))]
+    return [*objects, *backgrounds, *POSITIONS, *sizes, *TEXTURES]
+
+
 def changed(scene: Scene, attribute: str, value: str, seed: int | None = None) -> Scene:
     """The scene with another value of one attribute, and another seed if given."""
     changes: dict[str, Any] = {attribute: value, "seed": scene.seed if seed is None else seed}

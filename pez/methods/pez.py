@@ -14,22 +14,35 @@ Source: Wen et al. 2023, arXiv:2302.03668. The authors' code averages the loss o
 gradients towards Adam's epsilon; with one prompt the steps are the same.
 """
 
-from collections.abc import Callable
+import dataclasses
 
 import torch
 from torch import Tensor
 
+from pez.methods.phase import OnStep, half_of, round_up_to_16
 from pez.objectives.objective import Objective
 from pez.seeds import generator_for
 from pez.settings import PezSettings
-from pez.tasks import Learned, Step, Task
+from pez.tasks import Learned, Step
 from pez.vocabulary import Vocabulary
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # AdamW's defaults, as in the authors' code
 
 
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What a step finds at the soft prompts of the computed lanes."""
+
+    ids: Tensor
+    """(lanes, tokens) int64, the prompts that were scored"""
+    score: Tensor
+    """(lanes,) float"""
+    gradient: Tensor
+    """(lanes, tokens, width) float, of the loss at what was scored; empty if the method needs none"""
+
+
 class Walk:
-    """A fixed number of lanes; the module docstring describes the algorithm.
+    """A fixed number of lanes; the module docstring describes the algorithm. The other walks are variants of it.
 
     Args:
         objective: scores soft prompts.
@@ -38,7 +51,7 @@ class Walk:
     """
 
     def __init__(self, objective: Objective, vocabulary: Vocabulary, settings: PezSettings, lanes: int) -> None:
-        self.objective, self.vocabulary, self.settings = objective, vocabulary, settings
+        self.objective, self.vocabulary, self.settings, self.lanes = objective, vocabulary, settings, lanes
         like = vocabulary.embedding
         first = vocabulary.ids[:1].expand(lanes, settings.tokens)
         self.soft = vocabulary.start(first).clone()  # (lanes, tokens, width)
@@ -48,76 +61,122 @@ class Walk:
         self.best_ids = first.clone()  # (lanes, tokens)
         self.best_score = torch.full((lanes,), -torch.inf, dtype=like.dtype, device=like.device)
         self.target: Tensor | None = None  # (lanes, ...), shaped by the first task
-        self.lanes = lanes
-        self.tasks: dict[int, Task] = {}
-        """tasks of the busy lanes, by lane"""
+        self.started: dict[int, Learned] = {}
+        """what the busy lanes started from, by lane"""
         self.taken = [0] * lanes
         """steps taken for each lane's task, over all restarts; 0 if the lane is idle"""
 
     @property
+    def prompts(self) -> list[Learned]:
+        """Those in progress, in lane order."""
+        return [started for _, started in sorted(self.started.items())]
+
+    @property
     def free(self) -> int:
         """Idle lanes."""
-        return self.lanes - len(self.tasks)
+        return self.lanes - len(self.started)
 
-    def admit(self, task: Task) -> None:
-        """Give a task the first idle lane."""
-        lane = next(lane for lane in range(self.lanes) if lane not in self.tasks)
+    @property
+    def steps(self) -> int:
+        """Steps taken so far for the prompts in progress."""
+        return sum(self.taken)
+
+    def admit(self, prompt: Learned) -> None:
+        """Give a prompt the first idle lane."""
+        lane, task = next(lane for lane in range(self.lanes) if lane not in self.started), prompt.task
         if self.target is None:
             self.target = torch.zeros(self.lanes, *task.target.shape, dtype=task.target.dtype).to(self.soft.device)
-        self.tasks[lane], self.taken[lane] = task, 0
+        self.started[lane], self.taken[lane] = prompt, 0
         self.target[lane] = task.target
         self.best_score[lane] = -torch.inf
-        self._start(lane, task, restart=0)
+        self.start(lane, restart=0)
 
     def clear(self) -> None:
         """Make all lanes idle."""
-        self.tasks = {}
+        self.started = {}
         self.taken = [0] * self.lanes
 
-    def step(self, on_step: Callable[[Step], None] | None = None) -> None:
-        """Do one step of Algorithm 1 in every lane; at least one lane must be busy."""
-        assert self.target is not None, "a lane is busy"
-        settings = self.settings
+    def halved(self) -> "tuple[Walk, str] | None":
+        """An empty walk of half the lanes."""
+        if not (lanes := half_of(self.lanes)):
+            return None
+        smaller = type(self)(self.objective, self.vocabulary, self.settings, lanes)
+        return smaller, f"out of memory with {self.lanes} lanes; continuing with {lanes}"
+
+    def step(self, more: bool = False, on_step: OnStep | None = None) -> list[Learned]:
+        """Do one step in every busy lane, and return the prompts that have taken all their steps, in lane order."""
+        if not self.started:
+            return []
         rows = slice(self._rows())
-        soft, count, best_ids, best_score = (
-            state[rows] for state in (self.soft, self.count, self.best_ids, self.best_score)
-        )
-        ids = self.vocabulary.nearest(soft)
+        best_ids, best_score = self.best_ids[rows], self.best_score[rows]
+        look = self.look(rows)
+        with torch.no_grad():
+            score = look.score.to(best_score.dtype)
+            better = score > best_score
+            best_score.copy_(torch.where(better, score, best_score))
+            best_ids.copy_(torch.where(better.unsqueeze(-1), look.ids, best_ids))
+            self.keep(rows, better)
+            if on_step is not None:
+                lanes = sorted(self.started)
+                tasks = [self.started[lane].task for lane in lanes]
+                on_step(Step(tasks, look.ids[lanes], score[lanes], best_ids[lanes], best_score[lanes]))
+            self.count[rows] += 1
+            self.move(rows, look)
+
+        for lane in self.started:
+            self.taken[lane] += 1
+            restart, ended = divmod(self.taken[lane], self.settings.steps)
+            if ended == 0 and restart < self.settings.restarts:
+                self.start(lane, restart)
+        return self._take_finished()
+
+    def look(self, rows: slice) -> Look:
+        """Score the projections of the soft prompts."""
+        assert self.target is not None, "a lane is busy"
+        ids = self.vocabulary.nearest(self.soft[rows])
         projected = self.vocabulary.embed(ids).requires_grad_()
         score = self.objective.score(projected, self.target[rows])  # (rows,)
         (gradient,) = torch.autograd.grad(-score.sum(), projected)
+        return Look(ids, score.detach(), gradient)
 
-        with torch.no_grad():
-            score = score.detach().to(best_score.dtype)
-            better = score > best_score
-            best_score.copy_(torch.where(better, score, best_score))
-            best_ids.copy_(torch.where(better.unsqueeze(-1), ids, best_ids))
-            if on_step is not None:
-                lanes = sorted(self.tasks)
-                tasks = [self.tasks[lane] for lane in lanes]
-                on_step(Step(tasks, ids[lanes], score[lanes], best_ids[lanes], best_score[lanes]))
-            count += 1
-            adamw(soft, gradient, self.mean[rows], self.square[rows], count, settings.learning_rate, settings.decay)
+    def keep(self, rows: slice, better: Tensor) -> None:
+        """Keep whatever else belongs to the best prompt of the lanes that have a better one, (rows,) bool."""
 
-        for lane, task in self.tasks.items():
-            self.taken[lane] += 1
-            restart, ended = divmod(self.taken[lane], settings.steps)
-            if ended == 0 and restart < settings.restarts:
-                self._start(lane, task, restart)
+    def move(self, rows: slice, look: Look) -> None:
+        """Update the soft prompts, after a step that counts."""
+        settings = self.settings
+        soft, mean, square, count = (state[rows] for state in (self.soft, self.mean, self.square, self.count))
+        adamw(soft, look.gradient, mean, square, count, settings.rate, settings.decay)
 
-    def take_finished(self) -> list[Learned]:
-        """Remove and return the tasks that have taken all their steps, in lane order."""
-        total = self.settings.walk_steps
-        done = sorted(lane for lane in self.tasks if self.taken[lane] == total)
+    def start(self, lane: int, restart: int) -> None:
+        """Put a lane at the start of a restart; the first is the prompt that was admitted."""
+        started = self.started[lane]
+        ids = started.token_ids.to(self.soft.device)
+        if restart:
+            generator = generator_for(self.settings.seed, started.task.key, restart)
+            ids = self.vocabulary.random_ids(self.settings.tokens, generator)
+        self.soft[lane] = self.vocabulary.start(ids)
+        self.mean[lane] = 0
+        self.square[lane] = 0
+        self.count[lane] = 0
+
+    def finished(self, lanes: list[int]) -> list[Learned]:
+        """The results of lanes that have taken all their steps."""
+        best_ids, best_score = self.best_ids[lanes].cpu(), self.best_score[lanes].tolist()
+        return [
+            Learned(self.started[lane].task, token_ids, score, self.started[lane].steps + self.settings.walk_steps)
+            for lane, token_ids, score in zip(lanes, best_ids, best_score, strict=True)
+        ]
+
+    def _take_finished(self) -> list[Learned]:
+        done = sorted(lane for lane in self.started if self.taken[lane] == self.settings.walk_steps)
         if not done:
             return []
-        best_ids, best_score = self.best_ids[done].cpu(), self.best_score[done].tolist()
+        finished = self.finished(done)
         for lane in done:
             self.taken[lane] = 0
-        return [
-            Learned(self.tasks.pop(lane), token_ids, score, total)
-            for lane, token_ids, score in zip(done, best_ids, best_score, strict=True)
-        ]
+            del self.started[lane]
+        return finished
 
     def _rows(self) -> int:
         """How many of the lanes to compute.
@@ -125,17 +184,34 @@ class Walk:
         On an accelerator, all of them: shapes must not change. On a CPU, those up to the last busy one, rounded up to a
         multiple of 16; results are bitwise the same for any multiple of 16 (EXPERIMENTS.md, "Lanes and bits").
         """
-        return self.lanes if self.soft.device.type != "cpu" else min(self.lanes, round_up_to_16(max(self.tasks) + 1))
+        cpu = self.soft.device.type == "cpu"
+        return min(self.lanes, round_up_to_16(max(self.started) + 1)) if cpu else self.lanes
 
-    def _start(self, lane: int, task: Task, restart: int) -> None:
-        if restart == 0 and task.initial_ids is not None:
-            ids = task.initial_ids.to(self.soft.device)
-        else:
-            ids = self.vocabulary.random_ids(self.settings.tokens, generator_for(self.settings.seed, task.key, restart))
-        self.soft[lane] = self.vocabulary.start(ids)
-        self.mean[lane] = 0
-        self.square[lane] = 0
-        self.count[lane] = 0
+
+class RecordingWalk(Walk):
+    """A walk that records which tokens it scores, for swaps among them (`swaps.py`)."""
+
+    def __init__(self, objective: Objective, vocabulary: Vocabulary, settings: PezSettings, lanes: int) -> None:
+        super().__init__(objective, vocabulary, settings, lanes)
+        size = lanes, len(vocabulary.embedding)
+        self.visited = torch.zeros(size, dtype=torch.bool, device=vocabulary.embedding.device)
+
+    def admit(self, prompt: Learned) -> None:
+        super().admit(prompt)
+        lane = next(lane for lane, started in self.started.items() if started is prompt)
+        self.visited[lane] = False
+
+    def look(self, rows: slice) -> Look:
+        look = super().look(rows)
+        self.visited[rows].scatter_(1, look.ids, True)
+        return look
+
+    def finished(self, lanes: list[int]) -> list[Learned]:
+        visited = [self.visited[lane].nonzero().squeeze(-1).cpu() for lane in lanes]
+        return [
+            dataclasses.replace(learned, visited=ids)
+            for learned, ids in zip(super().finished(lanes), visited, strict=True)
+        ]
 
 
 def adamw(
@@ -156,8 +232,3 @@ def adamw(
     correction1, correction2 = 1 - BETA1**count, 1 - BETA2**count
     denominator = (square.sqrt() / correction2.sqrt()).add_(EPSILON)
     parameter.sub_(mean / denominator * (rate / correction1))
-
-
-def round_up_to_16(count: int) -> int:
-    """The smallest multiple of 16 that is not below `count`."""
-    return -(-count // 16) * 16

@@ -53,7 +53,7 @@ def learn_as_published(
 
     prompt = embedding(initial_ids.to(device)).detach().clone().requires_grad_()
     published = dataclasses.replace(settings, method="pez")
-    optimizer = torch.optim.AdamW([prompt], lr=settings.learning_rate, weight_decay=published.decay)
+    optimizer = torch.optim.AdamW([prompt], lr=published.rate, weight_decay=published.decay)
     best_ids, best = initial_ids, -torch.inf
     for _ in range(settings.steps):
         with torch.no_grad():

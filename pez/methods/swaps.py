@@ -3,12 +3,15 @@
 PEZ's walk over soft prompts never settles; its best iterate is near a good prompt and seldom at one. From there, for each
 prompt, one position a round:
 
-1. The gradient at the prompt ranks all tokens for the position by first-order gain, g . (e_new - e_old).
+1. The gradient at the prompt ranks tokens for the position by first-order gain, g . (e_new - e_old).
 2. The prompts with the best `candidates` of them are scored.
 3. The best of those replaces the prompt if it is better.
 
 After each turn through the positions the same words are tried in other orders: every exchange of two tokens and every move of
 one token to another place. No gradient shows these, and they lead out of prompts that no single swap improves.
+
+The tokens are those that the walk has visited, some two hundred for a prompt. Among all tokens of a wide vocabulary, swaps find
+prompts that please this model alone: other models score them lower than the walk's (figures in EXPERIMENTS.md).
 
 Source: the ranking is HotFlip's (arXiv:1712.06751) and AutoPrompt's (arXiv:2010.15980), the true evaluation GCG's
 (arXiv:2307.15043).
@@ -19,17 +22,17 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from pez.methods.phase import score_tried
 from pez.objectives.objective import Objective
 from pez.settings import PezSettings
 from pez.tasks import Learned, Step
 from pez.vocabulary import Vocabulary
 
-_ROWS_AT_ONCE = 1024  # candidates scored in one batch
+_ROWS_AT_ONCE = 1024  # tokens scored in one batch
 _MOST_ORDERS = 256  # orders tried in one turn
 _ORDER_GROUPS = 8  # batches of them, by the first position that changes
 
@@ -63,7 +66,15 @@ def improve(
         on_step(Step(tasks, ids, score, ids, score))
 
     ids, score = swap_rounds(
-        objective, vocabulary, ids, target, settings.swaps, settings.candidates, show, settings.token_weight
+        objective,
+        vocabulary,
+        ids,
+        target,
+        settings.swaps,
+        settings.candidates,
+        show,
+        settings.token_weight,
+        _among(vocabulary, filled) if settings.swap_among == "visited" else None,
     )
     found = zip(walked, ids.cpu(), score.tolist(), strict=False)
     return [dataclasses.replace(learned, token_ids=row, score=value) for learned, row, value in found]
@@ -78,10 +89,12 @@ def swap_rounds(
     candidates: int,
     on_round: Callable[[Tensor, Tensor], None] | None = None,
     token_weight: float = 0.0,
+    among: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Improve prompts by swaps.
 
-    The value of a prompt is its score and, times `token_weight`, the mean score of its tokens, each alone.
+    The value of a prompt is its score and, times `token_weight`, the mean score of its tokens, each alone. With `among`, a
+    token counts at most as much as the `tokens`-th best of those.
 
     Args:
         ids: (lanes, tokens) int64 prompts to start from.
@@ -90,6 +103,7 @@ def swap_rounds(
         candidates: tokens scored in each round.
         on_round: called with ids and scores after each round.
         token_weight: 0 = the value is the score.
+        among: (lanes, allowed) bool, which of the vocabulary's ids each lane may take; None = all.
 
     Returns:
         (lanes, tokens) int64 prompts and (lanes,) float scores; lane i depends on ids[i] and target[i] alone.
@@ -99,6 +113,9 @@ def swap_rounds(
     count = min(candidates, len(vocabulary.ids))
     reordered = [(start, torch.tensor(part, device=ids.device)) for start, part in orders_by_start(tokens)]
     score = torch.full(ids.shape[:1], -torch.inf, dtype=embeddings.dtype, device=ids.device)
+    values = _TokenValues(objective, vocabulary, target, token_weight) if token_weight else None
+    if values and among is not None:
+        values.limit(among, tokens)
     for turn in range(rounds):
         position = turn % tokens
         soft = vocabulary.embed(ids).requires_grad_()
@@ -106,23 +123,38 @@ def swap_rounds(
         (gradient,) = torch.autograd.grad(now.sum(), soft)
         with torch.no_grad():
             score = now.detach().to(score.dtype)
-            alone = _of_tokens(objective, ids, target, token_weight)  # (lanes, tokens)
             gain = gradient[:, position] @ embeddings.T  # (lanes, allowed); the old token's part is the same for all
-            swapped = vocabulary.ids[gain.topk(count, dim=-1).indices]  # (lanes, count)
+            if among is not None:
+                gain = gain.masked_fill(~among, -torch.inf)
+            ranked = gain.topk(count, dim=-1)
+            swapped = vocabulary.ids[ranked.indices]  # (lanes, count)
+            if among is not None:  # a lane with fewer tokens than candidates tries the token that it has
+                swapped = torch.where(ranked.values > -torch.inf, swapped, ids[:, position, None])
             tried = ids.unsqueeze(1).repeat(1, count, 1)  # (lanes, count, tokens)
             tried[:, :, position] = swapped
-            scores = _scores(objective, vocabulary, kept, position, tried, target)
+            scores = score_tried(objective, vocabulary, kept, position, tried, target)
             # Only the swapped token's part of the mean differs.
-            bonus = _of_tokens(objective, swapped, target, token_weight) - alone[:, position, None]
+            bonus = values(swapped) - values(ids)[:, position, None] if values else None
             ids, score = _best_of(ids, score, tried, scores, bonus)
             if position == tokens - 1 and tokens > 1:
                 # What is kept is of the prompts before this round's swap, which was at the last position.
                 groups = [(start, ids[:, part]) for start, part in reordered]
-                scores = torch.cat([_scores(objective, vocabulary, kept, i, part, target) for i, part in groups], 1)
+                scores = torch.cat([score_tried(objective, vocabulary, kept, i, part, target) for i, part in groups], 1)
                 ids, score = _best_of(ids, score, torch.cat([part for _, part in groups], 1), scores)
             if on_round is not None:
                 on_round(ids, score)
     return ids, score
+
+
+def _among(vocabulary: Vocabulary, walked: list[Learned]) -> Tensor | None:
+    """(lanes, allowed) bool: the tokens that each prompt's walk visited; None if a walk did not record them."""
+    visited = [learned.visited for learned in walked if learned.visited is not None]
+    if len(visited) < len(walked):
+        return None
+    mask = torch.zeros(len(walked), len(vocabulary.embedding), dtype=torch.bool)
+    for row, ids in zip(mask, visited, strict=True):
+        row[ids] = True
+    return mask.to(vocabulary.ids.device)[:, vocabulary.ids]
 
 
 def prompts_scored(tokens: int, rounds: int, candidates: int) -> Counter[int]:
@@ -162,31 +194,30 @@ def _first_changed(order: tuple[int, ...]) -> int:
     return next(i for i, place in enumerate(order) if place != i)
 
 
-def _scores(
-    objective: Objective, vocabulary: Vocabulary, kept: Any, start: int, tried: Tensor, target: Tensor
-) -> Tensor:
-    """Scores of (lanes, count, tokens) prompts that differ from the kept ones only from `start` on, (lanes, count)."""
-    lanes_per_batch = max(1, _ROWS_AT_ONCE // tried.shape[1])
-    return torch.cat(
-        [
-            objective.score_changed(
-                kept.rows(slice(first, first + lanes_per_batch)),
-                start,
-                vocabulary.embed(tried[first : first + lanes_per_batch, :, start:]),
-                target[first : first + lanes_per_batch],
-            )
-            for first in range(0, len(tried), lanes_per_batch)
-        ]
-    )
+class _TokenValues:
+    """What single tokens add to the value of a prompt, apart from the division by the number of tokens.
 
+    A token is worth its own similarity to the target, at most that of the lane's `tokens`-th best token: so no word is worth
+    repeating while there are others that describe the image.
+    """
 
-def _of_tokens(objective: Objective, ids: Tensor, target: Tensor, weight: float) -> Tensor:
-    """What each of (lanes, count) tokens adds to a value, apart from the division by the number of tokens."""
-    if not weight:
-        return torch.zeros(ids.shape, device=ids.device)
-    lanes_per_batch = max(1, _ROWS_AT_ONCE // ids.shape[1])
-    parts = zip(ids.split(lanes_per_batch), target.split(lanes_per_batch), strict=True)
-    return weight * torch.cat([objective.score_tokens(part, goal) for part, goal in parts])
+    def __init__(self, objective: Objective, vocabulary: Vocabulary, target: Tensor, weight: float) -> None:
+        self.objective, self.vocabulary, self.target, self.weight = objective, vocabulary, target, weight
+        self.most = torch.full((len(target), 1), torch.inf, device=target.device)  # (lanes, 1)
+
+    def limit(self, among: Tensor, tokens: int) -> None:
+        """Set the highest value from the tokens that each lane may take, (lanes, allowed) bool."""
+        for lane, taken in enumerate(among):
+            own = self.vocabulary.ids[taken].unsqueeze(0)
+            values = self.objective.score_tokens(own, self.target[lane : lane + 1])[0]
+            self.most[lane] = values.topk(min(tokens, len(values))).values[-1].to(self.most.dtype)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """(lanes, count) int64 to (lanes, count) float."""
+        lanes_per_batch = max(1, _ROWS_AT_ONCE // ids.shape[1])
+        parts = zip(ids.split(lanes_per_batch), self.target.split(lanes_per_batch), strict=True)
+        values = torch.cat([self.objective.score_tokens(part, goal) for part, goal in parts])
+        return self.weight * values.minimum(self.most.to(values.dtype))
 
 
 def _best_of(

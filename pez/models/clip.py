@@ -18,6 +18,7 @@ from pez.image_inputs import ImageInputs, rgb_images
 from pez.models.text_encoder import Frame, TextEncoder, frame_of, framed, text_encoder, text_tower
 from pez.models.token_features import TokenFeatures
 from pez.modes import own_modes
+from pez.phrases import phrase_tokens
 from pez.settings import PezSettings, Precision
 from pez.template import EMPTY, Template
 from pez.tokens import Tokens
@@ -131,12 +132,17 @@ class Clip:
     def vocabulary(self, settings: PezSettings) -> Vocabulary:
         """The tokens that the settings allow; with the default method, only those that survive decoding and re-encoding."""
         allowed = self.allowed_tokens(settings)
+        chained = settings.method == "bank"
+        phrases = phrase_tokens(self.tokens, settings.bank, allowed, settings.tokens) if chained else ()
         with own_modes():
-            return Vocabulary(self.tower.token_embedding.weight, allowed, self.dtype)
+            return Vocabulary(self.tower.token_embedding.weight, allowed, self.dtype, phrases)
 
     def allowed_tokens(self, settings: PezSettings) -> Tensor:
         """(vocab,) bool: the tokens of the vocabulary."""
-        if settings.allowlist:
+        if settings.bank:
+            mask = torch.zeros_like(self.tokens.ordinary)
+            mask[[i for ids in self.tokens.read(settings.bank) for i in ids]] = True
+        elif settings.allowlist:
             mask = lists.allowed(self.tokens, settings.allowlist, anywhere=settings.any_token)
         elif settings.vocabulary == "model" and self.recommended is not None:
             mask = self.ordinary_tokens() & _fit(self.recommended, self.ordinary_tokens())
@@ -148,7 +154,9 @@ class Clip:
             mask = self.ordinary_tokens()
         if settings.plain:
             mask = mask & ~lists.commands(self.tokens, joining=settings.any_token)
-        if not settings.any_token and (surviving := self.tokens.round_trips(mask)).any():
+        # Phrases must survive as a whole.
+        whole = settings.any_token or settings.method == "bank"
+        if not whole and (surviving := self.tokens.round_trips(mask)).any():
             mask = surviving
         if settings.blocklist:
             mask = mask & ~lists.blocked(self.tokens, offensive.expanded(settings.blocklist), mask)

@@ -26,11 +26,14 @@ class Target:
     weights: Tensor | None = None
 
     def direction(self) -> Tensor:
-        """(dim,) float; its dot product with a prompt's unit feature is the score."""
-        units = F.normalize(self.features, dim=-1)
+        """(dim,) float; its dot product with a prompt's unit feature is the score.
+
+        The mean is computed in double precision, so that it does not depend on the order of the features.
+        """
+        units = F.normalize(self.features, dim=-1).double()
         if self.weights is not None:
             units = units * self.weights.to(units).unsqueeze(-1)
-        return units.mean(0)
+        return units.mean(0).to(self.features.dtype)
 
 
 class ClipObjective(Objective):
@@ -55,6 +58,10 @@ class ClipObjective(Objective):
     def score_changed(self, kept: Past, start: int, soft: Tensor, batch: Tensor) -> Tensor:
         """Score prompts by their tokens from position `start` on, (lanes, count, tokens - start, width)."""
         return _cosine(self.encoder.continued(kept, start, soft), batch.unsqueeze(1))
+
+    def score_for_all(self, soft: Tensor, batch: Tensor) -> Tensor:
+        """Score (count, tokens, width) prompts against (lanes, dim) directions; each prompt is encoded once."""
+        return batch @ F.normalize(self.encoder(soft).to(batch.dtype), dim=-1).T
 
     def score_tokens(self, ids: Tensor, batch: Tensor) -> Tensor:
         """Score single tokens, (lanes, count) int64."""

@@ -45,6 +45,19 @@ class Objective(Protocol):
         whole = torch.cat([kept.soft[:, None, :start].expand(-1, count, -1, -1), soft], 2)
         return self.score(whole.flatten(0, 1), batch.repeat_interleave(count, 0)).view(lanes, count)
 
+    def score_for_all(self, soft: Tensor, batch: Tensor) -> Tensor:
+        """Score the same prompts against every target.
+
+        Args:
+            soft: (count, tokens, width) float; the number of tokens may be smaller than that of other prompts.
+            batch: (lanes, ...) targets.
+
+        Returns:
+            (lanes, count) float.
+        """
+        lanes, count = len(batch), len(soft)
+        return self.score(soft.repeat(lanes, 1, 1), batch.repeat_interleave(count, 0)).view(lanes, count)
+
     def score_tokens(self, ids: Tensor, batch: Tensor) -> Tensor:
         """Score single tokens, each as a prompt of its own.
 

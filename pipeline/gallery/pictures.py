@@ -48,7 +48,7 @@ def thumbnails(
         for number, keys in rows_of.items():
             unit = selection.units[number]
             try:
-                for item in _items(source, unit, keys):
+                for item in items_of(source, unit, keys):
                     if item.image is not None:
                         yield keys[item.key], "original", item.image
             except UnitError as error:
@@ -84,7 +84,7 @@ def thumbnail(data: bytes, side: int) -> bytes:
     return buffer.getvalue()
 
 
-def _items(source: Source, unit: Unit, keys: Collection[str]) -> Iterator[Item]:
+def items_of(source: Source, unit: Unit, keys: Collection[str]) -> Iterator[Item]:
     """The items of some keys; no more of the unit is read than up to the last of them."""
     left = set(keys)
     some: Any = getattr(source, "read_keys", None)

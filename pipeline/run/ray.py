@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
+import ray.util.metrics
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
@@ -35,7 +36,9 @@ from pipeline.run.worker_path import worker_path
 from pipeline.settings import ClusterSettings, cluster_address
 from pipeline.sources.base import Unit
 
+instruments: Any = ray.util.metrics  # Counter, Gauge and Histogram; see pipeline/metrics.py
 _PATIENCE = 30.0  # seconds without an actor before a note says so
+_IDLE = 60.0  # seconds without a task after which an actor above the minimum ends
 
 
 def run_on_ray(
@@ -87,6 +90,7 @@ def run_on_ray(
                         following.add([Whole(unit)])
             for i, pool in enumerate(pools):
                 pool.expire()
+                pool.release()
                 pool.note_no_actor(may_wait=any(queue.unfinished for queue in queues[:i]))
             if time.monotonic() - last_look > 2:
                 last_look = time.monotonic()
@@ -116,7 +120,7 @@ class _Pool:
     def __init__(
         self, stage: StagePlan, settings: ClusterSettings, on_note: Callable[[str], None], on_failure: OnFailure
     ) -> None:
-        self.stage, self.on_note = stage, on_note
+        self.stage, self.on_note, self.keep = stage, on_note, settings.min_actors
         self.queue = WorkQueue[_Actor](
             stage.name,
             attempts=settings.attempts,
@@ -207,6 +211,11 @@ class _Pool:
         """End actors whose oldest task has timed out."""
         for actor in self.queue.expire():
             ray.kill(actor.handle)
+
+    def release(self) -> None:
+        """End idle actors above the minimum, if there is one."""
+        for actor in () if self.keep is None else self.queue.surplus(self.keep, _IDLE):
+            self._end(actor)
 
     def progress(self) -> list[Any]:
         """The progress of the busy actors that answer."""

@@ -76,6 +76,14 @@ def verify_plan(settings: ClusterSettings, learners: ActorPlan, have: Resources)
     return learners, ActorPlan(count, per_verifier, min(1.0, cpus / count), 2, device)
 
 
+def export_plan(settings: ClusterSettings, have: Resources) -> ActorPlan:
+    """Plan the actors that export: without GPU, one per CPU core, because they mostly wait for disks and networks."""
+    _check(settings, "cpu", have)
+    share = settings.cpus_per_actor or min(1.0, max(have.cpus, 0.01))
+    actors = settings.actors or max(1, int(have.cpus // share))
+    return ActorPlan(actors, 0.0, share, max(1, int(share)), "cpu")
+
+
 def _check(settings: ClusterSettings, device: str | None, have: Resources) -> None:
     for name in ("gpus_per_actor", "gpus_per_verifier"):
         each = getattr(settings, name) or 0.0

@@ -47,6 +47,8 @@ class Executor:
     """oldest first"""
     deadline: float = math.inf
     """of the oldest task"""
+    idle_since: float = 0.0
+    """when it last had a task, or joined"""
     shortages: int = 0
     """memory shortages in this stage before it started"""
 
@@ -118,12 +120,12 @@ class WorkQueue(Generic[E]):
 
     def join(self, executor: E) -> None:
         """Add an executor, which gets tasks once it is ready."""
-        executor.shortages = self._shortages
+        executor.shortages, executor.idle_since = self._shortages, self.clock()
         self.executors.append(executor)
 
     def started(self, executor: E) -> None:
         """Note that an executor is ready."""
-        executor.ready = True
+        executor.ready, executor.idle_since = True, self.clock()
         self._starts_in_vain = 0
 
     def missing(self) -> int:
@@ -132,6 +134,14 @@ class WorkQueue(Generic[E]):
             return 0
         idle = sum(not executor.works for executor in self.executors)
         return max(0, min(self.limit - len(self.executors), len(self.waiting) - idle))
+
+    def surplus(self, keep: int, seconds: float) -> list[E]:
+        """Executors above a number that have been without a task for this long while none waits."""
+        if self.waiting:
+            return []
+        before = self.clock() - seconds
+        idle = [executor for executor in self.executors if not executor.works and executor.idle_since <= before]
+        return idle[: max(0, len(self.executors) - keep)]
 
     def assign(self) -> list[tuple[E, Work]]:
         """Assign waiting tasks to executors; each gets its first before any gets its second."""
@@ -275,6 +285,7 @@ class WorkQueue(Generic[E]):
         if executor.works[0] is work:
             executor.deadline = self.clock() + self.timeout  # of the next task
         executor.works.remove(work)
+        executor.idle_since = self.clock()
 
     def _dismiss(self, executor: E) -> list[Work]:
         """Remove an executor; return what it was running."""

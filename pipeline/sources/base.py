@@ -52,11 +52,24 @@ class Item:
     """values of the source's extra columns, by name; a missing one is null"""
     size: int = 0
     """share of the unit's size, in the units of `Source.size`"""
+    direction: Any = dataclasses.field(default=None, repr=False, compare=False)
+    """(dim,) float64 NumPy array: the mean feature of a group; None for images and texts"""
+    field: Any = None
+    """the value of the field or column that the job groups images by"""
+    group: str | None = None
+    """the group of an image, if the job groups images"""
+    no_group: str | None = None
+    """why it has none, in one line"""
 
 
 @dataclasses.dataclass(frozen=True)
 class LateCaption(Item):
     """Not an item of its own, but the caption of a key whose item was yielded earlier."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LateField(LateCaption):
+    """Not an item of its own, but the field of a key whose item was yielded earlier."""
 
 
 class UnitError(UserError):

@@ -9,6 +9,8 @@ from pez.settings import ModelSettings
 from pipeline.settings import ImageSettings, TarSettings, TextSettings
 from pipeline.sources.base import Source
 from pipeline.sources.folders import FolderSource
+from pipeline.sources.group_by import GroupBy
+from pipeline.sources.grouping import GroupedSource, grouped
 from pipeline.sources.image_tables import ImageTableSource
 from pipeline.sources.tars import TarSource
 from pipeline.sources.texts import TextSource
@@ -42,6 +44,9 @@ def described_source(description: Mapping[str, Any]) -> Source:
         description: the result of `Source.describe` in that run.
     """
     options = dict(description)
+    if options.get("kind") == "groups":
+        by = GroupBy.parse(options["group_by"])
+        return grouped(described_source(options["of"]), by, options.get("groups_per_unit", 1000))
     source: Source = _KINDS[options.pop("kind", "tars")](**options)
     return source
 
@@ -53,11 +58,16 @@ def image_source_of(description: Mapping[str, Any]) -> Source:
         description: of the run that learned its prompts.
 
     Raises:
-        UserError: its prompts were learned from texts.
+        UserError: its prompts were learned from texts or from groups of images.
     """
     source = described_source(description["source"])
     if isinstance(source, TextSource):
         raise UserError("the prompts are of texts; expected the output of pez caption, whose images can be compared")
+    if isinstance(source, GroupedSource):
+        raise UserError(
+            f"the prompts are of groups of images (--group-by {source.by}), so there is no single original; expected the "
+            "output of pez caption without --group-by"
+        )
     if isinstance(source, TarSource):  # an earlier run read it to its end
         return dataclasses.replace(source, allow_unfinished_tars=True)
     return source

@@ -38,15 +38,24 @@ def field_of(data: bytes, field: str) -> str | None:
     Raises:
         ValueError: it is not JSON.
     """
-    try:
-        value = _at(json.loads(decoded(data)), field)
-    except RecursionError as error:
-        raise ValueError("JSON within JSON, too deep to read") from error
+    value = value_of(data, field)
     if isinstance(value, list):
         value = next((v for v in value if isinstance(v, str)), None)
     if not isinstance(value, str):
         return None
     return without_half_characters(value)
+
+
+def value_of(data: bytes, field: str) -> object:
+    """The value of a field of a JSON object, named as for `field_of`; None if there is none.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        return _at(json.loads(decoded(data)), field)
+    except RecursionError as error:
+        raise ValueError("JSON within JSON, too deep to read") from error
 
 
 def _at(value: object, field: str) -> object:

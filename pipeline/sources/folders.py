@@ -22,9 +22,11 @@ from pipeline.folder import OutputFolder
 from pipeline.sources.ahead import ahead
 from pipeline.sources.base import Item, Unit, UnitError
 from pipeline.sources.encoded_text import decoded, field_of
+from pipeline.sources.group_fields import field_beside
 from pipeline.sources.image_files import NotReadError, Reach, read_file
 from pipeline.sources.member_names import KeySplit, MemberNames
 from pipeline.sources.stores import listing_options, unreadable
+from pipeline.sources.table_rows import BadValue
 
 MAX_CAPTION_BYTES = 2**20
 MAX_JSON_BYTES = 16 * 2**20
@@ -133,6 +135,7 @@ class FolderSource:
 
     Args:
         image_key, caption_key, key_split: see MemberNames.
+        group_field: field of the JSON file beside an image that becomes `Item.field`.
 
     A key is the path relative to the folder, without its extension; the extension is kept if the key would not be unique.
     """
@@ -140,6 +143,7 @@ class FolderSource:
     image_key: str | None = None
     caption_key: str | None = None
     key_split: KeySplit = "last"
+    group_field: str | None = None
 
     nouns = ("image", "files like 0001.jpg")
     columns = ()
@@ -164,7 +168,15 @@ class FolderSource:
         reach = Reach(unit)
 
         def loaded(one: tuple[int, ListedImage]) -> tuple[Item, NotReadError | None, str | None]:
-            return _item(*one, found.root, names)
+            item, error, lost = _item(*one, found.root, names)
+            if self.group_field is not None:
+                try:
+                    field = field_beside(address_below(found.root, one[1].path), names, self.group_field)
+                except NotReadError as problem:
+                    field = BadValue(f"the JSON beside it cannot be read: {problem}")
+                    error = error or (problem if problem.unreached else None)
+                item = dataclasses.replace(item, field=field)
+            return item, error, lost
 
         wanted = ((index, one) for index, one in enumerate(found.images) if keys is None or one.key in keys)
         for item, error, lost in ahead(wanted, loaded, _THREADS, 2 * _THREADS):
@@ -172,6 +184,11 @@ class FolderSource:
             if lost is not None:
                 left_out[lost] += 1
             yield item
+
+    def addresses(self, unit: Unit) -> dict[str, str]:
+        """The path or URL of each file, by key. Raises as `read` does."""
+        found = self._list(unit)
+        return {one.key: address_below(found.root, one.path) for one in found.images}
 
     def size(self, unit: Unit) -> int | None:
         """Number of files in the list."""

@@ -39,12 +39,14 @@ class ImageTableSource:
         url_column: instead, a column with URLs or paths of image files; paths are relative to the table.
         key_column: column with the keys; None = the row number.
         caption_column: column with the captions; None = there are none.
+        group_column: column that becomes `Item.field`, texts or integers.
     """
 
     image_column: str | None = None
     url_column: str | None = None
     key_column: str | None = None
     caption_column: str | None = None
+    group_column: str | None = None
 
     columns = ()
 
@@ -61,6 +63,7 @@ class ImageTableSource:
             "--url-column": self.url_column,
             "--key-column": self.key_column,
             "--caption-column": self.caption_column,
+            "--group-by": self.group_column,
         }
         return {option: name for option, name in columns.items() if name is not None}
 
@@ -110,7 +113,8 @@ class ImageTableSource:
 
     def describe(self) -> dict[str, Any]:
         """See Source."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        names = [field.name for field in dataclasses.fields(self) if field.name != "group_column"]
+        values = {name: getattr(self, name) for name in names}
         return {"kind": "table", **{name: value for name, value in values.items() if value is not None}}
 
     def _cell(self, row: TableRow, option: str) -> Any:
@@ -143,7 +147,7 @@ class ImageTableSource:
         if isinstance(caption, list):
             caption = next((text for text in caption if isinstance(text, str)), None)
         text = caption.strip() if isinstance(caption, str) else None
-        bare = Item(index, key, caption=text, size=row.size)
+        bare = Item(index, key, caption=text, size=row.size, field=self._cell(row, "--group-by"))
         if row.reason is not None:
             return dataclasses.replace(bare, status="bad_image", reason=row.reason), None
         if bad_key is not None:
@@ -224,6 +228,7 @@ def _expect_column(unit: Unit, schema: pa.Schema, name: str, option: str) -> Non
         "--url-column": (is_text(kind), "texts: paths or URLs"),
         "--key-column": (is_text(kind) or pa.types.is_integer(kind), "texts or integers"),
         "--caption-column": (is_text(kind) or listed, "texts"),
+        "--group-by": (is_text(kind) or pa.types.is_integer(kind), "texts or integers"),
     }[option]
     if not fits and not pa.types.is_null(kind):
         raise UnitError(

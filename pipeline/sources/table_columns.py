@@ -31,15 +31,7 @@ def with_columns(settings: Settings, unit: Unit) -> Settings:
     Raises:
         UserError: a given column does not exist, there is no column of images, or several are possible.
     """
-    kind = table_kind(unit)
-    if kind == "parquet":
-        with open_parquet(unit) as file:
-            schema = file.schema_arrow
-        types: Mapping[str, pa.DataType | None] = {field.name: field.type for field in schema}
-        shown = described(schema)
-    else:
-        types = dict.fromkeys(first_names(unit) if kind == "jsonl" else csv_header(unit))
-        schema, shown = None, ", ".join(repr(name) for name in list(types)[:20]) or "none"
+    types, schema, shown = _columns_of(unit)
     for option in ("image_column", "url_column", "key_column", "caption_column"):
         name = getattr(settings, option)
         if name is not None and name not in types:
@@ -65,6 +57,28 @@ def with_columns(settings: Settings, unit: Unit) -> Settings:
                 settings, caption_column=min(captions, key=lambda n: _CAPTIONS.index(n.lower()))
             )
     return settings
+
+
+def expect_group_column(unit: Unit, name: str) -> None:
+    """Refuse a column of groups that a table does not have.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    types, _, shown = _columns_of(unit)
+    if name not in types:
+        raise UserError(f"--group-by is 'column:{name}', and {unit.url} has no such column; it has {shown}")
+
+
+def _columns_of(unit: Unit) -> tuple[Mapping[str, pa.DataType | None], pa.Schema | None, str]:
+    """(types by name, schema of Parquet, the columns for messages) of a table."""
+    kind = table_kind(unit)
+    if kind == "parquet":
+        with open_parquet(unit) as file:
+            schema = file.schema_arrow
+        return {field.name: field.type for field in schema}, schema, described(schema)
+    names = first_names(unit) if kind == "jsonl" else csv_header(unit)
+    return dict.fromkeys(names), None, ", ".join(map(repr, names[:20])) or "none"
 
 
 def _texts(types: Mapping[str, pa.DataType | None]) -> list[str]:

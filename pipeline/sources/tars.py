@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.sources.base import Item, LateCaption, Unit
+from pipeline.sources.base import Item, LateCaption, LateField, Unit
 from pipeline.sources.encoded_text import decoded, field_of
+from pipeline.sources.group_fields import read_field
 from pipeline.sources.member_names import KeySplit, MemberNames, shorter_keys, text_of_name
 from pipeline.sources.tar_stream import open_tar
 
@@ -28,6 +29,7 @@ class TarSource:
     Args:
         image_key, caption_key, key_split: see MemberNames.
         allow_unfinished_tars: also read a tar that ends after a complete member, without the final zeros.
+        group_field: field of the JSON of a key that becomes `Item.field`; JSON is then never a caption.
 
     A key is the name of a member without its extension, such as `a/photo.1` for `a/photo.1.jpg` (given extensions of two
     parts are respected). It is never used as a path: `./a`, `../a` and `/a` are kept unchanged. A key with neither image nor
@@ -40,6 +42,7 @@ class TarSource:
     caption_key: str | None = None
     key_split: KeySplit = "last"
     allow_unfinished_tars: bool = False
+    group_field: str | None = None
 
     nouns = ("image", "members like 0001.jpg")
     columns = ()
@@ -51,7 +54,7 @@ class TarSource:
             UnitError: not readable, not a tar, damaged or truncated; what looks like the end of a tar is not always one.
         """
         names = MemberNames(self.image_key, self.caption_key, self.key_split)
-        reader = _Reader(names, Counter() if left_out is None else left_out)
+        reader = _Reader(names, Counter() if left_out is None else left_out, self.group_field)
         with open_tar(unit.source, unit.url, self.allow_unfinished_tars) as tar:
             for member in tar:
                 yield from reader.take(member, tar)
@@ -84,10 +87,11 @@ class _Group:
     reason: str | None = None
     emitted: bool = False
     has_link: bool = False
+    field: Any = None
     others: list[str] = dataclasses.field(default_factory=list)
 
     def item(self, key: str, expected: str) -> Item:
-        bare = Item(self.index, key, caption=self.caption, size=_OVERHEAD)
+        bare = Item(self.index, key, caption=self.caption, size=_OVERHEAD, field=self.field)
         if self.reason is not None:
             return dataclasses.replace(bare, status="bad_image", reason=self.reason)
         if self.image is None:
@@ -101,8 +105,8 @@ class _Group:
 class _Reader:
     """Groups the members of a tar into items."""
 
-    def __init__(self, names: MemberNames, left_out: Counter[str]) -> None:
-        self.names, self.left_out = names, left_out
+    def __init__(self, names: MemberNames, left_out: Counter[str], group_field: str | None = None) -> None:
+        self.names, self.left_out, self.group_field = names, left_out, group_field
         self.groups: dict[str, _Group] = {}
         self.current: str | None = None
         self.waiting_bytes = 0
@@ -128,6 +132,11 @@ class _Reader:
             group.others.append(f"a link to {text_of_name(member.linkname)[:200]}")
         elif self.names.is_image(extension):
             self._take_image(group, member, extension, tar)
+        elif self.group_field is not None and extension == "json":
+            group.field = read_field(self.group_field, member.size, lambda: tar.read(member))
+            group.others.append(extension)
+            if group.emitted:
+                yield LateField(group.index, key, field=group.field)
         elif self.names.is_caption(extension):
             text = self._caption(group, member, extension, tar)
             if text is not None and not self._keep(group, text):

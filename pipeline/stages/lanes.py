@@ -32,13 +32,21 @@ _PATIENCE = 5.0  # seconds that an interrupted caller waits for the current step
 
 
 @dataclasses.dataclass(frozen=True)
+class Direction:
+    """A target whose feature is known, such as the mean of a group of images."""
+
+    feature: Tensor
+    """(dim,) float; its dot product with the unit feature of a prompt is the score"""
+
+
+@dataclasses.dataclass(frozen=True)
 class Request:
     """One prompt to learn."""
 
     key: str
     """determines the random start, together with the seed of the settings"""
-    target: Tensor | str
-    """(3, height, width) float pixels, preprocessed for the model, or a text"""
+    target: Tensor | str | Direction
+    """(3, height, width) float pixels, preprocessed for the model; a text; or a direction in feature space"""
     caption: str | None = None
     """a caption to score as well"""
     handle: Any = None
@@ -240,10 +248,13 @@ class SharedLanes:
         features = self.clip.text_features([self._beginning(request.caption or "") for request in batch])
         return [feature if request.caption else None for request, feature in zip(batch, features, strict=True)]
 
-    def _features_of(self, targets: list[Tensor | str]) -> Tensor:
+    def _features_of(self, targets: list[Tensor | str | Direction]) -> Tensor:
         """(targets, dim) float; all targets of a stream are of one kind."""
         if isinstance(targets[0], str):
             return self.clip.text_features([self._beginning(str(text)) for text in targets])
+        if isinstance(targets[0], Direction):
+            features = torch.stack([target.feature for target in targets if isinstance(target, Direction)])
+            return features.to(self.clip.device, self.clip.full)
         return self.clip.pixel_features(torch.stack([pixels for pixels in targets if isinstance(pixels, Tensor)]))
 
     def _results_of(self, finished: list[Learned]) -> list[Result]:

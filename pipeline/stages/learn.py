@@ -22,7 +22,7 @@ from pipeline.sources.ahead import ahead, batches
 from pipeline.sources.base import Item, LateCaption, Source, Unit, UnitError
 from pipeline.sources.choice import source_of
 from pipeline.stages.fewest_tokens import FewestTokens
-from pipeline.stages.lanes import BATCH, Request, SharedLanes
+from pipeline.stages.lanes import BATCH, Direction, Request, SharedLanes
 from pipeline.stages.parts import (
     PartItems,
     PartReport,
@@ -51,6 +51,8 @@ class Progress:
     """steps per prompt"""
     shards_done: float = 0.0
     """finished share of the current shards, in shards; 0 if their size is unknown"""
+    gpu_memory: int = 0
+    """bytes that PyTorch holds on the GPU; 0 on a CPU"""
 
 
 @dataclasses.dataclass
@@ -189,6 +191,8 @@ class Learner:
         of = self.method.total_steps
         images, similarity = sum(s.images for s in units), sum(s.similarity for s in units)
         found = Progress(images, similarity, self.lanes.learning, self.lanes.steps, of)
+        if self.clip.device.type == "cuda":
+            found.gpu_memory = torch.cuda.memory_reserved(self.clip.device)
         expected = [s.expected for s in units]
         if units and None not in expected:
             size = sum(count or 0.0 for count in expected)
@@ -283,8 +287,10 @@ class Learner:
                 yield index, self._row(unit, dataclasses.replace(decoded, item=item), prompt, of_caption)
 
     def _request(self, decoded: "Decoded") -> Request:
-        target = decoded.pixels if decoded.pixels is not None else decoded.item.text
-        assert target is not None, "an ok item has an image or a text"
+        target: Tensor | str | Direction | None = decoded.pixels if decoded.pixels is not None else decoded.item.text
+        if decoded.item.direction is not None:
+            target = Direction(torch.from_numpy(decoded.item.direction))
+        assert target is not None, "an ok item has an image, a text or a direction"
         return Request(decoded.item.key, target, decoded.own_caption, dataclasses.replace(decoded, pixels=None))
 
     def _decode(self, item: Item) -> "Decoded":
@@ -322,6 +328,8 @@ class Learner:
     def _learned(self, item: Item, prompt: pez.Prompt) -> dict[str, Any]:
         """Values of the learned columns."""
         values: dict[str, Any] = {}
+        if self.method.method == "soft":
+            values["soft_similarity"] = prompt.soft_similarity
         if len(self.settings.models) > 1:
             values["model_similarities"] = list(prompt.model_similarities)
         if self.caption_weight:

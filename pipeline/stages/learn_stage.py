@@ -36,7 +36,7 @@ class LearnStage:
     def open(self, device: str, threads: int) -> "LearnWorker":
         """Load the CLIP."""
         learner = Learner(self.settings, self.method, device, threads, self.source)
-        columns = [*learner.source.columns, *learned_columns(self.settings)]
+        columns = [*learner.source.columns, *learned_columns(self.settings, self.method)]
         table = PromptTable(self.output, self.described, columns=columns)
         return LearnWorker(learner, table, self.retry_failed)
 

@@ -264,8 +264,8 @@ def test_exact_is_another_way_to_write_the_method() -> None:
     assert dataclasses.replace(pez.PezSettings(exact=True), method="default") == pez.PezSettings()
     with pytest.raises(ValueError, match="exact is 'yes'; expected True or False"):
         pez.PezSettings(exact="yes")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="method is 'gcg'; expected one of default, pez"):
-        pez.PezSettings(method="gcg")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="method is 'beam'; expected one of default, pez"):
+        pez.PezSettings(method="beam")  # type: ignore[arg-type]
 
 
 def test_settings_that_mean_nothing_are_refused() -> None:

@@ -19,7 +19,7 @@ class TrivialStage:
 
     name = "learning"
 
-    def __init__(self, _: Any, __: Any, url: str, described: dict[str, Any], ___: bool) -> None:
+    def __init__(self, _: Any, __: Any, url: str, described: dict[str, Any], ___: bool, ____: Any) -> None:
         self.url, self.described = url, described
 
     def open(self, device: str, threads: int) -> "TrivialWorker":

@@ -176,3 +176,20 @@ def test_one_and_two_actors_write_the_same_rows(make_tar: MakeTar, images: list,
         tables.append(pq.read_table(table.url).sort_by("key"))
     assert tables[0].num_rows == 20
     assert tables[0].equals(tables[1])
+
+
+def test_an_idle_actor_above_the_minimum_ends_while_another_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_IDLE", 0.1)
+    ended: list[object] = []
+    end = runner._Pool._end
+
+    def noted(pool: Any, actor: Any) -> None:
+        ended.append(pool.queue.busy)
+        end(pool, actor)
+
+    monkeypatch.setattr(runner._Pool, "_end", noted)
+    names = ["slow-0", "fine-1"]
+    assert run(tmp_path, names, min_actors=1) == (sorted(names), {}, [])
+    assert ended == [True, False], "one while the other worked, which ended with the job"

@@ -1,15 +1,18 @@
 """A cluster that was started by `ray start`, in a folder of its own: output where the user sees it, or refused before work."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from own_cluster import RAY, free_port, joined_node, started_cluster
+from ray.job_submission import JobSubmissionClient
 from running import ROOT
 from samples_on_disk import MakeTar
 
@@ -89,24 +92,105 @@ def dashboard(folders: tuple[Path, Path]) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
+def ray_job(verb: str, dashboard: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """`ray job VERB` from a checkout."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    line = [RAY, "job", verb, "--address", dashboard, *words]
+    return subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=400)
+
+
+def caption_words(*words: object) -> tuple[str, ...]:
+    return ("--working-dir", str(ROOT), "--", "python", "-m", "jobs.caption", *map(str, words), *FEW_STEPS)
+
+
 @pytest.mark.slow
 def test_a_submitted_job_writes_where_the_user_sees_it_or_is_refused(
     folders: tuple[Path, Path], dashboard: str
 ) -> None:
     user = folders[1]
-
-    def submitted(output: str) -> subprocess.CompletedProcess[str]:
-        job = ["python", "-m", "jobs.caption", "--input", str(user / "shards"), "--output", output, *FEW_STEPS]
-        line = [RAY, "job", "submit", "--address", dashboard, "--working-dir", str(ROOT), "--", *job]
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        return subprocess.run(line, cwd=user, env=environment, capture_output=True, text=True, check=False, timeout=400)
-
-    relative = submitted("prompts")
-    assert relative.returncode != 0
+    relative = ray_job("submit", dashboard, *caption_words("--input", user / "shards", "--output", "prompts"))
+    assert relative.returncode == 1
     assert "error: --output prompts is in the folder that Ray unpacks for a submitted job" in relative.stdout
     assert "pass an absolute path on a disk that all nodes share, or a URL in an object store" in relative.stdout
-    absolute = submitted(str(user / "prompts"))
+    absolute = ray_job("submit", dashboard, *caption_words("--input", user / "shards", "--output", user / "prompts"))
     assert absolute.returncode == 0, absolute.stdout + absolute.stderr
+    assert "key" in absolute.stdout
+    assert "similarity" in absolute.stdout, "the table is in the log that is followed"
+    assert "3 Parquet files in" in absolute.stdout
+    assert pq.read_table(user / "prompts").num_rows == 12
+
+
+@pytest.mark.slow
+def test_a_submitted_job_that_fails_ends_with_1(folders: tuple[Path, Path], dashboard: str) -> None:
+    user = folders[1]
+    (user / "shards" / "scenes-1.tar").write_bytes(b"not a tar")
+    failed = ray_job("submit", dashboard, *caption_words("--input", user / "shards", "--output", user / "prompts"))
+    assert failed.returncode == 1
+    assert "1 of 3 shards failed" in failed.stdout
+    assert pq.read_table(user / "prompts").num_rows == 8
+
+
+@pytest.mark.slow
+def test_a_submitted_job_stops_and_resumes(folders: tuple[Path, Path], dashboard: str) -> None:
+    user = folders[1]
+    words: list[object] = ["--input", user / "shards", "--output", user / "prompts"]
+    words += ["--actors", 1, "--shards-at-once", 1, "--lanes", 16]
+    slow = [*map(str, caption_words(*words)[:-4]), "--steps", "1000", "--swaps", "0"]
+    client = JobSubmissionClient(dashboard)
+    assert ray_job("submit", dashboard, "--submission-id", "first", "--no-wait", *slow).returncode == 0
+    deadline = time.monotonic() + 120
+    while not list((user / "prompts" / "_reports").glob("*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert client.stop_job("first")
+    while (status := client.get_job_status("first")) != "STOPPED":
+        assert status == "RUNNING"
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    done = len(list((user / "prompts" / "_reports").glob("*.json")))
+    assert not (user / "prompts" / "_SUCCESS").exists()
+    again = ray_job("submit", dashboard, *slow)
+    assert again.returncode == 0, again.stdout
+    assert "3/3 shards" in again.stdout
+    assert f"{12 - 4 * done} images" in again.stdout, "only what was left"
+
+
+@pytest.mark.slow
+def test_a_cluster_grows_for_waiting_actors_and_shrinks_after_them(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ray's own autoscaler, with nodes that are processes of this machine."""
+    kinds = {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "cpu": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+    }
+    config = {
+        **{"cluster_name": "processes", "provider": {"type": "fake_multinode"}, "auth": {}},
+        **{"available_node_types": kinds, "head_node_type": "ray.head.default", "max_workers": 2},
+        **{"upscaling_speed": 100.0, "idle_timeout_minutes": 0.05, "docker": {}, "file_mounts": {}},
+        **{f"{name}_commands": [] for name in ("initialization", "setup", "head_setup", "worker_setup")},
+        **{f"{role}_start_ray_commands": [] for role in ("head", "worker")},
+    }
+    (tmp_path / "autoscaler.json").write_text(json.dumps(config))
+    monkeypatch.setenv("RAY_FAKE_CLUSTER", "1")
+    monkeypatch.setenv("AUTOSCALER_UPDATE_INTERVAL_S", "1")
+    server, user = folders
+
+    def nodes(address: str) -> int:
+        words = [sys.executable, "-c", "import ray; ray.init('auto'); print(sum(n['Alive'] for n in ray.nodes()))"]
+        environment = {**os.environ, "RAY_ADDRESS": address}
+        return int(
+            subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout.split()[-1]
+        )
+
+    with started_cluster(server, f"--autoscaling-config={tmp_path / 'autoscaler.json'}", cpus=0) as address:
+        assert nodes(address) == 1
+        words = ("--input", "shards", "--output", "prompts", "--actors", 2, "--min-actors", 0, "--cpus-per-actor", 1)
+        done = run(user, address, *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        deadline = time.monotonic() + 90
+        while (left := nodes(address)) > 1:
+            assert time.monotonic() < deadline, f"{left} nodes are left"
     assert pq.read_table(user / "prompts").num_rows == 12
 
 

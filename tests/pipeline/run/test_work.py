@@ -310,3 +310,19 @@ def test_memory_that_another_stage_uses_does_not_count_against_a_unit() -> None:
         stage.now += 60
         stage.join()
     assert stage.queue.given_up == {}
+
+
+def test_idle_actors_above_the_minimum_end_while_no_task_waits() -> None:
+    stage = Stage("abc", executors=3)
+    given = stage.give()
+    stage.queue.done(*given["a"])
+    stage.now += 30
+    stage.queue.done(*given["b"])
+    stage.now += 40
+    assert stage.queue.surplus(1, seconds=60) == [given["a"][0]]
+    assert stage.queue.surplus(3, seconds=60) == []
+    stage.now += 30
+    assert stage.queue.surplus(1, seconds=60) == [given["a"][0], given["b"][0]]
+    assert stage.queue.surplus(2, seconds=60) == [given["a"][0]]
+    stage.queue.add(tasks_of([unit("d"), unit("e"), unit("f"), unit("g")]))
+    assert stage.queue.surplus(0, seconds=60) == []

@@ -13,17 +13,25 @@ import pytest
 from jobs import caption
 from pipeline.sources.demo_shards import demo_shards
 
-RECORDED = Path(__file__).parent / "recorded_rows.json"
+RECORDED = Path(__file__).parent
+BEFORE_VERSION_3 = ["--swap-among", "all", "--token-weight", "0"]
 
 
-def test_the_demo_gives_the_recorded_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [("recorded_rows.json", []), ("recorded_rows_2.json", BEFORE_VERSION_3)],
+    ids=["now", "before"],
+)
+def test_the_demo_gives_the_recorded_rows(
+    file: str, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shard = sorted(demo_shards())[0]
     words = ["--input", shard, "--output", str(tmp_path / "out"), "--model", "demo", "--local", "--precision", "fp64"]
-    monkeypatch.setattr(sys, "argv", ["jobs.caption", *words])
+    monkeypatch.setattr(sys, "argv", ["jobs.caption", *words, *settings])
     with pytest.raises(SystemExit) as ended:
         caption.main()
     assert ended.value.code in (0, None)
-    recorded = json.loads(RECORDED.read_text())
+    recorded = json.loads((RECORDED / file).read_text())
     [table] = (tmp_path / "out").glob("*.parquet")
     found = pq.read_table(table, columns=["key", "prompt", "token_ids", "similarity"]).to_pylist()
     assert [row | {"similarity": None} for row in found] == [row | {"similarity": None} for row in recorded]

@@ -1,0 +1,88 @@
+"""One visitor's search for prompts: it runs in a thread and tells how far it is, for `jobs.app`."""
+
+import dataclasses
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+
+from PIL import Image
+
+import pez
+from pez.models.joint import AnyClip
+from pez.tasks import Step
+from pez.template import template_of
+
+_EVERY = 10  # steps between two updates
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """The best prompts so far."""
+
+    step: int
+    of: int
+    rows: list[tuple[str, str, float]]
+    """name, prompt and similarity of each target"""
+    done: bool = False
+
+
+class _AbandonedError(Exception):
+    """The visitor has gone."""
+
+
+def learn_live(
+    clip: AnyClip, images: Sequence[Image.Image], names: Sequence[str], settings: pez.PezSettings, together: bool
+) -> Iterator[Update]:
+    """Learn prompts and yield the best so far; the last update has the similarities of the texts.
+
+    If the iterator is closed, learning stops at the next step.
+
+    Args:
+        images: RGB images, one prompt each.
+        together: one prompt for all of them.
+
+    Raises:
+        UserError: settings that the model cannot meet.
+    """
+    names = [" + ".join(names)] if together else list(names)
+    updates: queue.Queue[Update | BaseException] = queue.Queue()
+    gone = threading.Event()
+    best: dict[int, tuple[float, list[int]]] = {}
+    taken, template = 0, template_of(settings)
+
+    def on_step(step: Step) -> None:
+        nonlocal taken
+        if gone.is_set():
+            raise _AbandonedError
+        taken += 1
+        for task, score, ids in zip(step.tasks, step.best_score.tolist(), step.best_ids.tolist(), strict=True):
+            if score > best.get(task.handle, (-1.0,))[0]:
+                best[task.handle] = score, ids
+        if taken % _EVERY == 1:
+            rows = [(names[i], template.around(clip.text_of(ids)), score) for i, (score, ids) in sorted(best.items())]
+            updates.put(Update(taken, settings.total_steps, rows))
+
+    def learn() -> None:
+        try:
+            if together:
+                prompts = [pez.learn_prompt(clip, images, settings, on_step=on_step)]
+            else:
+                prompts = pez.learn_prompts(clip, images, settings, on_step=on_step)
+            rows = [(name, prompt.text, prompt.similarity) for name, prompt in zip(names, prompts, strict=True)]
+            updates.put(Update(settings.total_steps, settings.total_steps, rows, done=True))
+        except BaseException as error:
+            updates.put(error)
+
+    thread = threading.Thread(target=learn, name="learning", daemon=True)
+    thread.start()
+    try:
+        while True:
+            update = updates.get()
+            if isinstance(update, BaseException):
+                raise update
+            yield update
+            if update.done:
+                return
+    finally:
+        gone.set()
+        thread.join()

@@ -1,0 +1,1 @@
+"""Outputs in the formats that trainers read."""

@@ -1,0 +1,114 @@
+"""The page to try it on, as a visitor's browser has it."""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from gallery_outputs import browser
+from own_cluster import free_port
+from PIL import Image
+from samples_on_disk import encoded
+
+import pez
+from jobs import app, command
+from jobs.trial import learn_live
+from pez.errors import UserError
+
+FEW = pez.PezSettings(tokens=3, steps=30, swaps=2)
+
+
+def test_a_prompt_is_seen_improving_and_ends_as_the_one_that_is_learned(
+    demo_clip: pez.Clip, images: list[Image.Image]
+) -> None:
+    updates = list(learn_live(demo_clip, images[:2], ["a", "b"], FEW, together=False))
+    assert [update.step for update in updates] == [1, 11, 21, 31, 32]
+    assert [update.done for update in updates] == [False] * 4 + [True]
+    assert updates[0].rows[0][2] <= updates[-2].rows[0][2]
+    expected = pez.learn_prompts(demo_clip, images[:2], FEW)
+    assert updates[-1].rows == [(n, p.text, p.similarity) for n, p in zip("ab", expected, strict=True)]
+
+
+def test_several_images_share_a_prompt(demo_clip: pez.Clip, images: list[Image.Image]) -> None:
+    *_, last = learn_live(demo_clip, images[:2], ["a", "b"], FEW, together=True)
+    assert [row[:2] for row in last.rows] == [("a + b", pez.learn_prompt(demo_clip, images[:2], FEW).text)]
+
+
+def test_a_visitor_who_leaves_ends_the_search(demo_clip: pez.Clip, images: list[Image.Image]) -> None:
+    endless = pez.PezSettings(tokens=3, steps=1_000_000)
+    search = learn_live(demo_clip, images[:1], ["a"], endless, together=False)
+    assert next(search).step == 1
+    start = time.monotonic()
+    search.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - start < 10
+
+
+def test_a_setting_that_cannot_be_met_is_one_line(demo_clip: pez.Clip, images: list[Image.Image]) -> None:
+    with pytest.raises(UserError, match="tokens"):
+        list(learn_live(demo_clip, images[:1], ["a"], pez.PezSettings(tokens=300), together=False))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--demo", "--model", "ViT-L-14"), "--demo uses a demo model, but --model is ViT-L-14"),
+        (("--port", "70000"), "--port is 70000; expected 1 to 65535"),
+        (("--guidance", "3"), "--guidance has no effect without --verify MODEL"),
+    ],
+)
+def test_bad_usage_is_one_line(
+    words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pez", *words])
+    with pytest.raises(SystemExit) as ended:
+        command.run(app.AppJob, app.__doc__, app.app, "pez app")
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def address(demo_clip: pez.Clip) -> Iterator[str]:
+    """The page on a free port of this machine."""
+    pytest.importorskip("gradio", reason="pip install -e '.[app]'")
+    from jobs.page import Models, build_page
+    from pez.regeneration import load_generator
+
+    page = build_page(Models(demo_clip, load_generator("demo", steps=2), []))
+    port = free_port()
+    page.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True)
+    yield f"http://127.0.0.1:{port}"
+    page.close()
+
+
+@pytest.mark.slow
+def test_a_visitor_learns_copies_compares_and_is_told_what_is_wrong(
+    address: str, images: list[Image.Image], tmp_path: Path
+) -> None:
+    paths = [tmp_path / "<b>one.png", tmp_path / "two.png", tmp_path / "text.png"]
+    for path, data in zip(paths, [encoded(images[0]), encoded(images[1]), b"no image"], strict=True):
+        path.write_bytes(data)
+    requested: set[Any] = set()
+    with browser() as chromium:
+        page = chromium.new_page()
+        page.on("request", lambda request: requested.add(urlsplit(request.url).netloc))
+        page.goto(address)
+        page.fill("#tokens input[type=number]", "3")
+        page.fill("#steps input[type=number]", "20")
+        page.set_input_files("#images input[type=file]", [str(path) for path in paths[:2]])
+        page.wait_for_selector("#preview img")
+        page.click("#learn")
+        page.wait_for_function("document.querySelector('#state').innerText.includes('done')", timeout=60_000)
+        learned = page.input_value("#copy textarea").splitlines()
+        assert len(learned) == 2
+        assert learned[1] in page.inner_text("#prompts")
+        page.click("#again")
+        page.wait_for_function("document.querySelectorAll('#compared img').length >= 4", timeout=60_000)
+        page.click("#images button[aria-label*='lear']")
+        page.set_input_files("#images input[type=file]", str(paths[2]))
+        page.wait_for_timeout(500)
+        page.click("#learn")
+        page.wait_for_selector("text=text.png: cannot decode the image", timeout=20_000)
+    assert requested - {""} == {urlsplit(address).netloc}, "nothing is asked of other servers"
