@@ -42,10 +42,14 @@ class JobMetrics:
         self.units = make(counter, "pez_units", "finished units")
         self.seconds = make(histogram, "pez_unit_seconds", "seconds a unit", boundaries=_SECONDS)
         self.similarity = make(histogram, "pez_unit_similarity", "mean similarity of a unit", boundaries=_SIMILARITIES)
+        self.mean = make(
+            gauge, "pez_mean_similarity", "mean similarity of the rows so far"
+        )  # histograms have no exact sum
         self.left = make(gauge, "pez_units_left", "units that are not finished")
         self.lanes = make(gauge, "pez_lanes_busy", "prompts being learned", ())
         self.memory = make(gauge, "pez_gpu_memory_bytes", "GPU memory that PyTorch holds, of all actors", ())
         self._left = dict(units)
+        self._sums: dict[str, tuple[float, int]] = {}
         for stage, number in self._left.items():
             self.left.set(number, {"stage": stage})
 
@@ -78,5 +82,9 @@ class JobMetrics:
         self.seconds.observe(max(seconds, 1e-3), tags)
         if similarity is not None and similarity > 0:
             self.similarity.observe(similarity, tags)
+        if similarity is not None and images:
+            total, number = self._sums.get(stage, (0.0, 0))
+            self._sums[stage] = total + similarity * images, number + images
+            self.mean.set(self._sums[stage][0] / self._sums[stage][1], tags)
         self._left[stage] = max(self._left.get(stage, 0) - 1, 0)
         self.left.set(self._left[stage], tags)

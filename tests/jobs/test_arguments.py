@@ -75,20 +75,24 @@ def test_there_are_list_options_to_try() -> None:
 def test_a_list_option_that_is_given_again_adds_up(job: type, flag: arguments.Flag) -> None:
     words = [word for word in JOBS[job] if word != "--demo"]
     more = ["--input", "x"] if job is EvaluateJob and flag.name != "--input" else []
+    if job is EvaluateJob and flag.name.startswith("--score"):  # which compares methods under these judges
+        judges = ["--score-model", "ViT-B-32", "ViT-L-14", "ViT-B-16"] if flag.name == "--score-pretrained" else []
+        more += ["--methods", "pez", *judges]
     if job is InvertJob and flag.name == "--text":
         more = ["--together"]
     if job is DistillJob and flag.name != "--text":
         more = ["--output", "x"] if flag.name == "--input" else ["--text", "x"]
     seed = "--verify-seed" if job is VerifyJob else "--seed"
+    a, b, c = ("pez", "gcg", "random") if flag.name == "--methods" else ("a", "b", "c")
     spellings = [
-        [flag.name, "a", "b", "c"],
-        [flag.name, "a", flag.name, "b", flag.name, "c"],
-        [flag.name, "a", "b", seed, "3", flag.name, "c"],
-        [f"{flag.name}=a", flag.name, "b", f"{flag.name}=c"],
+        [flag.name, a, b, c],
+        [flag.name, a, flag.name, b, flag.name, c],
+        [flag.name, a, b, seed, "3", flag.name, c],
+        [f"{flag.name}={a}", flag.name, b, f"{flag.name}={c}"],
     ]
     for spelling in spellings:
         chosen: object = arguments.read(job, "", "pez x", [*words, *more, *spelling])
-        assert value_of(chosen, flag) == ("a", "b", "c"), spelling
+        assert value_of(chosen, flag) == (a, b, c), spelling
 
 
 def test_images_may_stand_before_and_behind_options() -> None:

@@ -1,6 +1,5 @@
 """A cluster that was started by `ray start`, in a folder of its own: output where the user sees it, or refused before work."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -153,45 +152,6 @@ def test_a_submitted_job_stops_and_resumes(folders: tuple[Path, Path], dashboard
     assert again.returncode == 0, again.stdout
     assert "3/3 shards" in again.stdout
     assert f"{12 - 4 * done} images" in again.stdout, "only what was left"
-
-
-@pytest.mark.slow
-def test_a_cluster_grows_for_waiting_actors_and_shrinks_after_them(
-    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By Ray's own autoscaler, with nodes that are processes of this machine."""
-    kinds = {
-        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-        "cpu": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
-    }
-    config = {
-        **{"cluster_name": "processes", "provider": {"type": "fake_multinode"}, "auth": {}},
-        **{"available_node_types": kinds, "head_node_type": "ray.head.default", "max_workers": 2},
-        **{"upscaling_speed": 100.0, "idle_timeout_minutes": 0.05, "docker": {}, "file_mounts": {}},
-        **{f"{name}_commands": [] for name in ("initialization", "setup", "head_setup", "worker_setup")},
-        **{f"{role}_start_ray_commands": [] for role in ("head", "worker")},
-    }
-    (tmp_path / "autoscaler.json").write_text(json.dumps(config))
-    monkeypatch.setenv("RAY_FAKE_CLUSTER", "1")
-    monkeypatch.setenv("AUTOSCALER_UPDATE_INTERVAL_S", "1")
-    server, user = folders
-
-    def nodes(address: str) -> int:
-        words = [sys.executable, "-c", "import ray; ray.init('auto'); print(sum(n['Alive'] for n in ray.nodes()))"]
-        environment = {**os.environ, "RAY_ADDRESS": address}
-        return int(
-            subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout.split()[-1]
-        )
-
-    with started_cluster(server, f"--autoscaling-config={tmp_path / 'autoscaler.json'}", cpus=0) as address:
-        assert nodes(address) == 1
-        words = ("--input", "shards", "--output", "prompts", "--actors", 2, "--min-actors", 0, "--cpus-per-actor", 1)
-        done = run(user, address, *words)
-        assert done.returncode == 0, done.stdout + done.stderr
-        deadline = time.monotonic() + 90
-        while (left := nodes(address)) > 1:
-            assert time.monotonic() < deadline, f"{left} nodes are left"
-    assert pq.read_table(user / "prompts").num_rows == 12
 
 
 def test_what_is_submitted_leaves_data_and_outputs_at_home(make_tar: MakeTar, tmp_path: Path) -> None:
