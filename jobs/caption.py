@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 _OF_GROUPS = ("groups_per_unit", "incomplete_groups")
-_OF_SINGLE_IMAGES = ("verify", "retry_failed", "caption_key", "caption_column")
+_OF_SINGLE_IMAGES = ("verify", "retry_failed", "caption_key", "caption_column", "caption_weight")
 
 
 @dataclasses.dataclass(frozen=True)

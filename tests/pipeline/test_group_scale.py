@@ -19,7 +19,7 @@ from PIL import Image
 from running import RunningJob
 from samples_on_disk import MakeTar, encoded
 
-GROUPS = int(os.environ.get("PEZ_SCALE_GROUPS", "2000"))
+GROUPS = int(os.environ.get("PEZ_SCALE_GROUPS", "16000"))  # fewer end before the memory of an actor has settled
 SHARDS = int(os.environ.get("PEZ_SCALE_GROUP_SHARDS", "20"))
 
 
