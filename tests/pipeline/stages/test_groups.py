@@ -180,6 +180,7 @@ def test_a_field_that_no_image_has_ends_the_job_with_a_reason(run: Run, tars: li
         (("--group-by", "column:x"), "the input is not a table"),
         (("--group-by", "folder", "--verify", "demo"), "--verify has no effect with --group-by"),
         (("--group-by", "folder", "--retry-failed"), "--retry-failed has no effect with --group-by"),
+        (("--group-by", "folder", "--caption-weight", "0.3"), "--caption-weight has no effect with --group-by"),
         (("--groups-per-unit", 5), "--groups-per-unit has no effect without --group-by"),
         (("--group-by", "folder", "--groups-per-unit", 0), "--groups-per-unit is 0; expected 1 to 100000"),
     ],
