@@ -148,7 +148,10 @@ def test_invert_prints_a_prompt_for_each_image(images: list, tmp_path: Path, her
     assert done.returncode == 0, done.stderr
     assert "0.png" in done.stdout.splitlines()[-2]
     together = here("jobs.invert", *paths, "--model", "demo", "--steps", 40, "--together")
-    assert "0.png + 1.png" in together.stdout.splitlines()[-1]
+    assert "0.png + 1.png" in together.stdout
+    of_each = together.stdout.splitlines()[-2:]  # the weight of each image, and its similarity to the prompt
+    assert [line.split()[0] for line in of_each] == ["0.png", "1.png"]
+    assert all(float(line.split()[-1]) > 0.3 for line in of_each)
 
 
 def test_invert_names_the_file_it_cannot_read(tmp_path: Path, here: Run) -> None:
