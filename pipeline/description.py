@@ -151,7 +151,7 @@ def _value(values: dict[str, Any], name: str) -> str:
     if name in values:
         return repr(values[name])
     default = _DEFAULTS.get(_last(name), dataclasses.MISSING)
-    return "not set" if default is dataclasses.MISSING else repr(default)
+    return "not set" if default is dataclasses.MISSING or default is None else repr(default)
 
 
 def _last(name: str) -> str:

@@ -136,7 +136,7 @@ def test_a_job_is_resumed_and_other_columns_are_refused(run: Run, tables: Path, 
     assert "nothing to do: all 2 shards are done" in run(*words, "--key-column", "id")[1]
     status, _, errors = run(*words)
     assert status == 2
-    assert "key_column was 'id' and is None; choose another --output" in errors
+    assert "key_column was 'id' and is not set; choose another --output" in errors
     data = [json.dumps({"prompt": "a yellow ring", "id": 1}), json.dumps({"prompt": "mended", "id": "000001"})]
     (tables / "b.jsonl").write_text("\n".join([*data, json.dumps({"prompt": "a grey heart", "id": 2})]) + "\n")
     status, _, errors = run(*words, "--key-column", "id", "--retry-failed")

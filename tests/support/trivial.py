@@ -43,6 +43,7 @@ class SizeLearner(Learner):
     """Decodes every image and says how large it is; has no model."""
 
     def __init__(self, settings: CaptionSettings) -> None:
+        self.caption_weight = 0.0
         self.settings = settings
         self.source = source_of(settings)
         self.clock = WorkClock()
