@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated
 from jobs import command
 from jobs.arguments import Group
 from jobs.options import DeviceOption, expect_device, refuse_beside_demo, refuse_ignored
-from pez.demo import CLIPS
 from pez.errors import UserError
+from pez.models.names import is_demo
 from pez.settings import ModelSettings
 from pipeline.settings import GeneratorSettings
 from pipeline.terminal import Activity, open_console, plain, say
@@ -83,7 +83,7 @@ def _load(job: AppJob, activity: Activity) -> Models:
     device = job.local_device()
     settings, generator = job.model, job.generator
     if job.demo:
-        settings = settings if settings.model in CLIPS else dataclasses.replace(settings, model="demo")
+        settings = settings if is_demo(settings) else dataclasses.replace(settings, model="demo")
         generator = dataclasses.replace(generator, verify=generator.verify or "demo")
     check_models(settings)
     activity.now(f"loading {settings.name}")
@@ -92,7 +92,7 @@ def _load(job: AppJob, activity: Activity) -> Models:
     if generator.verify is not None:
         activity.now(f"loading the generator {generator.verify}")
         made = generator_of(generator, device)
-    return Models(clip, made, _examples() if settings.model in CLIPS else [])
+    return Models(clip, made, _examples() if is_demo(settings) else [])
 
 
 def _examples() -> list[str]:

@@ -13,7 +13,7 @@ bank restricts the vocabulary to the tokens of its phrases: "PEZ + Bank" of Wen 
 import torch
 from torch import Tensor
 
-from pez.methods.phase import OnStep
+from pez.methods.phase import OnStep, side_by_side
 from pez.objectives.objective import Objective
 from pez.settings import PezSettings
 from pez.tasks import Learned, Step
@@ -34,8 +34,7 @@ def chain_phrases(
 ) -> list[Learned]:
     """Chain phrases for the targets of the prompts; what they start from does not matter. See `phase.Search`."""
     device = vocabulary.embedding.device
-    target = torch.stack([prompt.task.target for prompt in [*prompts, *[prompts[-1]] * (lanes - len(prompts))]])
-    target = target.to(device)
+    _, target, _ = side_by_side(prompts, lanes, device)
     lengths = _by_length(vocabulary)
     with torch.no_grad():
         # (lanes, phrases), phrases in the order of `lengths`

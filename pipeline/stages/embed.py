@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pez.images import ImageError, decode_image
 from pez.models.load import load_model
 from pipeline.member_table import EmbedReport, Member, MemberTable
 from pipeline.run import warning_log
@@ -132,14 +131,7 @@ class Embedder:
         return Member(item.key, item.group, status, reason)
 
     def _decode(self, item: Item) -> Decoded:
-        bare = dataclasses.replace(item, image=None)
-        if item.image is None:
-            return Decoded(bare)
-        try:
-            image = decode_image(item.image)
-        except ImageError as error:
-            return Decoded(dataclasses.replace(bare, status="bad_image", reason=str(error)))
-        return Decoded(bare, self.clip.preprocess(image), image.width, image.height)
+        return Decoded.of(item, self.clip)
 
 
 _Waiting = dict[int, tuple[Item, Vector | None]]

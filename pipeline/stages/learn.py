@@ -12,6 +12,7 @@ from torch import Tensor
 
 import pez
 from pez.images import ImageError, decode_image
+from pez.models.joint import AnyClip
 from pez.models.load import load_model
 from pipeline.description import describe as describe
 from pipeline.rows import Row, ShardReport
@@ -294,14 +295,7 @@ class Learner:
         return Request(decoded.item.key, target, decoded.own_caption, dataclasses.replace(decoded, pixels=None))
 
     def _decode(self, item: Item) -> "Decoded":
-        bare = dataclasses.replace(item, image=None)
-        if item.image is None:
-            return Decoded(bare)
-        try:
-            image = decode_image(item.image)
-        except ImageError as error:
-            return Decoded(dataclasses.replace(bare, status="bad_image", reason=str(error)))
-        return Decoded(bare, self.clip.preprocess(image), image.width, image.height)
+        return Decoded.of(item, self.clip)
 
     def _row(self, unit: Unit, decoded: "Decoded", prompt: pez.Prompt, of_caption: float | None) -> Row:
         if not math.isfinite(prompt.similarity + prompt.token_similarity + (of_caption or 0.0)):
@@ -364,6 +358,18 @@ class Decoded:
     width: int | None = None
     """of the upright image"""
     height: int | None = None
+
+    @classmethod
+    def of(cls, item: Item, clip: AnyClip) -> "Decoded":
+        """Decode the image of an item, if it has one; an image that cannot be decoded gives the item its reason."""
+        bare = dataclasses.replace(item, image=None)
+        if item.image is None:
+            return cls(bare)
+        try:
+            image = decode_image(item.image)
+        except ImageError as error:
+            return cls(dataclasses.replace(bare, status="bad_image", reason=str(error)))
+        return cls(bare, clip.preprocess(image), image.width, image.height)
 
     @property
     def own_caption(self) -> str | None:

@@ -1,37 +1,26 @@
 """`evaluate --methods` and `--lengths`: every method at equal cost, and what is written of it."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import pyarrow.parquet as pq
 import pytest
+from evaluate_jobs import Run, run_evaluate
 from PIL import Image
 
 import pez
-from jobs import command
 from jobs.comparison import chosen_methods, compare, settings_of
-from jobs.evaluate import EvaluateJob, drawn, evaluate
+from jobs.evaluate import drawn
 from pez.methods.names import Method
 from pipeline.terminal import Activity, open_console
-
-Told = tuple[int, str, str]
-Run = Callable[..., Told]
 
 QUICK = ["--demo", "--images", 4, "--steps", 20, "--swaps", 2, "--tokens", 4, "--device", "cpu"]
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*words: object) -> Told:
-        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            command.run(EvaluateJob, None, evaluate)
-        return (int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
+    return run_evaluate(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -1,36 +1,24 @@
 """The paper's table: what is asked for counts or is refused at once, and nothing is silent for minutes."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluate_jobs import Run, run_evaluate
 from PIL import Image
 from samples_on_disk import MakeTar, encoded
 
 import pez
-from jobs import command
-from jobs.evaluate import EvaluateJob, evaluate
 from pez.demo import scenes
 from pez.regeneration import Generator, image_similarities, load_generator, seed_for
-
-Told = tuple[int, str, str]
-Run = Callable[..., Told]
 
 QUICK = ["--images", 2, "--steps", 2, "--swaps", 0, "--tokens", 4, "--verify-steps", 1, "--device", "cpu"]
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*words: object) -> Told:
-        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            command.run(EvaluateJob, None, evaluate)
-        return (int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
+    return run_evaluate(monkeypatch, capsys)
 
 
 def figures(file: Path) -> dict[str, Any]:
