@@ -109,7 +109,7 @@ def invert(job: InvertJob) -> int:
                 prompts = [pez.learn_prompt(clip, images, job.method, job.weights or None, show.step, job.text)]
             elif job.mix:
                 mixture = pez.mix(clip, images, job.method, show.step)
-                names[-1:] = ["the prompts joined", "one prompt for all"]
+                names[-1:] = ["all, joined", "one for all"]
                 prompts = [*mixture.prompts, mixture.joined, mixture.shared]
             else:
                 prompts = pez.learn_prompts(clip, images, job.method, on_step=show.step)
@@ -122,6 +122,8 @@ def invert(job: InvertJob) -> int:
         console.print(_similarities_to(targets, names, prompts))
         return 0
     console.print(show.table([(n, p.text, p.similarity) for n, p in zip(names, prompts, strict=True)], "prompt"))
+    if len(settings.models) > 1:
+        console.print(_by_model(settings.models, names, prompts))
     if job.together and len(targets) > 1:
         console.print(_parts(targets, job.weights or (1.0,) * len(targets), prompts[0]))
     if soft := [p.soft_similarity for p in prompts if p.soft_similarity is not None]:
@@ -134,6 +136,16 @@ def _similarities_to(targets: list[str], names: list[str], prompts: list[pez.Pro
     columns = [Column("prompt of", "name"), Column("prompt"), *(Column(f"to {target}", "number") for target in targets)]
     rows = [
         [name, prompt.text, *(f"{similarity:.3f}" for similarity in prompt.target_similarities)]
+        for name, prompt in zip(names, prompts, strict=True)
+    ]
+    return FittedTable(columns, rows)
+
+
+def _by_model(models: tuple[str, ...], names: list[str], prompts: list[pez.Prompt]) -> FittedTable:
+    """The similarity of each prompt under every model."""
+    columns = [Column("similarity of", "name"), *(Column(f"under {model}", "number") for model in models)]
+    rows = [
+        [name, *(f"{similarity:.3f}" for similarity in prompt.model_similarities)]
         for name, prompt in zip(names, prompts, strict=True)
     ]
     return FittedTable(columns, rows)

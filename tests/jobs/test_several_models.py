@@ -76,8 +76,11 @@ def test_invert_learns_for_several_models(
     assert status == 0, errors
     judge, guide = pez.load_clip("demo-judge"), pez.load_demo_clip()
     [prompt] = pez.learn_prompts([guide, judge], images[0], pez.PezSettings(tokens=3, steps=10, swaps=2))
-    assert f"{prompt.similarity:.3f}" in out.splitlines()[-1]
-    assert prompt.text in out.splitlines()[-1]
+    *_, row, header, by_model = out.splitlines()
+    assert f"{prompt.similarity:.3f}" in row
+    assert prompt.text in row
+    assert header.split()[2:] == ["under", "demo", "under", "demo-judge"]
+    assert by_model.split() == ["a.png", *(f"{similarity:.3f}" for similarity in prompt.model_similarities)]
 
 
 def test_images_may_follow_the_names_of_models() -> None:
