@@ -1,4 +1,4 @@
-"""One visitor's search for prompts: it runs in a thread and tells how far it is, for `jobs.app`."""
+"""One visitor's search for prompts: it runs in a thread and reports its progress, for `jobs.app`."""
 
 import dataclasses
 import queue

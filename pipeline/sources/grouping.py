@@ -1,4 +1,4 @@
-"""A source of images that tells the group of each."""
+"""A source of images that gives each image its group."""
 
 import dataclasses
 from collections import Counter
@@ -35,7 +35,7 @@ class GroupedSource:
         return self.source.nouns
 
     def read(self, unit: Unit, left_out: Counter[str]) -> Iterator[Item]:
-        """The items of a unit, see Source. LateFields tell the groups of items that were yielded without one."""
+        """The items of a unit, see Source. LateFields give the groups of items that were yielded without one."""
         for item in self.source.read(unit, left_out):
             group, reason = self.by.group_of(item)
             if isinstance(item, LateField) or type(item) is Item:

@@ -9,7 +9,7 @@ from typing import Any
 from pez.errors import UserError
 from pipeline.addresses import is_local
 from pipeline.exports.folder import ExportFolder, ExportReport
-from pipeline.exports.pictures import count_missing, write_dataset, write_image_folder, write_sidecars
+from pipeline.exports.image_files import count_missing, write_dataset, write_image_folder, write_sidecars
 from pipeline.exports.rows import ExportRow, exported_rows
 from pipeline.exports.settings import WITHOUT_IMAGES, ExportSettings
 from pipeline.exports.shards import samples_of_items, samples_of_tar, write_samples

@@ -39,7 +39,7 @@ def test_all_methods_and_lengths_at_equal_cost(
     monkeypatch.setenv("COLUMNS", "200")
     files = {name: folder / f"all.{name}" for name in ("json", "markdown", "parquet", "picture")}
     words = [word for name, file in files.items() for word in (f"--{name}", file)]
-    status, told, errors = run(*QUICK, "--methods", "all", "--lengths", 6, 2, *words)
+    status, output, errors = run(*QUICK, "--methods", "all", "--lengths", 6, 2, *words)
     assert (status, errors) == (0, "")
     found = values(files["json"])
     methods = found["methods"]
@@ -47,7 +47,7 @@ def test_all_methods_and_lengths_at_equal_cost(
     default = methods["default"]
     for name, each in methods.items():
         assert {"similarity", "judge_similarity", "flop", "seconds", "read_back"} <= each.keys()
-        assert f"{each['similarity']:.3f} ± {each['similarity_interval']:.3f}" in told
+        assert f"{each['similarity']:.3f} ± {each['similarity_interval']:.3f}" in output
         if name != "default":
             assert each["similarity_difference"] == pytest.approx(each["similarity"] - default["similarity"])
         if name not in ("default", "bank", "gaslite"):  # one round of gaslite is already more than this budget
@@ -141,8 +141,8 @@ def test_all_leaves_out_the_bank_without_phrases() -> None:
 def test_what_cannot_be_compared_is_one_line_before_any_work(
     run: Run, tmp_path: Path, words: list[object], message: str
 ) -> None:
-    status, told, errors = run(*(str(word).format(tmp=tmp_path) for word in words))
+    status, output, errors = run(*(str(word).format(tmp=tmp_path) for word in words))
     assert status == 2
     [line] = errors.splitlines()
     assert message.format(tmp=tmp_path) in line
-    assert "learning" not in told
+    assert "learning" not in output

@@ -103,7 +103,7 @@ def write_dataset(folder: ExportFolder, name: str, items: Iterable[Item], rows: 
 
 
 def _features() -> bytes:
-    """What tells `datasets` that a column has images."""
+    """The metadata by which `datasets` knows that a column has images."""
     features: dict[str, Any] = {"image": {"_type": "Image"}}
     features |= {field.name: {"dtype": _DTYPES[field.type], "_type": "Value"} for field in COLUMNS}
     return json.dumps({"info": {"features": features}}).encode()
