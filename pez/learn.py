@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +21,7 @@ from pez.objectives.clip import ClipObjective, Target
 from pez.prompt import Mixture, Prompt
 from pez.settings import PezSettings, lanes_for
 from pez.tasks import Learned, Task
-from pez.template import EMPTY, Template, template_of
+from pez.template import Template, template_of
 
 
 def learn_prompts(
@@ -111,11 +112,10 @@ def mix(
     Source: Wen et al. 2023, section 4.2, prompt concatenation.
     """
     clip, settings = joined(clip), settings or PezSettings()
-    template = template_of(settings)
     pixels = _pixels_of(clip, images)
     if len(pixels) < 2:
         raise UserError(f"{len(pixels)} images to mix; expected two or more")
-    clip.encoder(settings.tokens * len(pixels), template)
+    clip.encoder(settings.tokens * len(pixels), template_of(settings))
     with own_modes():
         features = clip.pixel_features(pixels)  # (images, dim)
     targets = [*(Target(feature[None]) for feature in features), Target(features)]
@@ -123,7 +123,7 @@ def mix(
     *alone, shared = learn_for_targets(clip, targets, keys, settings, on_step)
     ids = torch.tensor([[i for prompt in alone for i in prompt.token_ids]])
     task = Task("joined", Target(features).direction())
-    [both] = prompts_of(clip, [Learned(task, ids[0], 0.0, alone[0].steps)], template)
+    [both] = prompts_of(clip, [Learned(task, ids[0], 0.0, alone[0].steps)], settings)
     with own_modes():
         of_texts = clip.text_features([prompt.text for prompt in (*alone, both, shared)]) @ features.T
     each = [
@@ -212,7 +212,7 @@ def learn_for_targets(
     for finished in engine.run(tasks):
         handles = (learned.task.handle for learned in finished)
         parts = [targets[learned.task.handle].features for learned in finished]
-        prompts.update(zip(handles, prompts_of(clip, finished, template_of(settings), parts), strict=True))
+        prompts.update(zip(handles, prompts_of(clip, finished, settings, parts), strict=True))
     return [prompts[i] for i in range(len(targets))]
 
 
@@ -234,13 +234,45 @@ def engine_for(clip: AnyClip, settings: PezSettings, lanes: int, on_step: OnStep
 
 
 def prompts_of(
-    clip: AnyClip, finished: Sequence[Learned], template: Template = EMPTY, parts: Sequence[Tensor] = ()
+    clip: AnyClip, finished: Sequence[Learned], settings: PezSettings, parts: Sequence[Tensor] = ()
 ) -> list[Prompt]:
     """Decode the learned tokens to text and score the whole text, since that is what a user pastes.
 
     Args:
+        settings: those that the prompts were learned with.
         parts: for each prompt, (n, dim) features of its targets; the text is scored against each if there are several.
     """
+    candidates = [_candidates_of(learned) for learned in finished]
+    of_each = [part for part, several in zip(parts, candidates, strict=False) for _ in several]
+    found = iter(_scored(clip, [each for several in candidates for each in several], template_of(settings), of_each))
+    prompts = []
+    for several in candidates:
+        best, *others = itertools.islice(found, len(several))
+        if settings.candidates_kept > 1:
+            others.sort(key=lambda prompt: -prompt.similarity)
+            kept = _distinct(clip, [best, *others])[: settings.candidates_kept]
+            best = dataclasses.replace(best, alternatives=tuple(kept))
+        prompts.append(best)
+    return prompts
+
+
+def _candidates_of(learned: Learned) -> list[Learned]:
+    """The learned prompt, and the others of those that its search has kept."""
+    if learned.seen is None:
+        return [learned]
+    others = (ids for ids in learned.seen[0] if not torch.equal(ids, learned.token_ids))
+    return [learned, *(dataclasses.replace(learned, token_ids=ids) for ids in others)]
+
+
+def _distinct(clip: AnyClip, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The first of all prompts whose texts have the same tokens for the model."""
+    found: dict[tuple[int, ...], Prompt] = {}
+    for row, prompt in zip(clip.tokens.read([prompt.text for prompt in prompts]), prompts, strict=True):
+        found.setdefault(tuple(row), prompt)
+    return list(found.values())
+
+
+def _scored(clip: AnyClip, finished: Sequence[Learned], template: Template, parts: Sequence[Tensor]) -> list[Prompt]:
     with own_modes():
         rows = [learned.token_ids for learned in finished]
         directions = torch.stack([learned.task.target for learned in finished])

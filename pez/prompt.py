@@ -23,6 +23,9 @@ class Prompt:
     """with several models: the similarity under each, whose weighted mean is `similarity`"""
     target_similarities: tuple[float, ...] = ()
     """with several targets: the cosine of the text with each, without its weight"""
+    alternatives: "tuple[Prompt, ...]" = ()
+    """with candidates_kept above 1: this prompt, then the best others that the search scored, by their similarity; texts
+    that the model reads alike are one"""
 
 
 @dataclasses.dataclass(frozen=True)

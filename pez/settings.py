@@ -104,6 +104,8 @@ class PezSettings:
     compare with: autoprompt, fluentprompt, gcg, gaslite, random, and soft (a soft prompt, projected at the end)"""
     restarts: int = 1
     """independent random starts; the best prompt is kept"""
+    candidates_kept: int = 1
+    """how many of the best distinct prompts to keep for each image, up to 64"""
     seed: int = 0
     learning_rate: float | None = None
     """default = 0.1, as published; 300 for autoprompt and 1 for fluentprompt, which take plain gradient steps"""
@@ -137,11 +139,17 @@ class PezSettings:
             _set(self, "method", "pez" if exact else "default")
         if self.method not in get_args(Method):
             raise UserError(f"method is {self.method!r}; expected one of {', '.join(get_args(Method))}")
-        least = {"tokens": 1, "steps": 1, "restarts": 1, "swaps": 0, "candidates": 1, "seed": None}
+        least = {"tokens": 1, "steps": 1, "restarts": 1, "swaps": 0, "candidates": 1, "candidates_kept": 1, "seed": None}
         for name, bound in least.items():
             _set(self, name, _whole(name, getattr(self, name), bound))
         if self.restarts > 1 and "restarts" not in TRAITS[self.method].uses:
             raise UserError(f"restarts is {self.restarts}; expected 1, since the method {self.method} has one start")
+        if self.candidates_kept > 64:
+            raise UserError(f"candidates_kept is {self.candidates_kept}; expected 64 or less")
+        if self.candidates_kept > 1 and "candidates_kept" not in TRAITS[self.method].uses:
+            raise UserError(
+                f"candidates_kept is {self.candidates_kept}; expected 1, since the method {self.method} keeps one prompt"
+            )
         if self.learning_rate is not None:
             _set(self, "learning_rate", _number("learning_rate", self.learning_rate))
         if not self.rate > 0:

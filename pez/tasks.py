@@ -34,6 +34,8 @@ class Learned:
     """of the soft prompt that the tokens are the projection of; with the method soft only"""
     visited: Tensor | None = None
     """(n,) int64 on the CPU, ascending: the tokens that a walk has scored, over all restarts; None = not recorded"""
+    seen: tuple[Tensor, Tensor] | None = None
+    """the best distinct prompts scored so far, best first: (n, tokens) int64 and (n,) scores, on the CPU; None = not kept"""
 
 
 @dataclasses.dataclass(frozen=True)

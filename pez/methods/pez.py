@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pez.methods.phase import OnStep, half_of, round_up_to_16
+from pez.methods.seen import SeenPrompts
 from pez.objectives.objective import Objective
 from pez.seeds import generator_for
 from pez.settings import PezSettings
@@ -60,6 +61,7 @@ class Walk:
         self.count = torch.zeros(lanes, 1, 1, dtype=like.dtype, device=like.device)  # steps since the lane's start
         self.best_ids = first.clone()  # (lanes, tokens)
         self.best_score = torch.full((lanes,), -torch.inf, dtype=like.dtype, device=like.device)
+        self.seen = SeenPrompts(lanes, settings, like.device) if settings.candidates_kept > 1 else None
         self.target: Tensor | None = None  # (lanes, ...), shaped by the first task
         self.started: dict[int, Learned] = {}
         """what the busy lanes started from, by lane"""
@@ -89,6 +91,8 @@ class Walk:
         self.started[lane], self.taken[lane] = prompt, 0
         self.target[lane] = task.target
         self.best_score[lane] = -torch.inf
+        if self.seen is not None:
+            self.seen.clear(lane)
         self.start(lane, restart=0)
 
     def clear(self) -> None:
@@ -116,6 +120,8 @@ class Walk:
             best_score.copy_(torch.where(better, score, best_score))
             best_ids.copy_(torch.where(better.unsqueeze(-1), look.ids, best_ids))
             self.keep(rows, better)
+            if self.seen is not None:
+                self.seen.add(rows, look.ids.unsqueeze(1), score.unsqueeze(1))
             if on_step is not None:
                 lanes = sorted(self.started)
                 tasks = [self.started[lane].task for lane in lanes]
@@ -164,7 +170,13 @@ class Walk:
         """The results of lanes that have taken all their steps."""
         best_ids, best_score = self.best_ids[lanes].cpu(), self.best_score[lanes].tolist()
         return [
-            Learned(self.started[lane].task, token_ids, score, self.started[lane].steps + self.settings.walk_steps)
+            Learned(
+                self.started[lane].task,
+                token_ids,
+                score,
+                self.started[lane].steps + self.settings.walk_steps,
+                seen=self.seen and self.seen.of(lane),
+            )
             for lane, token_ids, score in zip(lanes, best_ids, best_score, strict=True)
         ]
 

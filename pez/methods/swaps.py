@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from pez.methods.phase import score_tried
+from pez.methods.seen import SeenPrompts
 from pez.objectives.objective import Objective
 from pez.settings import PezSettings
 from pez.tasks import Learned, Step
@@ -60,6 +61,9 @@ def improve(
     ids = torch.stack([learned.token_ids for learned in filled]).to(device)
     target = torch.stack([learned.task.target for learned in filled]).to(device)
     tasks = [learned.task for learned in walked]
+    seen = SeenPrompts(lanes, settings, device) if settings.candidates_kept > 1 else None
+    for lane, learned in enumerate(walked if seen else ()):
+        seen.put(lane, learned.seen)
 
     def show(ids: Tensor, score: Tensor) -> None:
         ids, score = ids[: len(tasks)], score[: len(tasks)]
@@ -75,9 +79,13 @@ def improve(
         show,
         settings.token_weight,
         _among(vocabulary, filled) if settings.swap_among == "visited" else None,
+        seen,
     )
-    found = zip(walked, ids.cpu(), score.tolist(), strict=False)
-    return [dataclasses.replace(learned, token_ids=row, score=value) for learned, row, value in found]
+    found = zip(walked, ids.cpu(), score.tolist(), itertools.count(), strict=False)
+    return [
+        dataclasses.replace(learned, token_ids=row, score=value, seen=seen and seen.of(lane))
+        for learned, row, value, lane in found
+    ]
 
 
 def swap_rounds(
@@ -90,6 +98,7 @@ def swap_rounds(
     on_round: Callable[[Tensor, Tensor], None] | None = None,
     token_weight: float = 0.0,
     among: Tensor | None = None,
+    seen: SeenPrompts | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Improve prompts by swaps.
 
@@ -104,6 +113,7 @@ def swap_rounds(
         on_round: called with ids and scores after each round.
         token_weight: 0 = the value is the score.
         among: (lanes, allowed) bool, which of the vocabulary's ids each lane may take; None = all.
+        seen: gets every prompt that is scored.
 
     Returns:
         (lanes, tokens) int64 prompts and (lanes,) float scores; lane i depends on ids[i] and target[i] alone.
@@ -135,12 +145,17 @@ def swap_rounds(
             scores = score_tried(objective, vocabulary, kept, position, tried, target)
             # Only the swapped token's part of the mean differs.
             bonus = values(swapped) - values(ids)[:, position, None] if values else None
+            if seen is not None:
+                seen.add(slice(None), tried, scores)
             ids, score = _best_of(ids, score, tried, scores, bonus)
             if position == tokens - 1 and tokens > 1:
                 # What is kept is of the prompts before this round's swap, which was at the last position.
                 groups = [(start, ids[:, part]) for start, part in reordered]
                 scores = torch.cat([score_tried(objective, vocabulary, kept, i, part, target) for i, part in groups], 1)
-                ids, score = _best_of(ids, score, torch.cat([part for _, part in groups], 1), scores)
+                tried = torch.cat([part for _, part in groups], 1)
+                if seen is not None:
+                    seen.add(slice(None), tried, scores)
+                ids, score = _best_of(ids, score, tried, scores)
             if on_round is not None:
                 on_round(ids, score)
     return ids, score

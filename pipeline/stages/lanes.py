@@ -22,7 +22,6 @@ from pez.models.joint import AnyClip
 from pez.prompt import Prompt
 from pez.settings import PezSettings
 from pez.tasks import Learned, Task
-from pez.template import template_of
 
 T = TypeVar("T")
 
@@ -78,7 +77,7 @@ class SharedLanes:
 
     def __init__(self, clip: AnyClip, settings: PezSettings, lanes: int, caption_weight: float = 0.0) -> None:
         self._caption_weight = caption_weight
-        self.clip, self._template = clip, template_of(settings)
+        self.clip, self._settings = clip, settings
         self._engine = engine_for(clip, settings, lanes)
         self._batches_ahead = max(1, lanes // BATCH)
         self._changed = threading.Condition()
@@ -260,7 +259,7 @@ class SharedLanes:
     def _results_of(self, finished: list[Learned]) -> list[Result]:
         tickets = [learned.task.handle for learned in finished]
         features = torch.stack([ticket.parts[0] for ticket in tickets])
-        prompts = prompts_of(self.clip, finished, self._template, [ticket.parts for ticket in tickets])
+        prompts = prompts_of(self.clip, finished, self._settings, [ticket.parts for ticket in tickets])
         of_captions = self._score_captions([ticket.caption for ticket in tickets], features)
         # Copies, so that a result does not keep its neighbors in memory.
         own = [feature.clone() for feature in features.cpu()]
