@@ -78,7 +78,7 @@ def _load(job: AppJob, activity: Activity) -> Models:
     """Load the models of the page."""
     from jobs.page import Models
     from pez.models.load import check_models, load_model
-    from pipeline.stages.verify import generator_of
+    from pipeline.stages.verification import generator_of
 
     device = job.local_device()
     settings, generator = job.model, job.generator

@@ -84,7 +84,7 @@ def run(job: TableJob) -> int:
             from pipeline.sources.choice import source_of
             from pipeline.stages.learned_columns import learned_columns
             from pipeline.stages.parts import sweep_parts
-            from pipeline.stages.verify import check_verification, resolved, score_model, verified_table
+            from pipeline.stages.verification import check_verification, resolved, score_model, verified_table
             from pipeline.table import PromptTable
 
         check_models(job.settings, job.method.tokens, template_of(job.method))
@@ -256,8 +256,8 @@ def verify_serially(
 
     if not units:
         return {}
-    progress.doing(f"loading the generator {settings.verify}")
-    worker = VerifyWorker(Verifier(settings, model_of(table.prompts.settings).model, device), table)
+    progress.doing(f"loading the generator {settings.generator_name}")
+    worker = VerifyWorker(Verifier(settings, model_of(table.prompts.settings), device), table)
     table.claim()
     progress.watch(worker)
     return run_serially(tasks_of(units), worker, progress.report_verified, attempts, progress.note, failures.record)

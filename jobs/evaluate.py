@@ -151,7 +151,7 @@ def evaluate(job: EvaluateJob) -> int:
             from pez.models.load import check_model, check_models, load_clip, load_model
             from pez.template import template_of
             from pipeline.run.hub import check_guides_reachable, check_reachable
-            from pipeline.stages.verify import check_verification, generator_of, resolved, score_model
+            from pipeline.stages.verification import check_verification, generator_of, resolved, score_model
 
         if job.demo:
             verify = job.verification.verify or (None if job.compares else "demo")

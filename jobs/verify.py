@@ -59,7 +59,7 @@ def verify(job: VerifyJob) -> int:
             from pipeline.settings import cluster_address
             from pipeline.sources.choice import image_source_of
             from pipeline.sources.image_inputs import fresh_units
-            from pipeline.stages.verify import check_verification, resolved, score_model, verified_table
+            from pipeline.stages.verification import check_verification, resolved, score_model, verified_table
             from pipeline.table import PromptTable
 
         check_outside_package([job.output], "output")
@@ -135,7 +135,7 @@ def _on_ray(
     from pipeline.stages.verify_stage import VerifyStage
 
     verified.claim()
-    progress.doing(f"starting {count(plan.actors, 'actor')} for {job.verification.verify}")
+    progress.doing(f"starting {count(plan.actors, 'actor')} for {job.verification.generator_name}")
     metrics = JobMetrics(instruments, {"verification": len(pending)})
     report = both(progress.report_verified, metrics.report_verified)
     with seen_by_actors(verified.prompts, pending) as disk:

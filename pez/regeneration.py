@@ -21,7 +21,7 @@ from torch import Tensor
 from pez.errors import UserError
 from pez.generators.files import exchanged, find_generator
 from pez.generators.parts import GeneratorFiles, one_line
-from pez.models.clip import Clip
+from pez.models.joint import AnyClip
 from pez.models.quiet import quiet
 from pez.settings import GeneratorPrecision, Scheduler
 
@@ -183,11 +183,11 @@ class Generator:
         return self.batch if self.device.type != "cpu" else min(self.batch, -(-images // 4) * 4)
 
 
-def image_similarities(clip: Clip, originals: Tensor, images: Sequence[Image.Image | None]) -> list[float | None]:
+def image_similarities(clip: AnyClip, originals: Tensor, images: Sequence[Image.Image | None]) -> list[float | None]:
     """The similarity of each generated image to its original.
 
     Args:
-        clip: the judge.
+        clip: the judge, or the guide.
         originals: (n, dim) unit features of the originals under the judge, one per image.
 
     Returns:

@@ -139,7 +139,15 @@ class PezSettings:
             _set(self, "method", "pez" if exact else "default")
         if self.method not in get_args(Method):
             raise UserError(f"method is {self.method!r}; expected one of {', '.join(get_args(Method))}")
-        least = {"tokens": 1, "steps": 1, "restarts": 1, "swaps": 0, "candidates": 1, "candidates_kept": 1, "seed": None}
+        least = {
+            "tokens": 1,
+            "steps": 1,
+            "restarts": 1,
+            "swaps": 0,
+            "candidates": 1,
+            "candidates_kept": 1,
+            "seed": None,
+        }
         for name, bound in least.items():
             _set(self, name, _whole(name, getattr(self, name), bound))
         if self.restarts > 1 and "restarts" not in TRAITS[self.method].uses:

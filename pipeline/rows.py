@@ -49,6 +49,8 @@ VERIFIED = pa.schema(
     ]
 )
 """columns that verification fills in; null until then, and for rows without a prompt"""
+GENERATOR_SIMILARITIES = pa.field("generator_similarities", pa.list_(pa.float32()))
+"""the mean of each generator's images; a column before those of verification, with several generators only"""
 SCHEMA = pa.schema([*CAPTIONED, *VERIFIED])
 """schema of every Parquet file, so that a partly verified folder reads as one table"""
 

@@ -5,11 +5,12 @@ import os
 from typing import Literal, Self
 
 from pez.errors import UserError
-from pez.settings import GeneratorPrecision, ModelSettings, Scheduler, lanes_for
+from pez.settings import GeneratorPrecision, ModelSettings, Names, Scheduler, lanes_for
 from pipeline.sources.member_names import KeySplit, MemberNames
 
 Bookkeeping = Literal["inside", "beside"]
 InputKind = Literal["tars", "folder", "table"]
+ChooseBy = Literal["similarity", "regeneration"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,9 +144,9 @@ class DistillSettings(TextSettings, LearnSettings):
 class GenerationSettings:
     """How to generate images from prompts."""
 
-    verify: str | None = None
+    verify: Names | None = None
     """text-to-image model that generates images from each prompt, to compare with the original: demo, a hub id, a folder
-    in diffusers format, or a .safetensors file of a complete model"""
+    in diffusers format, or a .safetensors file of a complete model; several compare how prompts transfer"""
     verify_images: int = 1
     """images per prompt"""
     verify_steps: int = 25
@@ -166,6 +167,11 @@ class GenerationSettings:
     """images per batch; halved if memory runs out"""
 
     def __post_init__(self) -> None:
+        if self.verify is not None and not isinstance(self.verify, str):  # a list of JSON, or of one word
+            several = tuple(self.verify)
+            object.__setattr__(self, "verify", several[0] if len(several) == 1 else several)
+            if again := next((name for name in several if several.count(name) > 1), None):
+                raise UserError(f"verify names {again} twice; expected different generators")
         for name in ("verify_images", "verify_steps", "verify_batch"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"{name} is {value}; expected 1 or more")
@@ -177,6 +183,16 @@ class GenerationSettings:
             raise UserError(
                 f"verify_negative_prompt has no effect with guidance {self.guidance:g}; expected more than 1"
             )
+
+    @property
+    def generators(self) -> tuple[str, ...]:
+        """The names of the generators."""
+        return () if self.verify is None else (self.verify,) if isinstance(self.verify, str) else self.verify
+
+    @property
+    def generator_name(self) -> str:
+        """`ORG/MODEL + ORG/OTHER`."""
+        return " + ".join(self.generators)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +210,9 @@ class GeneratorSettings(GenerationSettings):
 class VerifySettings(GeneratorSettings):
     """Settings of verification; a rerun on the same output must use the same ones."""
 
+    choose_by: ChooseBy = "similarity"
+    """with several candidates kept for each image: similarity = the prompt that was learned; regeneration = the one whose
+    generated images are most similar to the original under the guide"""
     keep_images: bool = False
     """store the generated images as WebDataset in OUT/_regenerated"""
 

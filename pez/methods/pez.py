@@ -175,7 +175,7 @@ class Walk:
                 token_ids,
                 score,
                 self.started[lane].steps + self.settings.walk_steps,
-                seen=self.seen and self.seen.of(lane),
+                seen=None if self.seen is None else self.seen.of(lane),
             )
             for lane, token_ids, score in zip(lanes, best_ids, best_score, strict=True)
         ]

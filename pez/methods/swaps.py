@@ -62,8 +62,9 @@ def improve(
     target = torch.stack([learned.task.target for learned in filled]).to(device)
     tasks = [learned.task for learned in walked]
     seen = SeenPrompts(lanes, settings, device) if settings.candidates_kept > 1 else None
-    for lane, learned in enumerate(walked if seen else ()):
-        seen.put(lane, learned.seen)
+    if seen is not None:
+        for lane, learned in enumerate(walked):
+            seen.put(lane, learned.seen)
 
     def show(ids: Tensor, score: Tensor) -> None:
         ids, score = ids[: len(tasks)], score[: len(tasks)]
@@ -83,7 +84,7 @@ def improve(
     )
     found = zip(walked, ids.cpu(), score.tolist(), itertools.count(), strict=False)
     return [
-        dataclasses.replace(learned, token_ids=row, score=value, seen=seen and seen.of(lane))
+        dataclasses.replace(learned, token_ids=row, score=value, seen=None if seen is None else seen.of(lane))
         for learned, row, value, lane in found
     ]
 

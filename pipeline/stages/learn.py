@@ -5,7 +5,6 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from pipeline.sources.base import Item, LateCaption, Source, Unit, UnitError
 from pipeline.sources.choice import source_of
 from pipeline.stages.fewest_tokens import FewestTokens
 from pipeline.stages.lanes import BATCH, Direction, Request, SharedLanes
+from pipeline.stages.learned_columns import learned_values
 from pipeline.stages.parts import (
     PartItems,
     PartReport,
@@ -316,22 +316,8 @@ class Learner:
             steps=prompt.steps,
             seed=self.method.seed,
             model=self.clip.name,
-            columns=decoded.item.columns | self._learned(decoded.item, prompt),
+            columns=decoded.item.columns | learned_values(self.settings, self.method, self.clip, decoded.item, prompt),
         )
-
-    def _learned(self, item: Item, prompt: pez.Prompt) -> dict[str, Any]:
-        """Values of the learned columns."""
-        values: dict[str, Any] = {}
-        if self.method.method == "soft":
-            values["soft_similarity"] = prompt.soft_similarity
-        if len(self.settings.models) > 1:
-            values["model_similarities"] = list(prompt.model_similarities)
-        if self.caption_weight:
-            values["target_similarities"] = list(prompt.target_similarities or (prompt.similarity,))
-        if item.text is not None:
-            values |= {"tokens_before": self.clip.tokens.count(item.text)}
-            values |= {"tokens_after": self.clip.tokens.count(prompt.text)}
-        return values
 
 
 @dataclasses.dataclass

@@ -21,8 +21,9 @@ from pez.errors import UserError
 from pipeline.description import differences, fingerprint
 from pipeline.errors import OutputError
 from pipeline.folder import DamagedError
-from pipeline.rows import VERIFIED
+from pipeline.rows import GENERATOR_SIMILARITIES, VERIFIED
 from pipeline.sources.base import Unit
+from pipeline.stages.learned_columns import ALTERNATIVES, REGENERATED, columns_of_prompt
 from pipeline.table import PromptTable
 
 
@@ -31,16 +32,29 @@ class Regenerated:
     """The result for the prompt of one row."""
 
     similarities: list[float | None] | None
-    """to the original, one per seed; None for images blanked by the safety checker"""
+    """to the original, one per seed and generator, those of the first generator first; None for images blanked by the safety
+    checker"""
     seeds: list[int]
+    """of these images"""
     error: str | None = None
     """why there are no similarities"""
+    generators: int = 1
+    chosen: int = 0
+    """which of the row's alternatives the images are of"""
+    alternatives: tuple[tuple[float | None, float | None], ...] = ()
+    """if all alternatives are generated from: means of each under the guide and under the judge"""
+
+    @property
+    def means(self) -> list[float | None]:
+        """Means over the images of each generator that were not blanked."""
+        values = self.similarities or []
+        each = len(values) // self.generators
+        return [mean_of(values[i * each : (i + 1) * each]) for i in range(self.generators)]
 
     @property
     def mean(self) -> float | None:
-        """Mean over the images that were not blanked."""
-        there = [value for value in self.similarities or () if value is not None]
-        return sum(there) / len(there) if there else None
+        """Mean over the generators."""
+        return mean_of(self.means)
 
     @property
     def blanked(self) -> int:
@@ -69,6 +83,12 @@ class VerifyReport:
     fingerprint: str
     warnings: list[str] = dataclasses.field(default_factory=list)
     """see ShardReport"""
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """The mean of those that are not None; None if there are none."""
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None
 
 
 Keep = Callable[[str, str, Sequence[Image.Image | None]], None]
@@ -196,7 +216,11 @@ class VerifiedTable:
             [r and {**about, "seeds": r.seeds, "blanked": r.blanked, "error": r.error} for r in results],
         ]
         # Parquet files of earlier versions have no such columns.
-        plain = rows.select([name for name in rows.column_names if name not in VERIFIED.names])
+        added = {*VERIFIED.names, GENERATOR_SIMILARITIES.name}
+        plain = _with_chosen(rows.select([name for name in rows.column_names if name not in added]), results)
+        if isinstance(self.settings.get("generator", {}).get("verify"), list):
+            means = [r and r.similarities and r.means for r in results]
+            plain = plain.append_column(GENERATOR_SIMILARITIES, pa.array(means, GENERATOR_SIMILARITIES.type))
         for field, values in zip(VERIFIED, columns, strict=True):
             plain = plain.append_column(field, pa.array(values, field.type))
         described = json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()
@@ -245,6 +269,27 @@ class VerifiedTable:
             failures=[{"key": key, "reason": reason} for key, reason in errors.items()][:100],
             fingerprint=self.fingerprint,
         )
+
+
+def _with_chosen(rows: pa.Table, results: Sequence[Regenerated | None]) -> pa.Table:
+    """The rows with the chosen prompt of each and, if all alternatives were generated from, their similarities."""
+    if ALTERNATIVES not in rows.column_names:
+        return rows
+    field = rows.schema.field(ALTERNATIVES)
+    alternatives = rows[ALTERNATIVES].to_pylist()
+    for name in columns_of_prompt(field.type):
+        values = rows[name].to_pylist()
+        for i, (result, several) in enumerate(zip(results, alternatives, strict=True)):
+            if result is not None and several:
+                values[i] = several[result.chosen][name]
+        place, column = rows.column_names.index(name), rows.schema.field(name)
+        rows = rows.set_column(place, column, pa.array(values, column.type))
+    for result, several in zip(results, alternatives, strict=True):
+        for i, each in enumerate(several or ()):
+            measured = result.alternatives[i] if result is not None and result.alternatives else (None, None)
+            each.update(zip(REGENERATED, measured, strict=True))
+    place = rows.column_names.index(ALTERNATIVES)
+    return rows.set_column(place, field, pa.array(alternatives, field.type))
 
 
 _ABOUT = b"pez-verify"  # key in the schema metadata of a Parquet file

@@ -33,7 +33,7 @@ class VerifyStage:
 
     def open(self, device: str, threads: int) -> "VerifyWorker":
         """Load the generator and the judge."""
-        verifier = Verifier(self.settings, model_of(self.prompts).model, device, threads)
+        verifier = Verifier(self.settings, model_of(self.prompts), device, threads)
         prompts = PromptTable(self.output, self.prompts)
         return VerifyWorker(verifier, VerifiedTable(prompts, self.verified, self.settings.keep_images))
 

@@ -10,7 +10,7 @@ import pez
 from pez.demo import scenes
 from pez.regeneration import Generator, load_generator
 from pipeline.settings import VerifySettings
-from pipeline.stages.verify import describe_verification, generator_of
+from pipeline.stages.verification import describe_verification, generator_of
 
 
 def test_images_are_less_like_what_a_negative_prompt_was_learned_on(demo_clip: pez.Clip) -> None:

@@ -12,10 +12,8 @@ from pipeline.rows import Row
 from pipeline.settings import CaptionSettings, VerifySettings
 from pipeline.sources.base import Unit
 from pipeline.stages.learn import describe
+from pipeline.stages.verification import verified_table
 from pipeline.stages.verified_table import VerifiedTable
-from pipeline.stages.verify import (
-    verified_table,
-)
 from pipeline.table import PromptTable
 
 SETTINGS = VerifySettings(verify="demo", verify_steps=1, verify_images=2)

@@ -28,7 +28,8 @@ from pipeline.settings import CaptionSettings, ClusterSettings, VerifySettings
 from pipeline.sources.units import name_units
 from pipeline.stages.learn import Learner, describe
 from pipeline.stages.learn_stage import LearnStage, LearnWorker
-from pipeline.stages.verify import Verifier, verified_table
+from pipeline.stages.verification import verified_table
+from pipeline.stages.verify import Verifier
 from pipeline.stages.verify_stage import VerifyStage, VerifyWorker
 from pipeline.table import PromptTable
 

@@ -8,9 +8,7 @@ from samples_on_disk import MakeTar, encoded
 from verified_outputs import CAPTIONED, PROMPTS, SETTINGS, publish
 
 from pipeline.sources.base import Unit
-from pipeline.stages.verify import (
-    Verifier,
-)
+from pipeline.stages.verify import Verifier
 from pipeline.table import PromptTable
 
 

@@ -22,14 +22,9 @@ from pipeline.run.tasks import tasks_of
 from pipeline.settings import VerifySettings
 from pipeline.sources.base import Unit
 from pipeline.sources.units import name_units
+from pipeline.stages.verification import check_verification, resolved, score_model
 from pipeline.stages.verified_table import VerifiedTable, VerifyReport
-from pipeline.stages.verify import (
-    Verifier,
-    check_verification,
-    resolved,
-    score_model,
-    verify_unit,
-)
+from pipeline.stages.verify import Verifier, verify_unit
 from pipeline.stages.verify_stage import VerifyWorker
 from pipeline.table import PromptTable
 

@@ -21,10 +21,7 @@ from verified_outputs import CAPTIONED, PROMPTS, SETTINGS, publish, rows_of, ver
 from pez.demo import JUDGE
 from pipeline.rows import SCHEMA, VERIFIED, Row
 from pipeline.sources.base import Unit, UnitError
-from pipeline.stages.verify import (
-    Verifier,
-    verify_unit,
-)
+from pipeline.stages.verify import Verifier, verify_unit
 from pipeline.table import PromptTable
 
 
@@ -52,7 +49,7 @@ class Blanking(Wrapped):
 @pytest.fixture
 def troubled(verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verifier]:
     def trouble(kind: type[Wrapped], likes: Callable[[str], bool]) -> Verifier:
-        monkeypatch.setattr(verifier.generator, "pipeline", kind(verifier.generator.pipeline, likes))
+        monkeypatch.setattr(verifier.generators[0], "pipeline", kind(verifier.generators[0].pipeline, likes))
         return verifier
 
     return trouble
@@ -159,7 +156,7 @@ def test_an_image_that_left_the_shard_is_reported(
 def exact_verifier() -> Verifier:
     """One whose generator computes in float64: in float32, some CPUs round another batch size differently."""
     exact = Verifier(SETTINGS, "demo")
-    exact.generator.pipeline.to(torch.float64)
+    exact.generators[0].pipeline.to(torch.float64)
     return exact
 
 

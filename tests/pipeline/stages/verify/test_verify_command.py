@@ -21,10 +21,7 @@ from verified_outputs import CAPTIONED, PROMPTS, publish, rows_of, run_job, veri
 from pipeline.progress import JobProgress, prompt_table
 from pipeline.rows import Row
 from pipeline.sources.base import Unit
-from pipeline.stages.verify import (
-    Verifier,
-    verify_unit,
-)
+from pipeline.stages.verify import Verifier, verify_unit
 from pipeline.table import PromptTable
 
 
