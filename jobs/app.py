@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from jobs import command
 from jobs.arguments import Group
-from jobs.options import DeviceOption, expect_device, refuse_beside_demo, refuse_ignored
+from jobs.options import DeviceOption, expect_device, expect_one_generator, refuse_beside_demo, refuse_ignored
 from pez.errors import UserError
 from pez.models.names import is_demo
 from pez.settings import ModelSettings
@@ -49,6 +49,7 @@ class AppJob(DeviceOption):
         if self.demo:
             refuse_beside_demo(self.model, given)
         refuse_ignored(given - ({"verify"} if self.demo else set()), model=self.model)
+        expect_one_generator(self.generator)
         expect_device(self.device)
         if not 1 <= self.port <= 65535:
             raise UserError(f"port is {self.port}; expected 1 to 65535")

@@ -28,6 +28,7 @@ from jobs.options import (
     refuse_beside_demo,
     refuse_ignored,
     refuse_without,
+    with_demo_texts,
 )
 from pez.errors import UserError
 from pez.models.names import is_demo
@@ -93,7 +94,7 @@ def caption(job: CaptionJob) -> int:
 
     table_job = driver.TableJob(
         settings=settings,
-        method=job.method,
+        method=with_demo_texts(job.method, settings),
         find=find,
         output=job.output,
         bookkeeping=job.bookkeeping,

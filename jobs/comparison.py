@@ -49,6 +49,11 @@ class Scores:
         return [prompt.text for prompt in self.prompts]
 
     @property
+    def perplexity(self) -> list[float]:
+        """Of each prompt; empty without a fluency text."""
+        return [prompt.perplexity for prompt in self.prompts if prompt.perplexity is not None]
+
+    @property
     def soft_similarity(self) -> float | None:
         """The mean of the soft prompts before their projection; None for other methods."""
         values = [prompt.soft_similarity for prompt in self.prompts if prompt.soft_similarity is not None]
@@ -64,6 +69,8 @@ class Scores:
         if self.regenerated:
             values |= _of("regenerated_similarity", self.regenerated, first.regenerated)
         values |= {"read_back": sum(self.read_back) / len(self.read_back), "soft_similarity": self.soft_similarity}
+        if self.perplexity:
+            values["perplexity"] = mean_of(self.perplexity).mean
         return values | {"flop": self.flop, "seconds": self.seconds, "learning_rate": self.settings.rate}
 
     def rows(self, keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -79,6 +86,7 @@ class Scores:
                 "judge_similarities": [scores[i] for scores in self.judged.values()],
                 "regenerated_similarity": self.regenerated[i] if self.regenerated else None,
                 "soft_similarity": prompt.soft_similarity,
+                "perplexity": prompt.perplexity,
                 "read_back": self.read_back[i],
             }
             for i, (key, prompt) in enumerate(zip(keys, self.prompts, strict=True))
@@ -141,7 +149,14 @@ def settings_of(method: Method, settings: pez.PezSettings, phrases: Sequence[str
     restarts = settings.restarts if "restarts" in TRAITS[method].uses else 1
     bank = tuple(phrases) if method == "bank" else ()
     return dataclasses.replace(
-        settings, method=method, bank=bank, restarts=restarts, learning_rate=None, weight_decay=None
+        settings,
+        method=method,
+        bank=bank,
+        restarts=restarts,
+        learning_rate=None,
+        weight_decay=None,
+        fluency=settings.fluency if "fluency" in TRAITS[method].uses else 0.0,
+        candidates_kept=1,
     )
 
 
@@ -240,6 +255,8 @@ def table_of(found: Sequence[Scores], lengths: bool = False) -> tuple[list[str],
         headings += ["guide, difference", *(f"{name}, difference" for name in judges)]
     if first.regenerated:
         headings.append("regenerated")
+    if first.perplexity:
+        headings.append("perplexity")
     headings += ["read back", "GFLOP", "s"]
     rows = []
     for each in found:
@@ -252,6 +269,8 @@ def table_of(found: Sequence[Scores], lengths: bool = False) -> tuple[list[str],
             row += [_difference(each.judged[name], first.judged[name]) for name in judges]
         if first.regenerated:
             row.append(str(mean_of([value for value in each.regenerated if value is not None])))
+        if first.perplexity:
+            row.append(f"{mean_of(each.perplexity).mean or 0.0:.1f}")
         rows.append(
             [*row, f"{sum(each.read_back) / len(each.read_back):.0%}", f"{each.flop / 1e9:.3g}", f"{each.seconds:.2g}"]
         )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pez.errors import UserError
+from pez.fluency import Texts
 
 if TYPE_CHECKING:
     from jobs.arguments import Flag
@@ -126,7 +127,7 @@ def print_config(options: Any, flags: Sequence[Flag]) -> None:
         for name in flag.path:
             value = getattr(value, name)
         if isinstance(value, tuple):
-            value = list(value)
+            value = list(value.names if isinstance(value, Texts) else value)
         if value not in (None, []):
             plain = value if isinstance(value, bool | int | float | str | list) else str(value)
             values[flag.name.removeprefix("--")] = plain

@@ -34,11 +34,13 @@ from jobs.options import (
     LearnOptions,
     expect_device,
     expect_generator,
+    expect_one_generator,
     expect_writable,
     of_demo,
     refuse_beside_demo,
     refuse_ignored,
     refuse_without,
+    with_demo_texts,
 )
 from jobs.outcomes import (
     Originals,
@@ -111,6 +113,7 @@ class EvaluateJob(LearnOptions):
         elif self.compares and "score_model" in given:  # judges score texts, too
             heeded = given - {"score_model", "score_pretrained"}
         refuse_ignored(heeded, self.method, self.caption)
+        expect_one_generator(self.verification)
         if not 1 <= self.images <= 100_000:
             raise UserError(f"images is {self.images}; expected 1 to 100,000")
         if self.compares:
@@ -157,6 +160,7 @@ def evaluate(job: EvaluateJob) -> int:
             verify = job.verification.verify or (None if job.compares else "demo")
             verification = dataclasses.replace(job.verification, verify=verify)
             job = dataclasses.replace(job, caption=of_demo(job.caption), verification=verification)
+        job = dataclasses.replace(job, method=with_demo_texts(job.method, job.caption))
         for tokens in job.lengths or (job.method.tokens,):
             check_models(job.caption, tokens, template_of(job.method))
         device = job.local_device()

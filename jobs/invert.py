@@ -20,7 +20,14 @@ from jobs import command
 from jobs.arguments import POSITIONAL, Group
 from jobs.caption import note_on_the_demo
 from jobs.live import LivePrompts
-from jobs.options import DeviceOption, expect_device, refuse_beside_demo, refuse_ignored, refuse_without
+from jobs.options import (
+    DeviceOption,
+    expect_device,
+    refuse_beside_demo,
+    refuse_ignored,
+    refuse_without,
+    with_demo_texts,
+)
 from pez.errors import UserError
 from pez.models.names import is_demo
 from pez.settings import ModelSettings
@@ -89,6 +96,7 @@ def invert(job: InvertJob) -> int:
         settings = job.model
         if job.demo and not is_demo(settings):
             settings = dataclasses.replace(settings, model="demo")
+        job = dataclasses.replace(job, method=with_demo_texts(job.method, settings))
         check_models(settings, job.method.tokens, template_of(job.method))
         device = job.local_device()
         names, images = _read(job.images) if job.images else _drawn()
@@ -122,6 +130,11 @@ def invert(job: InvertJob) -> int:
         console.print(_similarities_to(targets, names, prompts))
         return 0
     console.print(show.table([(n, p.text, p.similarity) for n, p in zip(names, prompts, strict=True)], "prompt"))
+    if job.method.candidates_kept > 1:
+        console.print(_alternatives(names, prompts))
+    if job.method.fluency_text:
+        values = (f"{prompt.perplexity:.1f}" if prompt.perplexity else "none" for prompt in prompts)
+        say(console, f"perplexity: {', '.join(values)}")
     if len(settings.models) > 1:
         console.print(_by_model(settings.models, names, prompts))
     if job.together and len(targets) > 1:
@@ -139,6 +152,16 @@ def _similarities_to(targets: list[str], names: list[str], prompts: list[pez.Pro
         for name, prompt in zip(names, prompts, strict=True)
     ]
     return FittedTable(columns, rows)
+
+
+def _alternatives(names: list[str], prompts: list[pez.Prompt]) -> FittedTable:
+    """The best other prompts of each target."""
+    rows = [
+        [name, other.text, f"{other.similarity:.3f}"]
+        for name, prompt in zip(names, prompts, strict=True)
+        for other in prompt.alternatives[1:]
+    ]
+    return FittedTable([Column("image", "name"), Column("alternatives"), Column("similarity", "number")], rows)
 
 
 def _by_model(models: tuple[str, ...], names: list[str], prompts: list[pez.Prompt]) -> FittedTable:

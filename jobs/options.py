@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import pez
 from jobs.arguments import Group, flags_of, option_of
 from pez.errors import UserError
+from pez.fluency import Texts
 from pez.methods.names import OF_ONE_METHOD, TRAITS, Method
 from pez.models.names import all_carry_weights, guides_of, is_demo
 from pez.settings import ModelSettings
@@ -103,6 +104,12 @@ def expect_device_here(device: str | None, cluster: ClusterSettings) -> None:
         usable_device(device)
 
 
+def expect_one_generator(settings: GenerationSettings) -> None:
+    """Refuse several generators where one is used."""
+    if len(settings.generators) > 1:
+        raise UserError(f"--verify names {len(settings.generators)} generators; expected one")
+
+
 def expect_generator(settings: GenerationSettings) -> None:
     """Refuse a verification without a generator."""
     if settings.verify is None:
@@ -112,6 +119,18 @@ def expect_generator(settings: GenerationSettings) -> None:
 def of_demo(settings: CaptionSettings) -> CaptionSettings:
     """The settings with a demo model."""
     return settings if is_demo(settings) else dataclasses.replace(settings, model="demo")
+
+
+def with_demo_texts(method: pez.PezSettings, model: ModelSettings) -> pez.PezSettings:
+    """The settings with captions of drawn scenes for fluency, if the model is a demo and no texts are given."""
+    if not method.fluency or method.fluency_text or not is_demo(model):
+        return method
+    from pez.demo import scenes
+
+    return dataclasses.replace(method, fluency_text=Texts(scenes.captions(_CAPTIONS)))
+
+
+_CAPTIONS = 20_000  # of drawn scenes, for fluency
 
 
 def refuse_beside_demo(settings: ModelSettings, given: frozenset[str], sources: Iterable[str] = ()) -> None:
@@ -163,6 +182,8 @@ def refuse_ignored(
     if method is not None:
         name = "--exact" if "exact" in given else f"--method {method.method}"
         refuse_without("", given, OF_ONE_METHOD - TRAITS[method.method].uses, f"with {name}{_WITHOUT[method.method]}")
+        if method.fluency and not (method.fluency_text or "demo" in given or (model is not None and is_demo(model))):
+            raise UserError("--fluency needs texts such as captions; expected --fluency-text FILE with one per line")
     if "local" in given:
         of_ray = {flag.path[-1] for flag in flags_of(ClusterSettings)} - {"attempts", "parts"}
         refuse_without("", given, of_ray, "with --local, which does not use Ray")

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pez.engine import Engine
 from pez.errors import UserError
+from pez.fluency import Bigrams, Texts, bigrams_of
 from pez.image_inputs import ImageInputs, rgb_images
 from pez.methods.phase import OnStep, round_up_to_16
 from pez.models.clip import Clip
@@ -245,15 +246,23 @@ def prompts_of(
     candidates = [_candidates_of(learned) for learned in finished]
     of_each = [part for part, several in zip(parts, candidates, strict=False) for _ in several]
     found = iter(_scored(clip, [each for several in candidates for each in several], template_of(settings), of_each))
+    bigrams = bigrams_of(clip.tokens, Texts(settings.fluency_text)) if settings.fluency_text else None
     prompts = []
     for several in candidates:
-        best, *others = itertools.islice(found, len(several))
+        best, *others = _with_perplexity(clip, bigrams, itertools.islice(found, len(several)))
         if settings.candidates_kept > 1:
             others.sort(key=lambda prompt: -prompt.similarity)
             kept = _distinct(clip, [best, *others])[: settings.candidates_kept]
             best = dataclasses.replace(best, alternatives=tuple(kept))
         prompts.append(best)
     return prompts
+
+
+def _with_perplexity(clip: AnyClip, bigrams: Bigrams | None, prompts: Iterable[Prompt]) -> Iterable[Prompt]:
+    if bigrams is None:
+        return prompts
+    read = ((prompt, clip.tokens.read([prompt.text])[0]) for prompt in prompts)
+    return [dataclasses.replace(prompt, perplexity=bigrams.perplexity(ids)) for prompt, ids in read]
 
 
 def _candidates_of(learned: Learned) -> list[Learned]:

@@ -23,6 +23,8 @@ class Prompt:
     """with several models: the similarity under each, whose weighted mean is `similarity`"""
     target_similarities: tuple[float, ...] = ()
     """with several targets: the cosine of the text with each, without its weight"""
+    perplexity: float | None = None
+    """of the text under a bigram model, if the settings have a fluency_text"""
     alternatives: "tuple[Prompt, ...]" = ()
     """with candidates_kept above 1: this prompt, then the best others that the search scored, by their similarity; texts
     that the model reads alike are one"""

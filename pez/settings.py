@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 
 from pez import offensive
 from pez.errors import UserError
+from pez.fluency import read_texts
 from pez.methods.names import TRAITS, Method
 from pez.phrases import read_phrases
 
@@ -98,6 +99,12 @@ class PezSettings:
     token_weight: float = 0.5
     """in rounds of swaps, the weight of each token's own similarity to the image. With 0, only the prompt's similarity
     counts: it ends higher under this model, and lower under other models"""
+    fluency: float = 0.0
+    """in rounds of swaps, what a candidate pays for each nat of its mean surprise under a bigram model of --fluency-text, in
+    units of similarity; 0.03 gives more readable prompts"""
+    fluency_text: tuple[str, ...] = ()
+    """file with texts such as captions, one per line, for the bigram model; adds the perplexity of each prompt to the output.
+    Needed with --fluency, except with a demo model"""
     method: Method = "default"
     """default = PEZ followed by rounds of token swaps; pez = the paper's algorithm alone: no swaps, weight decay as
     published, and tokens need not survive decoding and re-encoding; bank = phrases of --bank, chained. The others are there to
@@ -165,6 +172,14 @@ class PezSettings:
         _set(self, "token_weight", _number("token_weight", self.token_weight))
         if self.token_weight < 0:
             raise UserError(f"token_weight is {self.token_weight}; expected 0 or more")
+        _set(self, "fluency", _number("fluency", self.fluency))
+        if self.fluency < 0:
+            raise UserError(f"fluency is {self.fluency}; expected 0 or more")
+        if self.fluency and "fluency" not in TRAITS[self.method].uses:
+            raise UserError(
+                f"fluency is {self.fluency}; expected 0, since the method {self.method} does no rounds of swaps"
+            )
+        _set(self, "fluency_text", read_texts(self.fluency_text))
         if self.weight_decay is not None:
             _set(self, "weight_decay", _number("weight_decay", self.weight_decay))
         if self.decay < 0:

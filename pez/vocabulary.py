@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pez.errors import UserError
+from pez.fluency import Bigrams
 
 _SIMILARITIES_AT_ONCE = 2**25  # (soft tokens x vocabulary) products in memory at a time
 
@@ -19,6 +20,7 @@ class Vocabulary:
         allowed: (vocab,) bool; tokens marked False are never chosen.
         dtype: precision of the nearest-token search; None = the embedding's.
         phrases: token ids of whole phrases, for the method bank.
+        bigrams: how surprising tokens are, for fluency.
 
     Raises:
         UserError: no token is allowed, or the shapes do not match.
@@ -30,6 +32,7 @@ class Vocabulary:
         allowed: Tensor,
         dtype: torch.dtype | None = None,
         phrases: Sequence[Sequence[int]] = (),
+        bigrams: Bigrams | None = None,
     ) -> None:
         if allowed.shape != embedding.shape[:1]:
             raise UserError(f"allowed has shape {tuple(allowed.shape)}; expected ({embedding.shape[0]},)")
@@ -37,6 +40,7 @@ class Vocabulary:
             raise UserError("no token is allowed; shorten the blocklist or widen the allowlist")
         self.embedding, self.phrases = embedding.detach(), [tuple(phrase) for phrase in phrases]
         self.allowed = allowed.to(embedding.device)
+        self.bigrams = bigrams and bigrams.to(embedding.device)
         self.ids = self.allowed.nonzero().squeeze(-1)  # (allowed,)
         # Allowed rows, the last one repeated up to a multiple of 64: GPUs are faster with aligned rows.
         self.rows = torch.cat([self.ids, self.ids[-1:].expand(-len(self.ids) % 64)])
@@ -81,7 +85,7 @@ class JointVocabulary(Vocabulary):
         embedding: (vocab, total width) float.
         widths: of the models' embeddings.
         weights: of the models.
-        allowed, dtype: as for Vocabulary.
+        allowed, dtype, bigrams: as for Vocabulary.
     """
 
     def __init__(
@@ -91,8 +95,9 @@ class JointVocabulary(Vocabulary):
         weights: Sequence[float],
         allowed: Tensor,
         dtype: torch.dtype | None = None,
+        bigrams: Bigrams | None = None,
     ) -> None:
-        super().__init__(embedding, allowed, dtype)
+        super().__init__(embedding, allowed, dtype, bigrams=bigrams)
         self.widths = list(widths)
         parts = zip(self.embedding[self.rows].split(self.widths, -1), weights, strict=True)
         self.units = torch.cat([weight * F.normalize(part, dim=-1) for part, weight in parts], -1).to(self.units.dtype)

@@ -89,11 +89,12 @@ def _of_method(method: pez.PezSettings) -> dict[str, Any]:
 
 
 def _brief(values: dict[str, Any]) -> dict[str, Any]:
-    """The values with a digest in place of a bank's phrases, of which there may be 100,000."""
-    if not (phrases := values.get("bank")):
-        return values
-    digest = hashlib.sha256("\n".join(phrases).encode()).hexdigest()[:16]
-    return {**values, "bank": f"{len(phrases)} phrases, sha256 {digest}"}
+    """The values with a digest in place of long lists of texts, such as a bank's 100,000 phrases."""
+    for name, noun in (("bank", "phrases"), ("fluency_text", "texts")):
+        if texts := values.get(name):
+            digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+            values = {**values, name: f"{len(texts)} {noun}, sha256 {digest}"}
+    return values
 
 
 def model_of(description: dict[str, Any]) -> ModelSettings:

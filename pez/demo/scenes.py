@@ -162,6 +162,12 @@ def caption(scene: Scene, rng: np.random.Generator | None = None, say: str | Non
     return " ".join(text.split())
 
 
+def captions(count: int, seed: int = 0) -> list[str]:
+    """Captions of random scenes that are not held out."""
+    rng = np.random.default_rng([seed, 2])
+    return [caption(sample_scene(rng, held_out=False)) for _ in range(count)]
+
+
 def caption_words() -> tuple[str, ...]:
     """Every word that captions can contain, sorted."""
     words = " ".join([*_TEMPLATES, *(v for values in VALUES.values() for v in values)])

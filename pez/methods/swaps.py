@@ -26,6 +26,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pez.fluency import Bigrams
 from pez.methods.phase import score_tried
 from pez.methods.seen import SeenPrompts
 from pez.objectives.objective import Objective
@@ -81,6 +82,7 @@ def improve(
         settings.token_weight,
         _among(vocabulary, filled) if settings.swap_among == "visited" else None,
         seen,
+        settings.fluency,
     )
     found = zip(walked, ids.cpu(), score.tolist(), itertools.count(), strict=False)
     return [
@@ -100,6 +102,7 @@ def swap_rounds(
     token_weight: float = 0.0,
     among: Tensor | None = None,
     seen: SeenPrompts | None = None,
+    fluency: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Improve prompts by swaps.
 
@@ -115,6 +118,8 @@ def swap_rounds(
         token_weight: 0 = the value is the score.
         among: (lanes, allowed) bool, which of the vocabulary's ids each lane may take; None = all.
         seen: gets every prompt that is scored.
+        fluency: what a prompt's value loses for each nat of its surprise under the vocabulary's bigrams, in the choice of
+            candidates and of the best of them.
 
     Returns:
         (lanes, tokens) int64 prompts and (lanes,) float scores; lane i depends on ids[i] and target[i] alone.
@@ -125,6 +130,7 @@ def swap_rounds(
     reordered = [(start, torch.tensor(part, device=ids.device)) for start, part in orders_by_start(tokens)]
     score = torch.full(ids.shape[:1], -torch.inf, dtype=embeddings.dtype, device=ids.device)
     values = _TokenValues(objective, vocabulary, target, token_weight) if token_weight else None
+    surprise = vocabulary.bigrams if fluency else None
     if values and among is not None:
         values.limit(among, tokens)
     for turn in range(rounds):
@@ -135,6 +141,8 @@ def swap_rounds(
         with torch.no_grad():
             score = now.detach().to(score.dtype)
             gain = gradient[:, position] @ embeddings.T  # (lanes, allowed); the old token's part is the same for all
+            if surprise:
+                gain = gain - (fluency * surprise.surprise_of_swaps(ids, position, vocabulary.ids)).to(gain.dtype)
             if among is not None:
                 gain = gain.masked_fill(~among, -torch.inf)
             ranked = gain.topk(count, dim=-1)
@@ -145,7 +153,9 @@ def swap_rounds(
             tried[:, :, position] = swapped
             scores = score_tried(objective, vocabulary, kept, position, tried, target)
             # Only the swapped token's part of the mean differs.
-            bonus = values(swapped) - values(ids)[:, position, None] if values else None
+            bonus = (values(swapped) - values(ids)[:, position, None]) / tokens if values else None
+            if surprise:
+                bonus = _less_surprise(surprise, fluency, ids, tried) + (0.0 if bonus is None else bonus)
             if seen is not None:
                 seen.add(slice(None), tried, scores)
             ids, score = _best_of(ids, score, tried, scores, bonus)
@@ -156,10 +166,16 @@ def swap_rounds(
                 tried = torch.cat([part for _, part in groups], 1)
                 if seen is not None:
                     seen.add(slice(None), tried, scores)
-                ids, score = _best_of(ids, score, tried, scores)
+                bonus = _less_surprise(surprise, fluency, ids, tried) if surprise else None
+                ids, score = _best_of(ids, score, tried, scores, bonus)
             if on_round is not None:
                 on_round(ids, score)
     return ids, score
+
+
+def _less_surprise(surprise: Bigrams, fluency: float, ids: Tensor, tried: Tensor) -> Tensor:
+    """(lanes, count) float: what prompts gain by being less surprising than the lane's own."""
+    return fluency * (surprise.surprise(ids).unsqueeze(-1) - surprise.surprise(tried))
 
 
 def _among(vocabulary: Vocabulary, walked: list[Learned]) -> Tensor | None:
@@ -244,11 +260,11 @@ def _best_of(
     Args:
         tried: (lanes, count, tokens) int64.
         scores: (lanes, count) float, of those tried.
-        bonus: (lanes, count) float, what the tokens of those tried add to the value, less what the lane's own add.
+        bonus: (lanes, count) float, what those tried add to the value beside their score, less what the lane's own adds.
     """
     gained = scores.to(score.dtype) - score.unsqueeze(-1)
     if bonus is not None:
-        gained = gained + (bonus / ids.shape[1]).to(score.dtype)
+        gained = gained + bonus.to(score.dtype)
     top, where = gained.max(-1)  # (lanes,)
     rows = torch.arange(len(ids), device=ids.device)
     better = top > 0

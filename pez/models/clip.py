@@ -14,6 +14,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from pez import lists, offensive
 from pez.errors import UserError
+from pez.fluency import bigrams_of, expect_texts
 from pez.image_inputs import ImageInputs, rgb_images
 from pez.models.text_encoder import Frame, TextEncoder, frame_of, framed, text_encoder, text_tower
 from pez.models.token_features import TokenFeatures
@@ -135,7 +136,8 @@ class Clip:
         chained = settings.method == "bank"
         phrases = phrase_tokens(self.tokens, settings.bank, allowed, settings.tokens) if chained else ()
         with own_modes():
-            return Vocabulary(self.tower.token_embedding.weight, allowed, self.dtype, phrases)
+            bigrams = bigrams_of(self.tokens, expect_texts(settings)) if settings.fluency else None
+            return Vocabulary(self.tower.token_embedding.weight, allowed, self.dtype, phrases, bigrams)
 
     def allowed_tokens(self, settings: PezSettings) -> Tensor:
         """(vocab,) bool: the tokens of the vocabulary."""

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from pez.errors import UserError
+from pez.fluency import bigrams_of, expect_texts
 from pez.image_inputs import ImageInputs, rgb_images
 from pez.models.clip import Clip
 from pez.models.text_encoder import Past, TextEncoder
@@ -124,7 +125,8 @@ class JointClip:
         allowed = torch.stack([clip.allowed_tokens(settings) for clip in self.clips]).all(0)
         with own_modes():
             widths = [clip.width for clip in self.clips]
-            return JointVocabulary(self._embedding, widths, self.weights, allowed, self.clips[0].dtype)
+            bigrams = bigrams_of(self.tokens, expect_texts(settings)) if settings.fluency else None
+            return JointVocabulary(self._embedding, widths, self.weights, allowed, self.clips[0].dtype, bigrams)
 
     @functools.cached_property
     def _embedding(self) -> Tensor:

@@ -2,7 +2,7 @@
 // All text is from strangers and gets onto the page as text nodes alone. panels.js has the histograms and the other views.
 "use strict";
 
-const KEY = 0, UNIT = 1, STATUS = 2, PROMPT = 3, CAPTION = 4, REASON = 8, WIDTH = 9, HEIGHT = 10, STEPS = 12, SEED = 13, PICTURES = 14;
+const KEY = 0, UNIT = 1, STATUS = 2, PROMPT = 3, CAPTION = 4, REASON = 8, WIDTH = 9, HEIGHT = 10, STEPS = 12, SEED = 13, PICTURES = 14, ALTERNATIVES = 15;
 const SCORES = [[5, "similarity"], [6, "caption similarity"], [7, "regenerated similarity"]];
 const PAGE = 60;
 
@@ -215,6 +215,7 @@ function detail(index) {
     ...(row[PROMPT] !== null ? [promptOf(row)] : []),
     ...(row[REASON] !== null ? [element("p", "error", row[REASON])] : []),
     ...(row[CAPTION] ? [element("p", "caption", row[CAPTION])] : []),
+    ...(row[ALTERNATIVES] ? [alternatives(row)] : []),
     list,
   );
   const place = chosen.indexOf(index);
@@ -222,6 +223,18 @@ function detail(index) {
   $("next").disabled = place < 0 || place === chosen.length - 1;
   if (!$("detail").open) $("detail").showModal();
   $("detail").scrollTop = 0;
+}
+
+function alternatives(row) {
+  const list = element("ol", "alternatives");
+  for (const [text, similarity] of row[ALTERNATIVES]) {
+    const button = element("button", "prompt", text);
+    button.type = "button";
+    button.title = "Copy the prompt";
+    button.onclick = () => copy(text);
+    list.append(element("li", "", button, element("span", "", three(similarity))));
+  }
+  return element("section", "", element("h3", "", "Alternatives"), list);
 }
 
 function step(by) {

@@ -28,7 +28,7 @@ _FIELDS = (
     *("key", UNIT, "status", "prompt", "caption", "similarity", "caption_similarity", "regenerated_similarity"),
     *("error_message", "width", "height", "token_similarity", "steps", "seed"),
 )
-"""of a row, in the order in which gallery.js reads them; then come the pictures that it has"""
+"""of a row, in the order in which gallery.js reads them; then come the pictures that it has, and its alternatives, if any"""
 
 
 class Site:
@@ -94,7 +94,13 @@ class Site:
     def _row(self, index: int, row: dict[str, Any]) -> list[Any]:
         values = [_short(row.get(name)) for name in _FIELDS]
         there = self.pictures.get(index, set())
-        return [*values, ("original" in there) + 2 * ("regenerated" in there)]
+        others = (each for each in row.get("alternatives") or () if each["prompt"] != row["prompt"])
+        alternatives = [[_short(each["prompt"]), _short(each["similarity"])] for each in others]
+        return [
+            *values,
+            ("original" in there) + 2 * ("regenerated" in there),
+            *([alternatives] if alternatives else []),
+        ]
 
     def _put(self, name: str, data: bytes) -> None:
         path = f"{self.folder.path}/{name}"

@@ -31,6 +31,8 @@ def learned_columns(settings: LearnSettings, method: pez.PezSettings) -> list[pa
         columns.append(pa.field("target_similarities", pa.list_(pa.float32())))
     if isinstance(settings, TextSettings):
         columns += [pa.field("tokens_before", pa.int32()), pa.field("tokens_after", pa.int32())]
+    if method.fluency_text:
+        columns.append(pa.field("perplexity", pa.float32()))
     if method.candidates_kept > 1:
         of_prompt = [field for field in columns if field.name not in _OF_TARGET]
         columns.append(pa.field(ALTERNATIVES, pa.list_(pa.struct([*_OF_PROMPT, *of_prompt, *_MEASURED]))))
@@ -66,6 +68,8 @@ def _of_prompt(
         values["model_similarities"] = list(prompt.model_similarities)
     if isinstance(settings, CaptionSettings) and settings.caption_weight:
         values["target_similarities"] = list(prompt.target_similarities or (prompt.similarity,))
+    if method.fluency_text:
+        values["perplexity"] = prompt.perplexity
     if item.text is not None:
         values |= {"tokens_before": clip.tokens.count(item.text), "tokens_after": clip.tokens.count(prompt.text)}
     return values

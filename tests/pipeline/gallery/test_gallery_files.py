@@ -9,9 +9,15 @@ from typing import Any
 import fsspec
 import pytest
 from caption_jobs import run_caption
-from gallery_outputs import colour, row, run_gallery, write_output, write_tar
+from gallery_outputs import SETTINGS, colour, row, run_gallery, write_output, write_tar
 from PIL import Image
 from samples_on_disk import encoded
+
+import pez
+from pipeline.settings import LearnSettings
+from pipeline.sources.base import Unit
+from pipeline.stages.learned_columns import learned_columns
+from pipeline.table import PromptTable
 
 KEYS = [f"deep/{i}" for i in range(5)]
 
@@ -177,3 +183,21 @@ def test_an_output_without_a_finished_shard_is_one_line(
     status, _, errors = run_gallery(monkeypatch, capsys, tmp_path / "out")
     assert status == 2
     assert "no finished shard in" in errors
+
+
+def test_alternatives_other_than_the_prompt_are_on_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tar = tmp_path / "in/a.tar"
+    write_tar(tar, KEYS[:2])
+    columns = learned_columns(LearnSettings(), pez.PezSettings(candidates_kept=2))
+    table = PromptTable(str(tmp_path / "out"), SETTINGS, columns=columns)
+    table.claim()
+    several = [{"prompt": "first", "similarity": 0.5}, {"prompt": "second", "similarity": 0.25}]
+    rows = [row(0, KEYS[0], str(tar), prompt="second", columns={"alternatives": several}), row(1, KEYS[1], str(tar))]
+    table.publish(Unit(str(tar), "a"), rows, 1.0)
+    status, _, errors = run_gallery(monkeypatch, capsys, tmp_path / "out")
+    assert status == 0, errors
+    first, second = rows_of(tmp_path / "out/_gallery")
+    assert first[15:] == [[["first", 0.5]]]
+    assert second[15:] == []
