@@ -146,7 +146,7 @@ def verified_table(table: PromptTable, settings: VerifySettings, device: str) ->
     """
     if settings.choose_by == "regeneration" and table.settings.get("method", {}).get("candidates_kept", 1) < 2:
         raise UserError(
-            "--choose-by is regeneration, but each row has one prompt; expected prompts learned with --candidates-kept 2 or more"
+            "--choose-by is regeneration, but each row has one prompt; expected prompts learned with --candidates-kept 2"
         )
     about = describe_verification(settings, model_of(table.settings).model, device)
     verified = VerifiedTable(table, about, settings.keep_images)
