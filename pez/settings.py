@@ -89,6 +89,9 @@ class PezSettings:
     """tokens per prompt; 8 to 16 work best for image generation"""
     steps: int = 500
     """gradient steps per restart"""
+    project_every: int = 10
+    """with a large vocabulary, gradient steps from one search of all tokens to the next; in between, the nearest of the 64 that
+    were nearest then is taken. 1 = every step searches all"""
     swaps: int = 24
     """rounds of token swaps after the gradient steps; each candidate is scored exactly"""
     candidates: int = 32
@@ -153,6 +156,7 @@ class PezSettings:
             "swaps": 0,
             "candidates": 1,
             "candidates_kept": 1,
+            "project_every": 1,
             "seed": None,
         }
         for name, bound in least.items():
