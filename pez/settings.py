@@ -104,7 +104,7 @@ class PezSettings:
     counts: it ends higher under this model, and lower under other models"""
     fluency: float = 0.0
     """in rounds of swaps, what a candidate pays for each nat of its mean surprise under a bigram model of --fluency-text, in
-    units of similarity; 0.03 gives more readable prompts"""
+    units of similarity; values from 0.003 to 0.03 are useful"""
     fluency_text: tuple[str, ...] = ()
     """file with texts such as captions, one per line, for the bigram model; adds the perplexity of each prompt to the output.
     Needed with --fluency, except with a demo model"""
