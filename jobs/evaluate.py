@@ -49,6 +49,7 @@ from jobs.outcomes import (
     outcome_tables,
     random_prompts,
     regenerate,
+    with_perplexity,
 )
 from pez.errors import UserError
 from pez.models.names import carries_weights
@@ -209,6 +210,8 @@ def evaluate(job: EvaluateJob) -> int:
             outcomes, made = regenerate(
                 settings[0], guide, judges[0], generator, originals, kinds, activity, judges[1:]
             )
+            if job.method.fluency_text:
+                outcomes = with_perplexity(outcomes, guide, job.method, kinds)
     if job.compares:
         unwritten = comparison.write(job.json, job.markdown, job.parquet, job.picture)
         tables = comparison.tables()

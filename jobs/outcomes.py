@@ -65,6 +65,8 @@ class Outcome:
     """images that the safety checker blanked"""
     named: dict[str, float]
     """for drawn scenes: share of generated images that show the original's attribute, according to the judge"""
+    perplexity: float | None = None
+    """mean of the prompts under the bigram model of a fluency text, if there is one"""
 
 
 def random_prompts(guide: AnyClip, method: pez.PezSettings, keys: Sequence[str]) -> list[str]:
@@ -135,6 +137,21 @@ def regenerate(
     return outcomes, made
 
 
+def with_perplexity(
+    outcomes: Sequence[Outcome], guide: AnyClip, method: pez.PezSettings, kinds: dict[str, list[str]]
+) -> list[Outcome]:
+    """The scores with the mean perplexity of each kind of prompt."""
+    from pez.fluency import Texts, bigrams_of
+
+    model = bigrams_of(guide.tokens, Texts(method.fluency_text))
+    found = []
+    for outcome in outcomes:
+        values = (model.perplexity(ids) for ids in guide.tokens.read(kinds[outcome.prompts]))
+        mean = mean_of([value for value in values if value is not None]).mean
+        found.append(dataclasses.replace(outcome, perplexity=mean))
+    return found
+
+
 def by_prompt(similarities: Sequence[float | None], times: int) -> list[float | None]:
     """The mean over each prompt's images; missing ones are skipped, and a prompt without images has None."""
     groups = [similarities[i : i + times] for i in range(0, len(similarities), times)]
@@ -170,10 +187,13 @@ def mean_of(values: Sequence[float]) -> Mean:
 
 def outcome_tables(outcomes: Sequence[Outcome]) -> Iterator[Table]:
     """The results for people: similarities, and for drawn scenes what the images show; one table would be too wide."""
-    yield table(
-        ("prompts", "similarity", "under the judge", *(f"under {name}" for name in outcomes[0].others), "regenerated"),
-        [(o.prompts, *map(str, (o.guide, o.judge, *o.others.values(), o.regenerated))) for o in outcomes],
-    )
+    measured = any(o.perplexity is not None for o in outcomes)
+    others = (f"under {name}" for name in outcomes[0].others)
+    more = ("perplexity",) if measured else ()
+    rows = [(o.prompts, *map(str, (o.guide, o.judge, *o.others.values(), o.regenerated))) for o in outcomes]
+    if measured:
+        rows = [(*row, f"{o.perplexity or 0.0:.1f}") for row, o in zip(rows, outcomes, strict=True)]
+    yield table(("prompts", "similarity", "under the judge", *others, "regenerated", *more), rows)
     if attributes := list(dict.fromkeys(name for o in outcomes for name in o.named)):
         shares = [(o.prompts, *(f"{o.named[n]:.0%}" if n in o.named else "" for n in attributes)) for o in outcomes]
         yield table(("shown in", *(name.replace("_", " ") for name in attributes)), shares)

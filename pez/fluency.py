@@ -121,7 +121,8 @@ class Bigrams:
         keys = before * self.count + after
         places = torch.searchsorted(self.pairs, keys).clamp_(max=len(self.pairs) - 1)
         there = self.pair_counts[places].masked_fill(self.pairs[places] != keys, 0.0)
-        return -((there + MASS * self.single[after]) / (self.starts[before] + MASS)).log()
+        probability: Tensor = (there + MASS * self.single[after]) / (self.starts[before] + MASS)
+        return -probability.log()
 
     def surprise(self, ids: Tensor) -> Tensor:
         """(..., tokens) int64 prompts to (...,) double, the mean surprise of their tokens, in nats."""

@@ -105,6 +105,15 @@ def test_a_rate_of_the_default_is_not_that_of_the_others() -> None:
     assert (settings_of("pez", given, ()).restarts, settings_of("gcg", given, ()).restarts) == (2, 1)
 
 
+def test_perplexity_is_compared_where_there_is_a_fluency_text(run: Run, tmp_path: Path) -> None:
+    words = [*QUICK, "--fluency", 0.1, "--methods", "default", "pez", "--json", tmp_path / "a.json"]
+    status, output, errors = run(*words)
+    assert (status, errors) == (0, "")
+    assert "perplexity" in output
+    methods = values(tmp_path / "a.json")["methods"]
+    assert 1 < methods["default"]["perplexity"] < methods["pez"]["perplexity"]
+
+
 def test_all_leaves_out_the_bank_without_phrases() -> None:
     found, note = chosen_methods(["all"], bank=False)
     assert "bank" not in found

@@ -48,8 +48,9 @@ def test_several_pictures_of_a_prompt_count_as_their_mean(
 
 
 def test_it_tells_what_it_does_and_how_far_it_is(run: Run) -> None:
-    status, told, errors = run("--demo", *QUICK)
+    status, told, errors = run("--demo", *QUICK, "--fluency", 0.1)
     assert (status, errors) == (0, "")
+    assert "perplexity" in told
     doing = [
         "loading demo",
         "loading demo-judge",
