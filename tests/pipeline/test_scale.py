@@ -1,7 +1,7 @@
 """What does not grow: the driver with the shards, an actor with the bytes of its shard; and what a resume costs.
 
-    PEZ_SCALE_SHARDS=100000 python -m pytest -m slow -s tests/test_scale.py -k driver
-    PEZ_SCALE_GIGABYTES=10 python -m pytest -m slow -s tests/test_scale.py -k actor
+    PEZ_SCALE_SHARDS=100000 python -m pytest -m slow -s tests/pipeline/test_scale.py -k driver
+    PEZ_SCALE_GIGABYTES=10 python -m pytest -m slow -s tests/pipeline/test_scale.py -k actor
 
 print the figures of BENCHMARKS.md.
 """
@@ -33,7 +33,7 @@ from pipeline.sources.base import Unit
 from pipeline.stages.learn import Learner, describe, learn_unit
 from pipeline.table import PromptTable
 
-SHARDS = int(os.environ.get("PEZ_SCALE_SHARDS", "10000"))
+SHARDS = int(os.environ.get("PEZ_SCALE_SHARDS", "4000"))
 GIGABYTES = float(os.environ.get("PEZ_SCALE_GIGABYTES", "1"))
 
 
