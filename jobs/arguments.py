@@ -196,6 +196,8 @@ def _add(group: Any, flag: Flag, doc: str, hidden: bool = False) -> None:
         options.update(nargs="*", action="extend") if flag.repeats else options.update(nargs="+")
     if flag.positional:
         options["metavar"] = flag.name.upper()
+        if not flag.required and not flag.several:
+            options["nargs"] = "?"
     elif flag.required:
         options["required"] = True
     group.add_argument(flag.name, **options)

@@ -32,13 +32,24 @@ if TYPE_CHECKING:
 class VerifyJob(VerifyOptions, RunOptions):
     """Options of `pez verify`."""
 
-    output: Annotated[str, POSITIONAL]
+    output: Annotated[str, POSITIONAL] = ""
     """output folder of jobs.caption"""
     input: tuple[str, ...] = ()
     """fresh URLs of its tars, as for jobs.caption, if their signatures have expired"""
 
+    def __post_init__(self) -> None:
+        """The output may also follow the generator, as in `--verify demo out`."""
+        *generators, last = self.verification.generators or ("",)
+        if not self.output and generators:
+            object.__setattr__(self, "output", last)
+            object.__setattr__(self, "verification", dataclasses.replace(self.verification, verify=tuple(generators)))
+
     def check(self, given: frozenset[str]) -> None:
         """Refuse options that would be ignored, and everything that can be checked without loading anything."""
+        if not self.output:
+            raise UserError(
+                "no output given; expected the folder of an earlier job, as in pez verify OUT --verify demo"
+            )
         refuse_ignored(given)
         expect_device(self.device, on_ray=not self.local)
 

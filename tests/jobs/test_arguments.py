@@ -72,7 +72,12 @@ def test_there_are_list_options_to_try() -> None:
 
 
 @pytest.mark.parametrize(("job", "flag"), LISTS, ids=name)
-def test_a_list_option_that_is_given_again_adds_up(job: type, flag: arguments.Flag) -> None:
+def test_a_list_option_that_is_given_again_adds_up(
+    job: type, flag: arguments.Flag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in "abc" if flag.name == "--fluency-text" else "":  # whose lines are the values
+        Path(file).write_text(file)
     words = [word for word in JOBS[job] if word != "--demo"]
     more = ["--input", "x"] if job is EvaluateJob and flag.name != "--input" else []
     if job is EvaluateJob and flag.name.startswith("--score"):  # which compares methods under these judges
@@ -125,6 +130,7 @@ def test_a_number_that_makes_no_sense_is_one_line_before_any_work(job: type, fla
         (CaptionJob, ["--hlep"], "unknown option: --hlep; did you mean --help?"),
         (VerifyJob, ["--verfy=demo"], "unknown option: --verfy=demo; did you mean --verify?"),
         (VerifyJob, ["", "--verify", "demo"], "OUTPUT is empty"),
+        (VerifyJob, ["--verify", "demo"], "no output given; expected the folder of an earlier job"),
     ],
 )
 def test_a_misspelled_option_is_told_before_one_that_is_missing(job: type, words: list[str], message: str) -> None:
@@ -424,3 +430,9 @@ def test_no_option_is_a_folder_of_the_users_own(tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("100 images on 1 GPU")
+
+
+def test_the_output_may_follow_the_generators() -> None:
+    for words in (["out", "--verify", "demo", "other"], ["--verify", "demo", "other", "out"]):
+        job = arguments.read(VerifyJob, "", "pez verify", words)
+        assert (job.output, job.verification.verify) == ("out", ("demo", "other"))
