@@ -19,6 +19,7 @@ COMMANDS = {
     "caption": "learn a prompt for every image of folders, tars or tables; write Parquet tables",
     "invert": "learn prompts for a few images and show them as they improve",
     "distill": "shorten texts to prompts of a few tokens",
+    "classify": "learn prompts that make a language model a better text classifier",
     "verify": "generate images from the prompts of an output and compare them with the originals",
     "gallery": "write the rows of an output as a web page to sort and filter",
     "export": "write prompts and images in the formats of trainers",
