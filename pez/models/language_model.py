@@ -5,9 +5,12 @@ values are reused. Endings are padded at their right: a causal model does not lo
 is exact.
 """
 
+import contextlib
 import copy
 import functools
+import importlib.util
 import inspect
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -205,7 +208,8 @@ def load_language_model(name: str, device: str | torch.device = "cpu") -> Langua
     elif path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"{name} has no config.json; expected a folder of transformers with a causal language model")
     try:
-        with quiet():
+        # The conversion of a GGUF file has a progress bar that nothing else turns off.
+        with quiet(), contextlib.redirect_stderr(io.StringIO()):
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 source, dtype=torch.float32, trust_remote_code=False, **options
@@ -222,8 +226,6 @@ def load_language_model(name: str, device: str | torch.device = "cpu") -> Langua
 
 def importable(module: str) -> bool:
     """Whether a module is installed."""
-    import importlib.util
-
     return importlib.util.find_spec(module) is not None
 
 
