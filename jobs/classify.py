@@ -125,7 +125,7 @@ class ClassifyJob(RunOptions):
         if self.output is not None:
             expect_output(self.output)
         expect_writable(self.json, "--json")
-        refuse_ignored(given)
+        refuse_ignored(given - {"score_model"})  # here it is not an option of verification
         expect_device(self.device, on_ray=not self.local)
 
 

@@ -48,7 +48,7 @@ class LanguageModel:
         names = inspect.signature(self.body.forward).parameters
         self._cache = "cache" if "cache" in names else "past_key_values"  # renamed in transformers 5
         config = self.model.config
-        self.context: int = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 1024)
+        self.context = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 1024))
         """the longest input, in tokens"""
         self.start = self._start()
         """token ids that the tokenizer puts before every text, such as <s>"""
