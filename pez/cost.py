@@ -5,6 +5,7 @@ import dataclasses
 from torch import Tensor
 
 from pez.methods import bank, gaslite, gcg
+from pez.methods.shortlist import SHORTLIST, uses_shortlist
 from pez.methods.swaps import prompts_scored
 from pez.models.clip import Clip
 from pez.settings import PezSettings
@@ -49,6 +50,8 @@ def step_flop(clip: Clip, settings: PezSettings, allowed: Tensor) -> float:
         tails = [forward_flop(clip, rows - i, rows + 1, 1) for i in range(tokens)]
         scored = min(settings.candidates, count) * sum(tails) * refined / tokens
         return (2 * gaslite.VARIATIONS + refined) * forward + project * refined / tokens + scored
+    if method == "default" and uses_shortlist(settings, count):
+        return 2 * forward + project * (1 / settings.project_every + SHORTLIST / count)
     return engine_step_flop(clip, tokens, allowed)
 
 
@@ -69,7 +72,7 @@ def baseline_step_flop(clip: Clip, tokens: int) -> float:
 
 
 def engine_step_flop(clip: Clip, tokens: int, allowed: Tensor) -> float:
-    """One gradient step of a lane: forward and backward over the positions that matter, and the projection."""
+    """One gradient step of a lane: forward and backward over the positions that matter, and a search of all tokens."""
     rows = tokens + 1
     return 2 * forward_flop(clip, rows, rows + 1, 1) + projection_flop(clip, tokens, allowed)
 

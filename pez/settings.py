@@ -88,6 +88,9 @@ class PezSettings:
     """tokens per prompt; 8 to 16 work best for image generation"""
     steps: int = 500
     """gradient steps per restart"""
+    project_every: int = 10
+    """with a large vocabulary, gradient steps from one search of all tokens to the next; in between, the nearest of the 64 that
+    were nearest then is taken. 1 = every step searches all"""
     swaps: int = 24
     """rounds of token swaps after the gradient steps; each candidate is scored exactly"""
     candidates: int = 32
@@ -137,7 +140,7 @@ class PezSettings:
             _set(self, "method", "pez" if exact else "default")
         if self.method not in get_args(Method):
             raise UserError(f"method is {self.method!r}; expected one of {', '.join(get_args(Method))}")
-        least = {"tokens": 1, "steps": 1, "restarts": 1, "swaps": 0, "candidates": 1, "seed": None}
+        least = {"tokens": 1, "steps": 1, "restarts": 1, "swaps": 0, "candidates": 1, "project_every": 1, "seed": None}
         for name, bound in least.items():
             _set(self, name, _whole(name, getattr(self, name), bound))
         if self.restarts > 1 and "restarts" not in TRAITS[self.method].uses:

@@ -1,6 +1,6 @@
 """The tokens that prompts are made of: which are allowed, and which is nearest to a soft token."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -61,12 +61,49 @@ class Vocabulary:
 
         Source: PEZ, arXiv:2302.03668, Algorithm 1, Proj.
         """
-        # A soft vector's length scales all its products equally, so only the rows need unit length.
-        flat = soft.flatten(0, 1).to(self.units.dtype)
-        blocks = flat.split(max(1, _SIMILARITIES_AT_ONCE // len(self.rows)))
         # max instead of argmax: the same index, four times faster on a CPU in bfloat16.
-        found = torch.cat([(block @ self.units.T).max(-1).indices for block in blocks])
+        found = torch.cat([products.max(-1).indices for products in self._products(soft)])
         return self.rows[found].view(soft.shape[:2])
+
+    def nearest_few(self, soft: Tensor, count: int) -> Tensor:
+        """The `count` nearest allowed tokens of each position, for `nearest_among`.
+
+        Args:
+            soft: (lanes, tokens, width) float.
+            count: at most the number of allowed tokens.
+
+        Returns:
+            (lanes, tokens, count) int64, places in `rows`.
+        """
+        found = [products.topk(count, dim=-1, sorted=False).indices for products in self._products(soft)]
+        return torch.cat(found).view(*soft.shape[:2], count)
+
+    def nearest_among(self, soft: Tensor, places: Tensor) -> Tensor:
+        """Project soft prompts onto some tokens of each position.
+
+        Args:
+            soft: (lanes, tokens, width) float.
+            places: (lanes, tokens, count) int64, as of `nearest_few`.
+
+        Returns:
+            (lanes, tokens) int64, the nearest of them by cosine similarity.
+        """
+        directions, flat = self._directions(soft), places.flatten(0, 1)
+        at_once = max(1, _SIMILARITIES_AT_ONCE // (flat.shape[1] * directions.shape[1]))
+        best = [
+            (self.units[some] @ direction.unsqueeze(-1)).squeeze(-1).max(-1, keepdim=True).indices
+            for some, direction in zip(flat.split(at_once), directions.split(at_once), strict=True)
+        ]
+        return self.rows[flat.gather(1, torch.cat(best))].view(soft.shape[:2])
+
+    def _products(self, soft: Tensor) -> Iterator[Tensor]:
+        """Cosine similarities to all rows, times the lengths of the soft vectors: blocks of (lanes * tokens, rows)."""
+        for block in self._directions(soft).split(max(1, _SIMILARITIES_AT_ONCE // len(self.rows))):
+            yield block @ self.units.T
+
+    def _directions(self, soft: Tensor) -> Tensor:
+        """(lanes * tokens, width). A soft vector's length scales all its products equally, so it may be any."""
+        return soft.flatten(0, 1).to(self.units.dtype)
 
     def random_ids(self, tokens: int, generator: torch.Generator) -> Tensor:
         """(tokens,) int64, drawn from the allowed tokens with a CPU generator."""
@@ -97,14 +134,6 @@ class JointVocabulary(Vocabulary):
         parts = zip(self.embedding[self.rows].split(self.widths, -1), weights, strict=True)
         self.units = torch.cat([weight * F.normalize(part, dim=-1) for part, weight in parts], -1).to(self.units.dtype)
 
-    def nearest(self, soft: Tensor) -> Tensor:
-        """Project soft prompts onto the vocabulary.
-
-        Args:
-            soft: (lanes, tokens, total width) float, the vectors of all models being optimized.
-
-        Returns:
-            (lanes, tokens) int64, the allowed token of each position with the largest weighted sum of cosines.
-        """
-        # Between models, lengths matter: each part must have unit length.
-        return super().nearest(torch.cat([F.normalize(part, dim=-1) for part in soft.split(self.widths, -1)], -1))
+    def _directions(self, soft: Tensor) -> Tensor:
+        """Between models, lengths matter: the part of each has unit length, so products are weighted sums of cosines."""
+        return super()._directions(torch.cat([F.normalize(part, dim=-1) for part in soft.split(self.widths, -1)], -1))

@@ -65,16 +65,26 @@ def scene_tars(make_tar: MakeTar, images: list[Image.Image]) -> list[str]:
     return tars
 
 
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+@pytest.fixture
+def ray_cluster() -> None:
+    """A Ray of two cores in this process, started by the first test that needs it."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-    )
+    if not ray.is_initialized():
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            _node_ip_address="127.0.0.1",
+        )
+
+
+@pytest.fixture
+def no_ray_cluster() -> Iterator[None]:
+    """This process has no Ray before and after the test."""
+    import ray
+
+    ray.shutdown()
     yield
     ray.shutdown()

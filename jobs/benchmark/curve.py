@@ -179,10 +179,7 @@ class _Measure:
         start = time.perf_counter()
         ids = self.learn(self.vocabulary, settings, alone=alone)
         seconds = time.perf_counter() - start
-        flop = steps * cost.engine_step_flop(self.clip, settings.tokens, self.vocabulary.allowed)
-        flop += cost.swaps_flop(
-            self.clip, settings.tokens, settings.swaps, settings.candidates, self.vocabulary.allowed
-        )
+        flop = cost.method_flop(self.clip, settings, self.vocabulary)
         flop += alone.count / len(ids) * cost.token_flop(self.clip)
         self._add("default", steps, torch.stack([ids[i] for i in range(len(ids))]), seconds, flop)
 

@@ -9,9 +9,10 @@ from pez.methods.fluentprompt import FluentPrompt
 from pez.methods.gaslite import gaslite
 from pez.methods.gcg import gcg
 from pez.methods.names import Method
-from pez.methods.pez import RecordingWalk, Walk
+from pez.methods.pez import Walk
 from pez.methods.phase import Batch, Phase
 from pez.methods.random_search import RandomSearch
+from pez.methods.shortlist import ShortlistWalk
 from pez.methods.soft import SoftPrompt
 from pez.methods.swaps import improve
 from pez.objectives.objective import Objective
@@ -21,7 +22,7 @@ from pez.vocabulary import Vocabulary
 MakePhase = Callable[[Objective, Vocabulary, PezSettings, int], Phase]
 
 METHODS: dict[Method, tuple[MakePhase, ...]] = {
-    "default": (RecordingWalk, partial(Batch, improve, "swaps")),
+    "default": (ShortlistWalk, partial(Batch, improve, "swaps")),
     "pez": (Walk,),
     "autoprompt": (AutoPrompt,),
     "fluentprompt": (FluentPrompt,),
@@ -37,5 +38,5 @@ def phases_of(objective: Objective, vocabulary: Vocabulary, settings: PezSetting
     """The phases of the settings' method, idle."""
     phases = METHODS[settings.method]
     if settings.method == "default" and not settings.rounds:
-        phases = (Walk,)
+        phases = phases[:1]
     return [phase(objective, vocabulary, settings, lanes) for phase in phases]

@@ -21,7 +21,7 @@ class Traits:
 
 
 _WALK = frozenset({"steps", "restarts", "learning_rate", "weight_decay"})
-_SWAPS = frozenset({"swaps", "candidates", "swap_among", "token_weight"})
+_SWAPS = frozenset({"project_every", "swaps", "candidates", "swap_among", "token_weight"})
 
 TRAITS: dict[Method, Traits] = {
     "default": Traits("PEZ, then swaps", _WALK | _SWAPS, decay=0.5),

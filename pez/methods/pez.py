@@ -133,11 +133,15 @@ class Walk:
     def look(self, rows: slice) -> Look:
         """Score the projections of the soft prompts."""
         assert self.target is not None, "a lane is busy"
-        ids = self.vocabulary.nearest(self.soft[rows])
+        ids = self.project(rows)
         projected = self.vocabulary.embed(ids).requires_grad_()
         score = self.objective.score(projected, self.target[rows])  # (rows,)
         (gradient,) = torch.autograd.grad(-score.sum(), projected)
         return Look(ids, score.detach(), gradient)
+
+    def project(self, rows: slice) -> Tensor:
+        """The nearest allowed tokens of the soft prompts, (rows, tokens) int64."""
+        return self.vocabulary.nearest(self.soft[rows])
 
     def keep(self, rows: slice, better: Tensor) -> None:
         """Keep whatever else belongs to the best prompt of the lanes that have a better one, (rows,) bool."""

@@ -49,6 +49,23 @@ def check_address(address: str, patience: float = _PATIENCE) -> None:
             time.sleep(0.5)
 
 
+def check_connected(address: str, connected: str) -> None:
+    """Check that an address can be that of the cluster to which this process is connected.
+
+    Args:
+        address: HOST:PORT; others are not checked. A host has several names, so the ports are compared.
+        connected: HOST:PORT of the connected cluster.
+
+    Raises:
+        UserError: it is another cluster.
+    """
+    port = address.rpartition(":")[2]
+    if "://" not in address and port.isdecimal() and port != connected.rpartition(":")[2]:
+        raise UserError(
+            f"this process is connected to the Ray cluster at {connected}, not {address}; call ray.shutdown() first"
+        )
+
+
 def answers(host: str, port: int, patience: float = 2.0) -> bool:
     """Whether something listens at the address."""
     try:

@@ -26,7 +26,7 @@ from pez.errors import UserError
 from pipeline.errors import one_line
 from pipeline.folder import OutputFolder
 from pipeline.run import actor_errors, warning_log
-from pipeline.run.probe import answers, check_address
+from pipeline.run.probe import answers, check_address, check_connected
 from pipeline.run.resources import ActorPlan, Resources
 from pipeline.run.shared_disk import SharedDisk, shared_disk
 from pipeline.run.stage import ActorStartError, OnFailure, Stage, StagePlan
@@ -335,10 +335,13 @@ def connect(settings: ClusterSettings) -> Resources:
         the current resources of the cluster.
 
     Raises:
-        UserError: no Ray answers at the address, or Ray does not start on this machine.
+        UserError: no Ray answers at the address, Ray does not start here, or this process is connected to another cluster.
     """
+    address = cluster_address(settings)
     if not ray.is_initialized():
-        _init(cluster_address(settings))
+        _init(address)
+    elif address is not None:
+        check_connected(address, ray.get_runtime_context().gcs_address)
     have = ray.cluster_resources()
     return Resources(have.get("GPU", 0.0), have.get("CPU", 1.0), fixed=_started_here())
 

@@ -50,11 +50,10 @@ def test_the_dashboard_shows_metrics_that_are_exported() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_ray_cluster")
 def test_a_scrape_holds_the_counts_of_the_reports(
     scene_tars: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ray
-
     Path(scene_tars[2]).write_bytes(Path(scene_tars[2]).read_bytes().replace(b"\x89PNG", b"\x89PNX", 1))
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
     port = free_port()
@@ -65,14 +64,11 @@ def test_a_scrape_holds_the_counts_of_the_reports(
         )
         with pytest.raises(SystemExit) as ended:
             command.run(caption.CaptionJob, None, caption.caption, "pez caption")
-        try:
-            assert ended.value.code == 0
-            expected = 11.0
-            deadline = time.monotonic() + 60
-            while (found := scraped(port)).get("ray_pez_images_total") != expected and time.monotonic() < deadline:
-                time.sleep(0.5)
-        finally:
-            ray.shutdown()
+        assert ended.value.code == 0
+        expected = 11.0
+        deadline = time.monotonic() + 60
+        while (found := scraped(port)).get("ray_pez_images_total") != expected and time.monotonic() < deadline:
+            time.sleep(0.5)
     reports = [json.loads(path.read_text()) for path in (tmp_path / "out" / "_reports").glob("*.json")]
     assert found["ray_pez_images_total"] == sum(report["ok"] for report in reports) == expected
     assert found["ray_pez_failures_total"] == 1

@@ -103,6 +103,13 @@ def test_a_job_for_a_cluster_that_is_gone_is_one_line_and_status_2(dead: str, tm
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_process_that_is_connected_elsewhere_is_told_so(dead: str) -> None:
+    with pytest.raises(UserError, match=f"^this process is connected to the Ray cluster at .*, not {dead}; call ray"):
+        runner.connect(ClusterSettings(address=dead))
+    assert runner.connect(ClusterSettings()).cpus == 2
+
+
 @pytest.mark.slow
 def test_a_users_own_modules_of_our_names_do_not_hide_ours_from_actors(scene_tars: list[str], tmp_path: Path) -> None:
     """As of a console script, which does not look for modules in the folder that it is started in."""
