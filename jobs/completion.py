@@ -22,6 +22,7 @@ OPTIONS = {
     "export": "ExportJob",
     "app": "AppJob",
     "evaluate": "EvaluateJob",
+    "classify": "ClassifyJob",
     "plan": "PlanJob",
     "train_demo": "TrainDemoJob",
     "completion": "CompletionJob",

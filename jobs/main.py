@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "write prompts and images in the formats of trainers",
     "app": "open a web page to try it on: drop images and watch their prompts improve",
     "evaluate": "compare learned prompts with captions and random prompts, on your data",
+    "classify": "learn prompts that make a language model a better text classifier",
     "plan": "estimate hours and cost of a job from a measured throughput",
     "benchmark": "measure speed, and quality against time, on this machine",
     "completion": "print a script that completes commands and options in a shell",

@@ -1,13 +1,15 @@
-"""Train a demo model: a CLIP, written as an open_clip folder, or the text-to-image model, written as a diffusers folder.
+"""Train a demo model: a CLIP as an open_clip folder, the text-to-image model as a diffusers folder, or the language model.
 
     python -m jobs.train_demo --output pez/demo/guide --seed 0
     python -m jobs.train_demo --output pez/demo/guide --evaluate
     python -m jobs.train_demo --output pez/demo/generator --generator
+    python -m jobs.train_demo --output pez/demo/reviewer --language-model
     python -m jobs.train_demo --output symbols/guide --symbols symbols
 
 A CLIP loads with `open_clip.create_model_and_transforms("local-dir:FOLDER")` and takes about half an hour on two cores. The
 text-to-image model loads with `diffusers.StableDiffusionPipeline.from_pretrained("FOLDER")`, takes about two hours, and
-resumes after an interruption; its text encoder is that of the demo guide. A CLIP of symbols is for measuring only
+resumes after an interruption; its text encoder is that of the demo guide. The language model of generated reviews loads with
+`transformers.AutoModelForCausalLM.from_pretrained("FOLDER")` and takes a few minutes. A CLIP of symbols is for measuring only
 (`pez/demo/training/symbols.py`); `unseen.tar` in its folder holds images that it was not trained on.
 """
 
@@ -31,6 +33,8 @@ class TrainDemoJob:
     """do not train; print the scores of the CLIP in the folder"""
     generator: bool = False
     """train the text-to-image model"""
+    language_model: bool = False
+    """train the language model, on generated reviews"""
     symbols: Path | None = None
     """train a CLIP on the drawn symbols of the npm packages in this folder"""
     image_size: int = 64
@@ -47,18 +51,22 @@ class TrainDemoJob:
     def check(self, given: frozenset[str]) -> None:
         """Refuse options that would be ignored, and everything that can be checked without loading anything."""
         if self.evaluate:
-            refuse_without("", given, {"generator", "seed", "steps"}, "with --evaluate, which trains nothing")
+            trained = {"generator", "language_model", "seed", "steps"}
+            refuse_without("", given, trained, "with --evaluate, which trains nothing")
             if not (self.output / "open_clip_config.json").is_file():
                 raise UserError(f"no model in {self.output}; expected a folder with open_clip_config.json")
         if self.symbols is None:
             refuse_without("symbols", given, {"image_size", "image_width", "text_width"}, "without --symbols")
         else:
-            refuse_without("", given, {"generator", "evaluate"}, "with --symbols, which trains a CLIP and evaluates it")
+            others = {"generator", "language_model", "evaluate"}
+            refuse_without("", given, others, "with --symbols, which trains a CLIP and evaluates it")
             for name, least in (("image_size", 32), ("image_width", 8), ("text_width", 8)):
                 value = getattr(self, name)
                 if not least <= value <= 4096 or value % 4:
                     option = f"--{name.replace('_', '-')}"
                     raise UserError(f"{option} is {value}; expected a multiple of 4 from {least} to 4096")
+        if self.generator and self.language_model:
+            raise UserError("--generator and --language-model are both given; expected one of them")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; expected 0 to {2**32 - 1}")
         if self.steps is not None and not 1 <= self.steps <= 1e9:
@@ -78,6 +86,15 @@ def train(job: TrainDemoJob) -> int:
             raise UserError(f"the text-to-image model needs {error.name}; {advice}") from error
 
         train_generator(GeneratorSettings(**chosen), job.output, log=_log)
+        return 0
+    if job.language_model:
+        try:
+            from pez.demo.training.language_model import ReviewerSettings, train_reviewer
+        except ImportError as error:
+            advice = "install it with pip install 'pez-captions[demo-training]'"
+            raise UserError(f"the language model needs {error.name}; {advice}") from error
+
+        train_reviewer(ReviewerSettings(**chosen), job.output, log=_log)
         return 0
     if job.symbols is not None:
         return _train_on_symbols(job, job.symbols, chosen)

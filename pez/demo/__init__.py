@@ -18,6 +18,10 @@ GENERATOR = Path(__file__).parent / "generator"
 """a text-to-image model, as a diffusers folder"""
 CLIPS = {"demo": GUIDE, "demo-judge": JUDGE}
 """by the names that select them"""
+LANGUAGE_MODEL = Path(__file__).parent / "reviewer"
+"""a language model of short reviews, as a transformers folder"""
+LANGUAGE_MODELS = {"demo-lm": LANGUAGE_MODEL}
+"""by the names that select them"""
 
 
 def load_demo_clip(
