@@ -87,14 +87,14 @@ class PezSettings:
 
     tokens: int = 8
     """tokens per prompt; 8 to 16 work best for image generation"""
-    steps: int = 500
+    steps: int = 350
     """gradient steps per restart"""
     project_every: int = 10
     """with a large vocabulary, gradient steps from one search of all tokens to the next; in between, the nearest of the 64 that
     were nearest then is taken. 1 = every step searches all"""
-    swaps: int = 24
+    swaps: int = 16
     """rounds of token swaps after the gradient steps; each candidate is scored exactly"""
-    candidates: int = 32
+    candidates: int = 16
     """candidate tokens scored per round of swaps"""
     swap_among: SwapAmong = "visited"
     """tokens that swaps may take: visited = those that the gradient steps tried, which suit the image under other models
