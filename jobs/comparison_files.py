@@ -12,7 +12,7 @@ from jobs.comparison import Scores, label_of, markdown, peak_of, table_of
 from jobs.outcomes import mean_of, table
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from jobs.outcomes import FiguresTable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Comparison:
     lengths: list[Scores]
     """one method with several numbers of tokens, shortest first"""
 
-    def tables(self) -> Iterator[Table]:
+    def tables(self) -> Iterator[FiguresTable]:
         """The results for people."""
         if self.methods:
             yield table(*table_of(self.methods))

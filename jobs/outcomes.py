@@ -12,13 +12,16 @@ from pipeline.terminal import Activity
 
 if TYPE_CHECKING:
     from PIL import Image
-    from rich.table import Table
+    from rich.console import Console, ConsoleOptions, RenderResult
 
     import pez
     from pez.demo.scenes import Scene
     from pez.models.clip import Clip
     from pez.models.joint import AnyClip
     from pez.regeneration import Generator
+
+
+_GAP = 2  # columns between two columns of a table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +188,7 @@ def mean_of(values: Sequence[float]) -> Mean:
     )
 
 
-def outcome_tables(outcomes: Sequence[Outcome]) -> Iterator[Table]:
+def outcome_tables(outcomes: Sequence[Outcome]) -> Iterator[FiguresTable]:
     """The results for people: similarities, and for drawn scenes what the images show; one table would be too wide."""
     measured = any(o.perplexity is not None for o in outcomes)
     others = (f"under {name}" for name in outcomes[0].others)
@@ -199,17 +202,37 @@ def outcome_tables(outcomes: Sequence[Outcome]) -> Iterator[Table]:
         yield table(("shown in", *(name.replace("_", " ") for name in attributes)), shares)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> FiguresTable:
     """A table whose headings may wrap but whose numbers may not."""
-    from rich.table import Table
+    return FiguresTable(columns, rows)
 
-    table = Table(box=None, pad_edge=False)
-    for i, column in enumerate(columns):
-        width = max(len(row[i]) for row in rows)
-        table.add_column(column, justify="right" if i else "left", min_width=width)
-    for row in rows:
-        table.add_row(*row)
-    return table
+
+@dataclasses.dataclass(frozen=True)
+class FiguresTable:
+    """Names and figures. What does not fit the width of the console follows below, with the names again."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.table import Table
+
+        widths = [
+            max(*(len(row[i]) for row in self.rows), *map(len, name.split())) for i, name in enumerate(self.columns)
+        ]
+        blocks: list[list[int]] = [[0]]
+        for i in range(1, len(self.columns)):
+            used = sum(widths[j] + _GAP for j in blocks[-1])
+            if len(blocks[-1]) > 1 and used + widths[i] > options.max_width:
+                blocks.append([0])
+            blocks[-1].append(i)
+        for shown in blocks:
+            table = Table(box=None, pad_edge=False)
+            for i in shown:
+                table.add_column(self.columns[i], justify="right" if i else "left", min_width=widths[i])
+            for row in self.rows:
+                table.add_row(*(row[i] for i in shown))
+            yield table
 
 
 def grid(rows: Sequence[Sequence[Image.Image | None]], count: int, side: int = 96, gap: int = 6) -> Image.Image:
