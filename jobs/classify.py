@@ -75,7 +75,7 @@ class ClassifyJob(RunOptions):
     prompt: str | None = None
     """do not learn; measure this prompt and the empty one on all examples"""
     demo: bool = False
-    """use the shipped language model and generated reviews; no network, no GPU"""
+    """use the shipped language model and generated reviews, with 10 rounds if no --steps are given; no network, no GPU"""
     model: Annotated[str, Group("model")] = "demo-lm"
     """a causal language model: a folder of transformers, a hub id, a .gguf file, or demo-lm"""
     score_model: Annotated[tuple[str, ...], Group("model")] = ()
@@ -143,6 +143,8 @@ def words_of(job: ClassifyJob) -> dict[str, str]:
 
 def classify(job: ClassifyJob) -> int:
     """Run the job; returns its exit status."""
+    if job.demo and not job.method and job.search.steps is None:  # enough for generated reviews
+        job = dataclasses.replace(job, search=dataclasses.replace(job.search, steps=10))
     console = open_console()
     with Activity(console, "loading PyTorch") as activity:
         with command.importing():
