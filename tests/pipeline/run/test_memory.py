@@ -88,6 +88,7 @@ def test_memory_of_the_machine_that_is_short_for_two_seconds_costs_no_shard(tmp_
     threshold = used() + 0.3  # far above what the job itself needs
     assert threshold < 0.85, "this test needs a machine with free memory"
     words = ["--input", *demo_shards(), "--output", tmp_path / "out", "--model", "demo", "--shards-at-once", 1]
+    words += ["--steps", 500, "--swaps", 24, "--candidates", 32]  # so that work is left when memory runs short
     environment = {"RAY_memory_usage_threshold": f"{threshold:.3f}"}
     with RunningJob(*words, log=tmp_path / "log", env=environment) as job:
         job.wait_until(lambda: list(tmp_path.glob("out/_reports/*.json")))
