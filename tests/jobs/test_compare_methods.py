@@ -69,12 +69,12 @@ def test_all_methods_and_lengths_at_equal_cost(
 
 
 def test_several_judges_score_the_same_prompts(run: Run, tmp_path: Path) -> None:
-    words = ["--methods", "random", "--score-model", "demo-judge", "demo", "--json", tmp_path / "a.json"]
+    words = ["--methods", "pez", "--score-model", "demo-judge", "demo", "--json", tmp_path / "a.json"]
     assert run(*QUICK, *words)[0] == 0
     [found] = values(tmp_path / "a.json")["methods"].values()
     assert values(tmp_path / "a.json")["judges"] == ["demo-judge", "demo"]
     assert found["judges"]["demo"]["judge_similarity"] == pytest.approx(found["similarity"])
-    assert found["judge_similarity"] != pytest.approx(found["similarity"], abs=1e-5)
+    assert found["judge_similarity"] != pytest.approx(found["similarity"], abs=1e-3)
 
 
 def test_the_kinds_of_prompts_are_scored_by_every_judge_too(run: Run, tmp_path: Path) -> None:
