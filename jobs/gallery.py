@@ -34,7 +34,7 @@ class GalleryJob:
     thumbnail: int = 256
     """pixels of the longer side of the images"""
     input: tuple[str, ...] = ()
-    """fresh addresses of its tars or tables, written as for jobs.caption, where a signature has run out"""
+    """fresh URLs of its tars or tables, written as for jobs.caption, where a signature has run out"""
 
     def check(self, given: frozenset[str]) -> None:
         """Refuse what cannot be shown."""

@@ -31,9 +31,9 @@ from jobs.options import (
 from pez.errors import UserError
 from pez.models.names import is_demo
 from pez.settings import ModelSettings
-from pipeline.addresses import public_address, redact
 from pipeline.sources.member_names import IMAGE_EXTENSIONS
 from pipeline.terminal import Activity, Column, FittedTable, open_console, say
+from pipeline.urls import public_url, redact
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -210,7 +210,7 @@ def _read(given: tuple[str, ...]) -> tuple[list[str], list[Image.Image]]:
 
     names, images = [], []
     for url in (url for each in given for url in _expanded(each)):
-        shown = public_address(url) if "://" in url else url
+        shown = public_url(url) if "://" in url else url
         try:
             data = _bytes_of(url)
         except OSError as error:
@@ -231,7 +231,7 @@ def _expanded(given: str) -> list[str]:
     if os.path.isdir(path):
         raise UserError(
             f"{given} is a folder; expected image files, such as {given.rstrip('/')}/*.jpg, "
-            "or, for many images, a tar: tar cf images.tar FOLDER, then pez caption --input images.tar --output OUT"
+            f"or, for a prompt for each image of the folder, pez caption --input {given} --output OUT"
         )
     if os.path.lexists(path) or not glob.has_magic(path):
         return [path]
@@ -268,9 +268,9 @@ def _bytes_of(url: str) -> bytes:
             reason = _one_line(error)
             if reason == url:  # HTTP clients give only the URL if nothing listens on the port
                 reason = "nothing is there, or the server does not answer"
-            raise UserError(f"cannot read {public_address(url)}: {redact(reason, url)}") from error
+            raise UserError(f"cannot read {public_url(url)}: {redact(reason, url)}") from error
     if len(data) > _LARGEST:
-        raise UserError(f"{public_address(url)} has more than {_LARGEST >> 20} MiB; expected an image file")
+        raise UserError(f"{public_url(url)} has more than {_LARGEST >> 20} MiB; expected an image file")
     return data
 
 

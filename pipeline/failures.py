@@ -4,11 +4,11 @@ import contextlib
 import datetime
 from collections.abc import Mapping, Sequence
 
-from pipeline.addresses import redact
 from pipeline.errors import OutputError
 from pipeline.folder import OutputFolder
 from pipeline.run.tasks import Task
 from pipeline.sources.base import Unit
+from pipeline.urls import redact
 
 _LONGEST = 100_000  # characters per file
 

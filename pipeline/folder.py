@@ -14,10 +14,10 @@ from typing import IO, Any
 import fsspec
 
 from pez.errors import UserError
-from pipeline.addresses import is_local, public_address, redact
 from pipeline.errors import OutputError as OutputError
 from pipeline.settings import Bookkeeping as Bookkeeping
 from pipeline.sources.stores import listing_options, missing_driver
+from pipeline.urls import is_local, public_url, redact
 
 READS_AT_ONCE = 32
 
@@ -46,7 +46,7 @@ class OutputFolder:
             raise UserError("the output is an empty name; expected a local folder or a URL such as s3://bucket/prompts")
         self.source = _absolute(url) if is_local(url) else url.rstrip("/")
         """the URL to open; it may contain a password and is never shown"""
-        self.url = self.source if is_local(url) else public_address(self.source)
+        self.url = self.source if is_local(url) else public_url(self.source)
         self._bookkeeping = bookkeeping
         try:
             self.fs: Any

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pez.errors import UserError
-from pipeline.addresses import is_local, local_path
 from pipeline.folder import OutputFolder
 from pipeline.sources.base import Unit
+from pipeline.urls import is_local, local_path
 
 _FOLDERS = 16  # of the input, in each of which one file is checked
 _PATIENCE = 5.0  # seconds until a file appears through a network

@@ -15,10 +15,10 @@ import fsspec
 
 from pez.errors import UserError
 from pez.images import kind_of
-from pipeline.addresses import IMAGE_TABLE_EXTENSIONS, TAR_EXTENSIONS, is_local, public_address, redact
-from pipeline.sources.folders import ImageList, ListedImage, address_below, unit_url
+from pipeline.sources.folders import ImageList, ListedImage, unit_url, url_below
 from pipeline.sources.member_names import IMAGE_EXTENSIONS, OF_SYSTEMS, PLUGIN_EXTENSIONS, MemberNames, text_of_name
 from pipeline.sources.stores import listing_options, one_line
+from pipeline.urls import IMAGE_TABLE_EXTENSIONS, TAR_EXTENSIONS, is_local, public_url, redact
 
 OTHER_IMAGES = (
     "svg",
@@ -68,7 +68,7 @@ def files_below(root: str, output: str | None = None) -> Files:
     left_out: Counter[str] = Counter()
     found = _walk(root, left_out) if is_local(root) else _listed_by_store(root, left_out)
     before = root.rstrip("/") + "/"
-    if output is not None and (output := public_address(output.rstrip("/"))).startswith(before):
+    if output is not None and (output := public_url(output.rstrip("/"))).startswith(before):
         ours = output.removeprefix(before)
         found = (path for path in found if not path.startswith((f"{ours}/", f"{ours}.pez/")))
     return Files(root, sorted(found, key=os.fsencode), left_out)
@@ -199,14 +199,14 @@ def _no_image(extension: str) -> str:
 
 
 def _begins_an_image(root: str, path: str) -> bool:
-    address = address_below(root, path)
+    url = url_below(root, path)
     try:
         if not is_local(root):
-            fs, inner = fsspec.core.url_to_fs(address, **listing_options(address))
+            fs, inner = fsspec.core.url_to_fs(url, **listing_options(url))
             return kind_of(fs.cat_file(inner, start=0, end=_HEAD)) is not None
-        if not os.path.isfile(address):
+        if not os.path.isfile(url):
             return False
-        with open(address, "rb") as file:
+        with open(url, "rb") as file:
             return kind_of(file.read(_HEAD)) is not None
     except Exception:  # each filesystem has its own errors
         return False
@@ -267,6 +267,6 @@ def what_is_in(paths: Iterable[str]) -> Counter[str]:
     return counts
 
 
-def addresses(lists: Collection[ImageList]) -> set[str]:
+def urls_of(lists: Collection[ImageList]) -> set[str]:
     """The paths or URLs of all images of some lists."""
-    return {address_below(one.root, image.path) for one in lists for image in one.images}
+    return {url_below(one.root, image.path) for one in lists for image in one.images}

@@ -16,7 +16,6 @@ from typing import Any
 
 import fsspec
 
-from pipeline.addresses import is_local, public_address
 from pipeline.errors import OutputError
 from pipeline.folder import OutputFolder
 from pipeline.sources.ahead import ahead
@@ -27,6 +26,7 @@ from pipeline.sources.image_files import NotReadError, Reach, read_file
 from pipeline.sources.member_names import KeySplit, MemberNames
 from pipeline.sources.stores import listing_options, unreadable
 from pipeline.sources.table_rows import BadValue
+from pipeline.urls import is_local, public_url
 
 MAX_CAPTION_BYTES = 2**20
 MAX_JSON_BYTES = 16 * 2**20
@@ -171,7 +171,7 @@ class FolderSource:
             item, error, lost = _item(*one, found.root, names)
             if self.group_field is not None:
                 try:
-                    field = field_beside(address_below(found.root, one[1].path), names, self.group_field)
+                    field = field_beside(url_below(found.root, one[1].path), names, self.group_field)
                 except NotReadError as problem:
                     field = BadValue(f"the JSON beside it cannot be read: {problem}")
                     error = error or (problem if problem.unreached else None)
@@ -185,10 +185,10 @@ class FolderSource:
                 left_out[lost] += 1
             yield item
 
-    def addresses(self, unit: Unit) -> dict[str, str]:
+    def urls(self, unit: Unit) -> dict[str, str]:
         """The path or URL of each file, by key. Raises as `read` does."""
         found = self._list(unit)
-        return {one.key: address_below(found.root, one.path) for one in found.images}
+        return {one.key: url_below(found.root, one.path) for one in found.images}
 
     def size(self, unit: Unit) -> int | None:
         """Number of files in the list."""
@@ -213,14 +213,14 @@ class FolderSource:
             raise UnitError(f"the list of files of {unit.url} is damaged: {error}", permanent=True) from error
 
 
-def address_below(root: str, path: str) -> str:
+def url_below(root: str, path: str) -> str:
     """The path or URL of a file in a folder."""
     return f"{root.rstrip('/')}/{path}"
 
 
 def unit_url(root: str, number: int) -> str:
     """The public URL of a unit of a folder, such as `/data/photos#00002`."""
-    return f"{public_address(root).rstrip('/')}#{number:05d}"
+    return f"{public_url(root).rstrip('/')}#{number:05d}"
 
 
 def _item(index: int, one: ListedImage, root: str, names: MemberNames) -> tuple[Item, NotReadError | None, str | None]:
@@ -228,7 +228,7 @@ def _item(index: int, one: ListedImage, root: str, names: MemberNames) -> tuple[
     caption, lost = _caption(one.caption, root, names) if one.caption is not None else (None, None)
     bare = Item(index, one.key, caption=caption, size=1)
     try:
-        return dataclasses.replace(bare, image=read_file(address_below(root, one.path))), None, lost
+        return dataclasses.replace(bare, image=read_file(url_below(root, one.path))), None, lost
     except NotReadError as error:
         return dataclasses.replace(bare, status="bad_image", reason=str(error)), error, lost
 
@@ -238,7 +238,7 @@ def _caption(path: str, root: str, names: MemberNames) -> tuple[str | None, str 
     field = names.caption_field(names.split(path)[1])
     limit = MAX_CAPTION_BYTES if field is None else MAX_JSON_BYTES
     try:
-        data = read_file(address_below(root, path), limit)
+        data = read_file(url_below(root, path), limit)
         text = decoded(data) if field is None else field_of(data, field)
     except NotReadError as error:
         return None, "empty captions" if "empty" in str(error) else "captions that cannot be read"

@@ -22,16 +22,16 @@ def read_field(field: str, size: int, read: Callable[[], bytes]) -> object:
     return _value(field, read())
 
 
-def field_beside(address: str, names: MemberNames, field: str) -> object:
+def field_beside(url: str, names: MemberNames, field: str) -> object:
     """The value of a field of the JSON file beside an image file.
 
     Args:
-        address: path or URL of the image; the JSON file has the same name with the extension json.
+        url: path or URL of the image; the JSON file has the same name with the extension json.
 
     Raises:
         NotReadError: the JSON file cannot be read.
     """
-    folder, slash, base = address.rpartition("/")
+    folder, slash, base = url.rpartition("/")
     extension = names.split(base)[1]
     name = base[: -len(extension) - 1] if extension else base
     return _value(field, read_file(f"{folder}{slash}{name}.json", MAX_JSON_BYTES))

@@ -17,9 +17,9 @@ from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 import fsspec
 
 import pez
-from pipeline.addresses import is_local, public_address
 from pipeline.sources.base import Unit, UnitError
 from pipeline.sources.stores import listing_options, missing_driver, words_of
+from pipeline.urls import is_local, public_url
 
 MAX_IMAGE_BYTES = 256 * 2**20
 WAITS: Sequence[float] = (0.5, 2.0, 8.0)
@@ -43,7 +43,7 @@ class NotReadError(Exception):
         """there was no answer, so the cause may be this machine or its network instead of the file"""
 
 
-def read_file(address: str, limit: int = MAX_IMAGE_BYTES) -> bytes:
+def read_file(url: str, limit: int = MAX_IMAGE_BYTES) -> bytes:
     """The bytes of a file.
 
     Args:
@@ -52,16 +52,16 @@ def read_file(address: str, limit: int = MAX_IMAGE_BYTES) -> bytes:
     Raises:
         NotReadError: it cannot be read, after all attempts.
     """
-    read = _from_web if _is_web(address) else _from_disk if is_local(address) else _from_store
+    read = _from_web if _is_web(url) else _from_disk if is_local(url) else _from_store
     for wait in (*WAITS, None):
         try:
-            data = read(address, limit)
+            data = read(url, limit)
         except NotReadError:
             raise
         except Exception as error:  # each filesystem has its own errors
             if wait is None:
                 answered = isinstance(error, urllib.error.HTTPError)
-                raise NotReadError(f"{_reason(error, address)} ({len(WAITS) + 1} attempts)", not answered) from error
+                raise NotReadError(f"{_reason(error, url)} ({len(WAITS) + 1} attempts)", not answered) from error
             time.sleep(wait)
             continue
         if not data:
@@ -132,12 +132,12 @@ class Reach:
             )
 
 
-def _is_web(address: str) -> bool:
-    return address.lower().startswith(("http://", "https://"))
+def _is_web(url: str) -> bool:
+    return url.lower().startswith(("http://", "https://"))
 
 
-def _from_disk(address: str, limit: int) -> bytes:
-    path = address.split("://", 1)[1] if "://" in address else os.path.expanduser(address)
+def _from_disk(url: str, limit: int) -> bytes:
+    path = url.split("://", 1)[1] if "://" in url else os.path.expanduser(url)
     try:
         mode, size = os.stat(path).st_mode, os.stat(path).st_size
         if stat.S_ISDIR(mode):
@@ -151,12 +151,12 @@ def _from_disk(address: str, limit: int) -> bytes:
     except _LOCAL_FOREVER as error:
         if os.path.islink(path) and not os.path.exists(path):
             raise NotReadError(f"a link to {os.readlink(path)!a}, which is not there") from error
-        raise NotReadError(_reason(error, address)) from error
+        raise NotReadError(_reason(error, url)) from error
 
 
-def _from_store(address: str, limit: int) -> bytes:
+def _from_store(url: str, limit: int) -> bytes:
     try:
-        fs, path = fsspec.core.url_to_fs(address, **listing_options(address))
+        fs, path = fsspec.core.url_to_fs(url, **listing_options(url))
         try:
             return bytes(fs.cat_file(path, start=0, end=limit + 1))
         except (FileNotFoundError, PermissionError):
@@ -167,15 +167,15 @@ def _from_store(address: str, limit: int) -> bytes:
                     return b""
             raise
     except ImportError as error:
-        raise NotReadError(missing_driver(address, error)) from error
+        raise NotReadError(missing_driver(url, error)) from error
     except FileNotFoundError as error:
         raise NotReadError("there is no such file") from error
     except PermissionError as error:
-        raise NotReadError(f"it is refused ({_reason(error, address)})", unreached=True) from error
+        raise NotReadError(f"it is refused ({_reason(error, url)})", unreached=True) from error
 
 
-def _from_web(address: str, limit: int) -> bytes:
-    request = urllib.request.Request(_encoded(address), headers={"User-Agent": f"pez-captions/{pez.__version__}"})
+def _from_web(url: str, limit: int) -> bytes:
+    request = urllib.request.Request(_encoded(url), headers={"User-Agent": f"pez-captions/{pez.__version__}"})
     deadline = time.monotonic() + LONGEST
     try:
         with urllib.request.urlopen(request, timeout=SILENCE) as response:
@@ -193,15 +193,15 @@ def _from_web(address: str, limit: int) -> bytes:
     except urllib.error.HTTPError as error:
         error.close()
         if 400 <= error.code < 500 and error.code not in _PASSING:
-            raise NotReadError(_reason(error, address)) from error
+            raise NotReadError(_reason(error, url)) from error
         raise
     except ValueError as error:  # not a URL
-        raise NotReadError(f"it is not a URL ({_reason(error, address)})") from error
+        raise NotReadError(f"it is not a URL ({_reason(error, url)})") from error
 
 
-def _encoded(address: str) -> str:
+def _encoded(url: str) -> str:
     """A URL as people write it, encoded in ASCII."""
-    parts = urlsplit(address)
+    parts = urlsplit(url)
     host = parts.netloc
     with contextlib.suppress(UnicodeError):
         host = host.encode("idna").decode() if not host.isascii() else host
@@ -217,7 +217,7 @@ def _too_large(limit: int, size: int | None = None) -> NotReadError:
     return NotReadError(f"image of {size or f'more than {limit}'} bytes; expected at most {limit}")
 
 
-def _reason(error: Any, address: str) -> str:
+def _reason(error: Any, url: str) -> str:
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code} {error.reason}".strip()
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
@@ -228,9 +228,9 @@ def _reason(error: Any, address: str) -> str:
         return "there is no such file"
     if isinstance(error, OSError) and error.strerror:
         return str(error.strerror)
-    return words_of(error, address)
+    return words_of(error, url)
 
 
-def shown(address: str) -> str:
+def shown(url: str) -> str:
     """A path or URL for messages: without secrets, in one line."""
-    return " ".join(public_address(address).split())[:500]
+    return " ".join(public_url(url).split())[:500]

@@ -13,18 +13,17 @@ import braceexpand
 
 from pez.errors import UserError
 from pez.images import kind_of
-from pipeline.addresses import IMAGE_TABLE_EXTENSIONS, TAR_EXTENSIONS, is_local, public_address, redact
 from pipeline.folder import OutputFolder
 from pipeline.settings import CaptionSettings, InputKind
 from pipeline.sources.base import Unit
 from pipeline.sources.first_bytes import HEAD
 from pipeline.sources.folder_listing import (
     Files,
-    addresses,
     files_below,
     images_of,
     is_image_name,
     lists_of,
+    urls_of,
     what_is_in,
 )
 from pipeline.sources.folders import ImageList, recorded_lists, with_list_of
@@ -42,6 +41,7 @@ from pipeline.sources.inputs import (
 from pipeline.sources.member_names import MemberNames
 from pipeline.sources.table_columns import with_columns
 from pipeline.terminal import count
+from pipeline.urls import IMAGE_TABLE_EXTENSIONS, TAR_EXTENSIONS, is_local, public_url, redact
 
 Settings = TypeVar("Settings", bound=CaptionSettings)
 
@@ -179,7 +179,7 @@ class _Look:
         if kind == "folder" and url.lower().startswith(("http://", "https://")):
             raise UserError(f"{shown!r} is a single image on a web server; expected a table of URLs, with --url-column")
         if kind == "folder":
-            root, _, name = public_address(url).rpartition("/")
+            root, _, name = public_url(url).rpartition("/")
             return _Asked("folder", shown, files=Files(root, [name], Counter()), whole=False)
         return _Asked(kind or "tars", shown, (url,))
 
@@ -189,7 +189,7 @@ class _Look:
         if kind != "folder":
             return _Asked(kind or "tars", shown, (pattern,))
         fixed = pattern[: next(i for i, c in enumerate(pattern) if c in "*?[")]
-        root = public_address(fixed.rpartition("/")[0] or "/").rstrip("/")
+        root = public_url(fixed.rpartition("/")[0] or "/").rstrip("/")
         below = [path.removeprefix(fixed.rpartition("/")[0] + "/") for path in paths]
         visible = [path for path in below if not any(part.startswith(".") for part in path.split("/"))]
         return _Asked("folder", shown, files=Files(root, visible, Counter()), whole=False)
@@ -199,7 +199,7 @@ class _Look:
         at_once = what_is_in(direct)
         if self.wanted is None and at_once["tars"]:
             return _Asked("tars", shown)
-        files = files_below(public_address(path).rstrip("/"), None if self.output is None else self.output.url)
+        files = files_below(public_url(path).rstrip("/"), None if self.output is None else self.output.url)
         kind = self.wanted or self._kind(what_is_in(files.paths), shown)
         if kind is None and images_of(files, self.names)[0]:
             kind = "folder"  # of images without extensions
@@ -258,7 +258,7 @@ def _units_of_folders(
     """The units listed by earlier runs, and new units of other files."""
     recorded = [] if output is None else recorded_lists(output)
     names = MemberNames(settings.image_key, settings.caption_key, settings.key_split)
-    owner = {address: one.unit for one in recorded for address in addresses([one])}
+    owner = {url: one.unit for one in recorded for url in urls_of([one])}
     wanted: dict[str, None] = {}
     new: list[ImageList] = []
     notes: list[str] = []
@@ -266,7 +266,7 @@ def _units_of_folders(
         assert one.files is not None, "of a folder"
         root, before = one.files.root, one.files.root.rstrip("/") + "/"
         ours = [each for each in (*recorded, *new) if each.root == root]
-        taken = {address.removeprefix(before) for address in owner if address.startswith(before)}
+        taken = {url.removeprefix(before) for url in owner if url.startswith(before)}
         keys = {image.key for each in ours for image in each.images}
         images, lost = images_of(one.files, names, taken, keys)
         left_out.update(lost)
@@ -279,7 +279,7 @@ def _units_of_folders(
             notes.append(f"{root} has {count(len(images), 'new image')}, in {count(len(added), 'more unit')}")
         new += added
         wanted.update(dict.fromkeys(each.unit for each in added))
-        owner |= {address: each.unit for each in added for address in addresses([each])}
+        owner |= {url: each.unit for each in added for url in urls_of([each])}
     if not wanted:
         shown = ", ".join(one.shown for one in asked)
         raise UserError(f"no image in {shown!r}; {_left_out(left_out)}expected files like 0001.jpg")

@@ -152,7 +152,7 @@ class ImageTableSource:
             return dataclasses.replace(bare, status="bad_image", reason=row.reason), None
         if bad_key is not None:
             return dataclasses.replace(bare, status="bad_key", reason=bad_key), None
-        value, address = row.cells[0], None
+        value, url = row.cells[0], None
         column = self.image_column or self.url_column
         if isinstance(value, dict):  # of Hugging Face datasets: the bytes, or else their path
             value = value["bytes"] if value.get("bytes") is not None else value.get("path")
@@ -168,10 +168,10 @@ class ImageTableSource:
             reason = f"the column {column!r} holds {kind_of_value(value)} here; expected an image, a path or a URL"
             return dataclasses.replace(bare, status="bad_image", reason=reason), None
         try:
-            address = beside(unit.source, value)
-            return dataclasses.replace(bare, image=read_file(address)), None
+            url = beside(unit.source, value)
+            return dataclasses.replace(bare, image=read_file(url)), None
         except NotReadError as error:
-            reason = f"{shown(address or value)}: {error}"
+            reason = f"{shown(url or value)}: {error}"
             return dataclasses.replace(bare, status="bad_image", reason=reason), error
 
 

@@ -19,10 +19,10 @@ import braceexpand
 import fsspec
 
 from pez.errors import UserError
-from pipeline.addresses import TABLE_EXTENSIONS, TAR_EXTENSIONS, TEXT_EXTENSIONS, is_local, public_address, redact
 from pipeline.sources.base import Unit
 from pipeline.sources.stores import listing_options, missing_driver, one_line
 from pipeline.sources.units import name_units
+from pipeline.urls import TABLE_EXTENSIONS, TAR_EXTENSIONS, TEXT_EXTENSIONS, is_local, public_url, redact
 
 _BELOW_OUTPUT = "below the output of a job"
 _WITH_HOST = ("ftp", "sftp", "ssh", "smb", "webhdfs", "hdfs")
@@ -96,7 +96,7 @@ def expand_inputs(
     found: dict[str, str] = {}  # source by public URL
     for pattern in patterns:
         for source in expansion.of(pattern):
-            found.setdefault(public_address(source), source)
+            found.setdefault(public_url(source), source)
     if not found:
         raise UserError(f"no input given; expected --input with the URL of a {kind.noun}, or --demo")
     return name_units(list(found), list(found.values()))
@@ -111,13 +111,13 @@ class _Outputs:
     """
 
     def __init__(self, output: str | None, own_only: bool) -> None:
-        self.output = None if output is None else public_address(output.rstrip("/"))
+        self.output = None if output is None else public_url(output.rstrip("/"))
         self.own_only = own_only
         self._known: dict[str, bool] = {}
 
     def of(self, source: str) -> str | None:
         """The output folder that contains a file, or None. In a store, only that of this job is recognized."""
-        url = public_address(source)
+        url = public_url(source)
         if self.output is not None and url.startswith(self.output + "/"):
             return self.output
         folder = os.path.dirname(url) if is_local(url) and not self.own_only else ""

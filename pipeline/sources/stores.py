@@ -1,7 +1,7 @@
 """Options of fsspec for opening URLs, and messages for URLs that cannot be opened."""
 
-from pipeline.addresses import redact
 from pipeline.sources.base import UnitError
+from pipeline.urls import redact
 
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "TokenRetrievalError")
 _REFUSED = ("403", "401", "Forbidden", "Unauthorized", "Access Denied", "AccessDenied", "gated", "Anonymous caller")

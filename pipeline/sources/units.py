@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipeline.addresses import INPUT_EXTENSIONS
 from pipeline.sources.base import Unit
+from pipeline.urls import INPUT_EXTENSIONS
 
 _LONGEST_STEM = 180
 

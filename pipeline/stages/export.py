@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from pez.errors import UserError
-from pipeline.addresses import is_local
 from pipeline.exports.folder import ExportFolder, ExportReport
 from pipeline.exports.image_files import count_missing, write_dataset, write_image_folder, write_sidecars
 from pipeline.exports.rows import ExportRow, exported_rows
@@ -21,6 +20,7 @@ from pipeline.sources.choice import image_source_of
 from pipeline.sources.folders import FolderSource
 from pipeline.sources.tars import TarSource
 from pipeline.table import PromptTable
+from pipeline.urls import is_local
 
 
 @dataclasses.dataclass
@@ -145,7 +145,7 @@ def _write(
         return write_dataset(folder, f"data/{shard.stem}.parquet", items, rows)
     links = {}
     if settings.link and isinstance(source, FolderSource):
-        links = {key: path for key, path in source.addresses(shard).items() if is_local(path)}
+        links = {key: path for key, path in source.urls(shard).items() if is_local(path)}
     return write_sidecars(folder, "" if one_tree else f"{shard.stem}/", items, rows, links)
 
 

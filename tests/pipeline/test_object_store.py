@@ -96,7 +96,7 @@ def names(output: str) -> list[str]:
 
 
 def name_in(path: str) -> str:
-    """In the output folder, without the hash that names the record of addresses."""
+    """In the output folder, without the hash that names the record of URLs."""
     return re.sub(r"^_inputs/\w+", "_inputs/HASH", path.split("/out/")[1])
 
 

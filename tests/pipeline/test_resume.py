@@ -1,4 +1,4 @@
-"""What a resume looks at: two listings and the recorded addresses; a report only where it could be another address's."""
+"""What a resume looks at: two listings and the recorded URLs; a report only where it could be another URL's."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_a_resume_reads_no_report(table: Counted) -> None:
     assert len(table.read_names) == 1
 
 
-def test_the_addresses_are_written_once_and_grow_with_the_input(table: Counted) -> None:
+def test_the_urls_are_written_once_and_grow_with_the_input(table: Counted) -> None:
     folder = Path(table.url) / "_inputs"
     table.record(shards("a", 5))
     table.record(shards("a", 5))
@@ -76,7 +76,7 @@ def test_another_address_with_the_same_name_gets_a_stem_of_its_own(table: Counte
     assert [shard.url for shard in table.divide(ours)[1]] == [shard.url for shard in ours[2:]]
 
 
-def test_an_output_without_recorded_addresses_is_told_by_its_reports(table: Counted) -> None:
+def test_an_output_without_recorded_urls_is_told_by_its_reports(table: Counted) -> None:
     every = shards("a", 6)
     finish(table, every[:4])
     assert table.divide(every) == (every[:4], every[4:])

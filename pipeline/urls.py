@@ -1,8 +1,8 @@
 """Canonical URLs and paths: one spelling per file, without secrets.
 
-An address is anything that fsspec opens: a local path, s3://, gs://, hf://, http(s)://. One file can be spelled in many ways,
-and a presigned URL changes with each signature. The canonical form, `public_address`, identifies a file and is shown in rows,
-reports and messages; the address as given is only used to open it.
+A URL is anything that fsspec opens: a local path, s3://, gs://, hf://, http(s)://. One file can be spelled in many ways,
+and a presigned URL changes with each signature. The canonical form, `public_url`, identifies a file and is shown in rows,
+reports and messages; the URL as given is only used to open it.
 """
 
 import hashlib
@@ -48,16 +48,16 @@ _PARAMETER = re.compile(r"([?&;])([\w%.-]+)=([^&;\s'\"<>)]+)")
 _SESSION = re.compile(r"(?i);jsessionid=[^/;]*")
 
 
-def public_address(address: str) -> str:
-    """The canonical spelling of an address, without user, password and signature.
+def public_url(url: str) -> str:
+    """The canonical spelling of a URL, without user, password and signature.
 
     A local path becomes absolute, with links resolved; `file://` and `~` are handled as in fsspec.
     """
-    if "::" in address and "://" in address:  # an fsspec chain, as in simplecache::s3://bucket/key
-        return "::".join(public_address(part) if "://" in part else part for part in address.split("::"))
-    if is_local(address):
-        return local_path(address)
-    protocol, _, rest = address.partition("://")
+    if "::" in url and "://" in url:  # an fsspec chain, as in simplecache::s3://bucket/key
+        return "::".join(public_url(part) if "://" in part else part for part in url.split("::"))
+    if is_local(url):
+        return local_path(url)
+    protocol, _, rest = url.partition("://")
     protocol = _PROTOCOLS.get(protocol.lower(), protocol.lower())
     if protocol == "hf":
         return "hf://" + _HF_REVISION.sub(r"\1", rest)
@@ -72,22 +72,22 @@ def public_address(address: str) -> str:
         kept = _public_query(query) if mark else ""
         return f"{protocol}://{host}{slash}{key}{f'?{kept}' if kept else ''}"
     try:
-        parts = urlsplit(address)
-        return _public_url(parts, protocol)
+        parts = urlsplit(url)
+        return _public_web_url(parts, protocol)
     except ValueError:  # not a URL: opening it gives the error
-        return re.sub(r"://[^/@]*@", "://", address.split("?", 1)[0])
+        return re.sub(r"://[^/@]*@", "://", url.split("?", 1)[0])
 
 
-def is_local(address: str) -> bool:
-    return "://" not in address or address.lower().startswith(("file://", "local://"))
+def is_local(url: str) -> bool:
+    return "://" not in url or url.lower().startswith(("file://", "local://"))
 
 
-def local_path(address: str) -> str:
-    """The absolute path of a local address.
+def local_path(url: str) -> str:
+    """The absolute path of a local url.
 
     Links are resolved, except for a link to a file without a known extension: caches that name files by content use those.
     """
-    path = os.path.abspath(os.path.expanduser(re.sub(r"(?i)^(file|local)://", "", address)))
+    path = os.path.abspath(os.path.expanduser(re.sub(r"(?i)^(file|local)://", "", url)))
     whole = os.path.realpath(path)
     if whole.lower().endswith(INPUT_EXTENSIONS) or not os.path.basename(path):
         return whole
@@ -98,10 +98,10 @@ def redact(text: str, source: str = "") -> str:
     """Remove the secrets of URLs from a text, such as an error message of a store.
 
     Args:
-        source: an opened address, which may occur in the text verbatim.
+        source: an opened url, which may occur in the text verbatim.
     """
     if source and not is_local(source):
-        text = text.replace(source, public_address(source))
+        text = text.replace(source, public_url(source))
     text = _URL.sub(lambda found: _redacted(found[0]), text)
     return _PARAMETER.sub(_without_value, text)
 
@@ -112,10 +112,10 @@ def _without_value(found: re.Match[str]) -> str:
 
 def _redacted(url: str) -> str:
     end = len(url.rstrip(").,;:]}"))
-    return url if is_local(url) else public_address(url[:end]) + url[end:]
+    return url if is_local(url) else public_url(url[:end]) + url[end:]
 
 
-def _public_url(parts: SplitResult, protocol: str) -> str:
+def _public_web_url(parts: SplitResult, protocol: str) -> str:
     host = (parts.hostname or "").lower()
     host = f"[{host}]" if ":" in host else host
     port = f":{parts.port}" if parts.port not in (None, _PORTS[protocol]) else ""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.addresses import public_address, redact
+from pipeline.urls import public_url, redact
 
 SECRET = "SeCrEt0123456789"
 
@@ -47,8 +47,8 @@ SECRET = "SeCrEt0123456789"
     ],
 )  # fmt: skip
 def test_what_is_shown_of_an_address(typed: str, shown: str) -> None:
-    assert public_address(typed) == shown
-    assert public_address(shown) == shown
+    assert public_url(typed) == shown
+    assert public_url(shown) == shown
     assert SECRET not in redact(f"403, message='Forbidden', url='{typed}'; (see {typed}).", typed)
 
 
@@ -59,7 +59,7 @@ def test_what_is_shown_of_an_address_without_its_protocol() -> None:
 
 
 def test_an_api_key_that_may_name_the_file_keeps_two_files_apart() -> None:
-    one, other = (public_address(f"https://host/get?key={key}") for key in ("a.tar", "b.tar"))
+    one, other = (public_url(f"https://host/get?key={key}") for key in ("a.tar", "b.tar"))
     assert one != other
     assert "a.tar" not in one
 
@@ -73,18 +73,18 @@ def test_a_local_file_has_one_address(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HOME", str(tmp_path))
     spelled = ["data/0.tar", "./data/../data/0.tar", f"{tmp_path}//data/0.tar", f"file://{tmp_path}/data/0.tar"]
     spelled += ["~/data/0.tar", "link/0.tar", "data/same.tar"]
-    assert {public_address(address) for address in spelled} == {f"{tmp_path}/data/0.tar"}
+    assert {public_url(address) for address in spelled} == {f"{tmp_path}/data/0.tar"}
 
 
 def test_a_cache_that_names_files_by_content_keeps_their_own_names(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / "4f2a").touch()
     (tmp_path / "00000.tar").symlink_to(tmp_path / "blobs" / "4f2a")
-    assert public_address(str(tmp_path / "00000.tar")) == f"{os.path.realpath(tmp_path)}/00000.tar"
+    assert public_url(str(tmp_path / "00000.tar")) == f"{os.path.realpath(tmp_path)}/00000.tar"
 
 
 @given(st.text(max_size=60), st.sampled_from(["", "https://", "s3://", "hf://", "file://", "x::https://"]))
 def test_any_text_has_an_address_that_stays_itself(text: str, protocol: str) -> None:
     if "\0" not in text:
-        once = public_address(protocol + text)
-        assert public_address(once) == once
+        once = public_url(protocol + text)
+        assert public_url(once) == once
