@@ -2,31 +2,46 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, get_origin, get_type_hints
 
 import pyarrow as pa
 
 from pipeline.sources.base import Unit
 
-CAPTIONED = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("shard", pa.string(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("error_message", pa.string()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("caption", pa.string()),
-        pa.field("prompt", pa.string()),
-        pa.field("token_ids", pa.list_(pa.int32())),
-        pa.field("similarity", pa.float32()),
-        pa.field("token_similarity", pa.float32()),
-        pa.field("caption_similarity", pa.float32()),
-        pa.field("steps", pa.int32()),
-        pa.field("seed", pa.int64()),
-        pa.field("model", pa.string()),
-    ]
-)
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The row of one key: its fields are the first columns of a table, with their types in Parquet; then come extra columns."""
+
+    key: Annotated[str, pa.string()]
+    shard: Annotated[str, pa.string()]
+    status: Annotated[str, pa.string()]
+    """ok or the kind of problem: not_finite, or a status of Item"""
+    error_message: Annotated[str | None, pa.string()] = None
+    width: Annotated[int | None, pa.int32()] = None
+    height: Annotated[int | None, pa.int32()] = None
+    caption: Annotated[str | None, pa.string()] = None
+    prompt: Annotated[str | None, pa.string()] = None
+    token_ids: Annotated[list[int] | None, pa.list_(pa.int32())] = None
+    similarity: Annotated[float | None, pa.float32()] = None
+    token_similarity: Annotated[float | None, pa.float32()] = None
+    caption_similarity: Annotated[float | None, pa.float32()] = None
+    steps: Annotated[int | None, pa.int32()] = None
+    seed: Annotated[int | None, pa.int64()] = None
+    model: Annotated[str | None, pa.string()] = None
+    columns: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """values of extra columns, by name"""
+
+
+def _columns_of(row: type) -> pa.Schema:
+    """The columns of a dataclass of rows; a field without a default is never null."""
+    required = {field.name for field in dataclasses.fields(row) if field.default is dataclasses.MISSING}
+    hints = get_type_hints(row, include_extras=True)
+    kinds = {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
+    return pa.schema([pa.field(name, kind, nullable=name not in required) for name, kind in kinds.items()])
+
+
+CAPTIONED = _columns_of(Row)
 VERIFIED = pa.schema(
     [
         pa.field("regenerated_similarity", pa.float32()),
@@ -53,30 +68,6 @@ GENERATOR_SIMILARITIES = pa.field("generator_similarities", pa.list_(pa.float32(
 """the mean of each generator's images; a column before those of verification, with several generators only"""
 SCHEMA = pa.schema([*CAPTIONED, *VERIFIED])
 """schema of every Parquet file, so that a partly verified folder reads as one table"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """The row of one key: the columns of CAPTIONED, and extra columns of the source."""
-
-    key: str
-    shard: str
-    status: str
-    """ok or the kind of problem: not_finite, or a status of Item"""
-    error_message: str | None = None
-    width: int | None = None
-    height: int | None = None
-    caption: str | None = None
-    prompt: str | None = None
-    token_ids: list[int] | None = None
-    similarity: float | None = None
-    token_similarity: float | None = None
-    caption_similarity: float | None = None
-    steps: int | None = None
-    seed: int | None = None
-    model: str | None = None
-    columns: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """values of the source's extra columns, by name"""
 
 
 @dataclasses.dataclass(frozen=True)
