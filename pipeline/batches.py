@@ -11,20 +11,23 @@ prompts = images.map_batches(
 )
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 import pez
 from pez.errors import UserError
 from pez.images import ImageError, decode_image
 from pez.models.load import load_model
-from pez.settings import ModelSettings
+from pipeline.settings import LearnSettings
+from pipeline.sources.base import Item
+from pipeline.stages.learned_columns import learned_columns, learned_values
 
 COLUMNS = ("prompt", "similarity", "token_similarity", "token_ids", "prompt_error")
-"""columns that are added to a batch"""
+"""columns that are added to every batch; settings such as `candidates_kept` add more, as they do to a table"""
 
 
 class LearnPrompts:
@@ -48,18 +51,21 @@ class LearnPrompts:
         device: str | None = None,
     ) -> None:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.clip = load_model(ModelSettings(model, pretrained).on(device), device)
+        self.model = LearnSettings(model, pretrained).on(device)
+        self.clip = load_model(self.model, device)
         self.settings, self.image_column, self.key_column = settings or pez.PezSettings(), image_column, key_column
+        self.more = learned_columns(self.model, self.settings)
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    def __call__(self, batch: Mapping[str, Sequence[Any] | np.ndarray]) -> dict[str, Any]:
         """Add columns to a batch.
 
         Args:
             batch: columns of n values.
 
         Returns:
-            the same columns, and `prompt`, `similarity`, `token_similarity`, `token_ids` and `prompt_error`. An image that
-            cannot be decoded has an empty prompt, NaN similarities, no token ids, and the reason in `prompt_error`.
+            the same columns, and `prompt`, `similarity`, `token_similarity`, `token_ids` and `prompt_error`; with
+            `candidates_kept` also `alternatives`, and with `fluency_text` `perplexity`, as in a table. An image that cannot be
+            decoded has an empty prompt, NaN for numbers, empty lists, and the reason in `prompt_error`.
 
         Raises:
             UserError: there is no such column.
@@ -82,9 +88,25 @@ class LearnPrompts:
             ),
             "token_ids": [list(prompt.token_ids) if prompt else [] for prompt in found],
             "prompt_error": np.array(errors, dtype=object),
+            **self._more(found),
         }
 
-    def _column(self, batch: dict[str, np.ndarray], name: str) -> Sequence[Any]:
+    def _more(self, found: Sequence[pez.Prompt | None]) -> dict[str, Any]:
+        """The columns that only some settings fill in."""
+        values = [
+            learned_values(self.model, self.settings, self.clip, Item(0, ""), prompt) if prompt else {}
+            for prompt in found
+        ]
+        columns: dict[str, Any] = {}
+        for field in self.more:
+            if pa.types.is_list(field.type):
+                columns[field.name] = [value.get(field.name) or [] for value in values]
+            else:
+                numbers = [value.get(field.name) for value in values]
+                columns[field.name] = np.array([np.nan if one is None else one for one in numbers], np.float32)
+        return columns
+
+    def _column(self, batch: Mapping[str, Sequence[Any] | np.ndarray], name: str) -> Sequence[Any]:
         if name not in batch:
             raise UserError(f"the batch has no column {name!r}; it has {', '.join(batch)}")
         column: Sequence[Any] = batch[name]  # type: ignore[assignment]

@@ -1,8 +1,12 @@
 """The class that a data pipeline of the user's own takes in `map_batches`."""
 
+import dataclasses
 import math
+import re
+import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pytest
@@ -13,7 +17,13 @@ import pez
 from pez.errors import UserError
 from pipeline.batches import LearnPrompts
 
+ROOT = Path(__file__).parents[2]
+Before, After = TypeVar("Before"), TypeVar("After")
 FEW = pez.PezSettings(tokens=3, steps=10, swaps=1)
+
+
+class Stage(Generic[Before, After]):
+    """In the place of NeMo Curator's ProcessingStage."""
 
 
 def column(values: list[Any]) -> np.ndarray:
@@ -47,6 +57,24 @@ def test_a_missing_column_is_named() -> None:
         learn({"bytes": column([b""])})
 
 
+def test_alternatives_and_perplexity_are_those_of_the_tables(
+    demo_clip: pez.Clip, images: list[Image.Image], tmp_path: Path
+) -> None:
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a small red circle\na large blue square\n")
+    settings = dataclasses.replace(FEW, candidates_kept=3, fluency_text=(str(captions),))
+    learn = LearnPrompts("demo", settings=settings, image_column="bytes", device="cpu")
+    found = learn({"bytes": column([encoded(images[0]), b"not an image"])})
+    [expected] = pez.learn_prompts(demo_clip, images[:1], settings)
+    assert found["perplexity"].tolist() == [pytest.approx(expected.perplexity), pytest.approx(math.nan, nan_ok=True)]
+    several, none = found["alternatives"]
+    assert [each["prompt"] for each in several] == [each.text for each in expected.alternatives]
+    assert [each["perplexity"] for each in several] == pytest.approx(
+        [each.perplexity for each in expected.alternatives]
+    )
+    assert (len(several), none) == (3, [])
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_ray_data_maps_a_folder_to_prompts(tmp_path: Path, images: list[Image.Image]) -> None:
@@ -55,12 +83,39 @@ def test_ray_data_maps_a_folder_to_prompts(tmp_path: Path, images: list[Image.Im
     ray.data.DataContext.get_current().enable_progress_bars = False
     for index, image in enumerate(images[:6]):
         (tmp_path / f"{index}.png").write_bytes(encoded(image))
+    settings = dataclasses.replace(FEW, candidates_kept=2)
     dataset = ray.data.read_images(str(tmp_path), include_paths=True).map_batches(
         LearnPrompts,
-        fn_constructor_kwargs={"model": "demo", "settings": FEW, "key_column": "path", "device": "cpu"},
+        fn_constructor_kwargs={"model": "demo", "settings": settings, "key_column": "path", "device": "cpu"},
         batch_size=4,
         concurrency=1,
     )
     rows = dataset.take_all()
     assert len(rows) == 6
     assert all(row["prompt"] and row["similarity"] > 0 for row in rows)
+    assert all(row["alternatives"][0]["prompt"] == row["prompt"] and len(row["alternatives"]) == 2 for row in rows)
+
+
+def test_the_documented_stage_of_nemo_curator_fills_in_prompts(
+    demo_clip: pez.Clip, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NeMo Curator itself is not installed: its classes have the few members here that the documentation uses."""
+    members = {
+        "stages.base": {"ProcessingStage": Stage},
+        "stages.resources": {"Resources": dict},
+        "tasks": {"ImageBatch": Any},
+    }
+    for name, values in members.items():
+        module = ModuleType(name)
+        vars(module).update(values)
+        monkeypatch.setitem(sys.modules, f"nemo_curator.{name}", module)
+    text = (ROOT / "docs/cluster.md").read_text()
+    [snippet] = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "nemo_curator" in block]
+    defined: dict[str, Any] = {}
+    exec(snippet, defined)
+    stage = defined["PromptStage"]("demo", settings=FEW)
+    stage.setup()
+    batch = [SimpleNamespace(image_id=f"{i}", image_data=np.asarray(images[i]), metadata={}) for i in range(2)]
+    assert stage.process(SimpleNamespace(data=batch)).data == batch
+    expected = pez.learn_prompts(demo_clip, images[:2], FEW, ["0", "1"])
+    assert [image.metadata["prompt"] for image in batch] == [prompt.text for prompt in expected]
