@@ -57,7 +57,8 @@ def test_a_signed_url_is_read_and_its_secret_is_not_shown(images: list) -> None:
     [
         (
             "{tmp}",
-            "{tmp} is a folder; expected image files, such as {tmp}/*.jpg, or, for a prompt for each image of the folder, pez caption --input {tmp} --output OUT",
+            "{tmp} is a folder; expected image files, such as {tmp}/*.jpg, or, for a prompt for each image of the folder, "
+            "pez caption --input {tmp} --output OUT",
         ),
         ("{tmp}/gone.png", "cannot read {tmp}/gone.png: No such file or directory"),
         ("{tmp}/gone-*.png", "no file matches {tmp}/gone-*.png; expected image files"),
