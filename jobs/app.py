@@ -2,6 +2,7 @@
 
     python -m jobs.app --demo                                    # no network, no GPU
     python -m jobs.app --model ViT-L-14 --pretrained openai
+    python -m jobs.app --also ViT-L-14/openai local              # visitors choose between three or more
     python -m jobs.app --verify stabilityai/stable-diffusion-2-1
 
 The page is on this machine only (127.0.0.1) unless --host names another address. `pip install -e '.[app]'` adds Gradio.
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 from jobs import command
 from jobs.arguments import Group
 from jobs.options import DeviceOption, expect_device, expect_one_generator, refuse_beside_demo, refuse_ignored
+from pez.demo import CLIPS
 from pez.errors import UserError
 from pez.models.names import is_demo
 from pez.settings import ModelSettings
@@ -26,7 +28,7 @@ from pipeline.settings import GeneratorSettings
 from pipeline.terminal import Activity, open_console, plain, say
 
 if TYPE_CHECKING:
-    from jobs.page import Models
+    from jobs.page_models import Models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,10 @@ class AppJob(DeviceOption):
     """Options of `pez app`."""
 
     demo: bool = False
-    """use the demo model and the demo generator"""
+    """use the demo models and the demo generator"""
+    also: tuple[str, ...] = ()
+    """other models that visitors may choose, loaded when needed: NAME/WEIGHTS such as ViT-L-14/openai, hf-hub:ORG/REPO, demo;
+    'A + B' = both together, as for SDXL; local = all whose weights are on this machine"""
     host: str = "127.0.0.1"
     """address to listen on; 0.0.0.0 = reachable from other machines, without a password"""
     port: int = 7860
@@ -77,23 +82,24 @@ def app(job: AppJob) -> int:
 
 def _load(job: AppJob, activity: Activity) -> Models:
     """Load the models of the page."""
-    from jobs.page import Models
-    from pez.models.load import check_models, load_model
+    from jobs.page_models import Models, choices_of
     from pipeline.stages.verification import generator_of
 
     device = job.local_device()
-    settings, generator = job.model, job.generator
+    settings, generator, also = job.model, job.generator, job.also
     if job.demo:
         settings = settings if is_demo(settings) else dataclasses.replace(settings, model="demo")
         generator = dataclasses.replace(generator, verify=generator.verify or "demo")
-    check_models(settings)
-    activity.now(f"loading {settings.name}")
-    clip = load_model(settings.on(device), device)
+        also = (*CLIPS, *also)
+    choices = choices_of(settings, also)
     made = None
     if generator.verify is not None:
         activity.now(f"loading the generator {generator.verify}")
         made = generator_of(generator, device)
-    return Models(clip, made, _examples() if is_demo(settings) else [])
+    models = Models(choices, device, made, _examples() if is_demo(settings) else ())
+    activity.now(f"loading {models.names[0]}")
+    models.clip(models.names[0])
+    return models
 
 
 def _examples() -> list[str]:

@@ -17,6 +17,7 @@ import pez
 from jobs import app, command
 from jobs.trial import learn_live
 from pez.errors import UserError
+from pez.settings import ModelSettings
 
 FEW = pez.PezSettings(tokens=3, steps=30, swaps=2)
 
@@ -57,6 +58,11 @@ def test_a_setting_that_cannot_be_met_is_one_line(demo_clip: pez.Clip, images: l
         (("--demo", "--model", "ViT-L-14"), "--demo uses a demo model, but --model is ViT-L-14"),
         (("--port", "70000"), "--port is 70000; expected 1 to 65535"),
         (("--guidance", "3"), "--guidance has no effect without --verify MODEL"),
+        (
+            ("--demo", "--also", "ViT-L-14"),
+            "--also has 'ViT-L-14'; expected NAME/WEIGHTS, as in ViT-L-14/openai, or local",
+        ),
+        (("--demo", "--also", "ViT-L-14/none-such"), "no weights 'none-such' for ViT-L-14"),
     ],
 )
 def test_bad_usage_is_one_line(
@@ -69,14 +75,61 @@ def test_bad_usage_is_one_line(
     assert message in capsys.readouterr().err
 
 
+def test_the_operator_names_the_models_of_the_page(tmp_path: Path) -> None:
+    from jobs.page_models import Models, choices_of
+
+    weights = tmp_path / "weights.pt"
+    weights.touch()
+    first = ModelSettings("ViT-L-14", "openai", precision="fp32")
+    choices = choices_of(first, ("demo", f"ViT-B-32/{weights}", "ViT-L-14/openai + ViT-bigG-14/laion2b_s39b_b160k"))
+    assert list(choices) == [
+        "ViT-L-14/openai",
+        "demo",
+        f"ViT-B-32/{weights}",
+        "ViT-L-14/openai + ViT-bigG-14/laion2b_s39b_b160k",
+    ]
+    *_, both = choices.values()
+    assert (both.models, both.pretrained, both.precision) == (
+        ("ViT-L-14", "ViT-bigG-14"),
+        ("openai", "laion2b_s39b_b160k"),
+        "fp32",
+    )
+    models = Models(choices, "cpu")
+    assert models.clip("demo") is models.clip("demo"), "it is loaded once"
+    with pytest.raises(UserError, match="no model 'demo-judge'; expected ViT-L-14/openai or demo or"):
+        models.clip("demo-judge")
+
+
+def test_local_stands_for_the_models_that_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs import page_models
+    from pez.models import local
+
+    there = {("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "open_clip_pytorch_model.bin")}
+    monkeypatch.setattr(local, "try_to_load_from_cache", lambda *file: "/cached" if file in there else None)
+    choices = page_models.choices_of(ModelSettings("demo"), ("local",))
+    assert list(choices) == ["demo", "demo-judge", "ViT-B-32/laion2b_s34b_b79k"]
+
+
+@pytest.mark.parametrize("words", ["@/etc/passwd", "red, @words.txt"])
+def test_a_visitor_reads_no_file_of_the_server(words: str) -> None:
+    pytest.importorskip("gradio", reason="pip install -e '.[app]'")
+    from jobs.page import blocked_words
+
+    with pytest.raises(UserError, match="words to avoid has @.*; expected words, or @offensive"):
+        blocked_words(words)
+    assert blocked_words(" red, blue* ,") == ("red", "blue*")
+
+
 @pytest.fixture
-def address(demo_clip: pez.Clip) -> Iterator[str]:
+def address() -> Iterator[str]:
     """The page on a free port of this machine."""
     pytest.importorskip("gradio", reason="pip install -e '.[app]'")
-    from jobs.page import Models, build_page
+    from jobs.page import build_page
+    from jobs.page_models import Models, choices_of
     from pez.regeneration import load_generator
 
-    page = build_page(Models(demo_clip, load_generator("demo", steps=2), []))
+    choices = choices_of(ModelSettings("demo"), ("demo-judge",))
+    page = build_page(Models(choices, "cpu", load_generator("demo", steps=2)))
     port = free_port()
     page.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True)
     yield f"http://127.0.0.1:{port}"
@@ -106,6 +159,27 @@ def test_a_visitor_learns_copies_compares_and_is_told_what_is_wrong(
         assert learned[1] in page.inner_text("#prompts")
         page.click("#again")
         page.wait_for_function("document.querySelectorAll('#compared img').length >= 4", timeout=60_000)
+        page.click("#model input")
+        page.click("[role=option]:has-text('demo-judge')")
+        page.fill("#template textarea", "a drawing of {}")
+        page.fill("#blocklist textarea", "red, blue")
+        page.check("#together input[type=checkbox]")
+        page.click("#learn")
+        page.wait_for_function(
+            "document.querySelector('#copy textarea').value.startsWith('a drawing of ')", timeout=60_000
+        )
+        page.wait_for_function("document.querySelector('#state').innerText.includes('done')", timeout=60_000)
+        [shared] = page.input_value("#copy textarea").splitlines()
+        assert not {"red", "blue"} & set(shared.split())
+        page.click("text=History")
+        history = page.inner_text("#history")
+        assert "demo-judge" in history
+        assert shared in history
+        assert learned[1] in history
+        page.fill("#template textarea", "no place")
+        page.click("#learn")
+        page.wait_for_selector("text=expected it once, as in", timeout=20_000)
+        page.fill("#template textarea", "")
         page.click("#images button[aria-label*='lear']")
         page.set_input_files("#images input[type=file]", str(paths[2]))
         page.wait_for_timeout(500)

@@ -18,7 +18,8 @@ from pez.errors import UserError
 from pipeline.batches import LearnPrompts
 
 ROOT = Path(__file__).parents[2]
-Before, After = TypeVar("Before"), TypeVar("After")
+Before = TypeVar("Before")
+After = TypeVar("After")
 FEW = pez.PezSettings(tokens=3, steps=10, swaps=1)
 
 
@@ -100,7 +101,7 @@ def test_the_documented_stage_of_nemo_curator_fills_in_prompts(
     demo_clip: pez.Clip, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NeMo Curator itself is not installed: its classes have the few members here that the documentation uses."""
-    members = {
+    members: dict[str, dict[str, Any]] = {
         "stages.base": {"ProcessingStage": Stage},
         "stages.resources": {"Resources": dict},
         "tasks": {"ImageBatch": Any},
