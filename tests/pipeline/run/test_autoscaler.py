@@ -11,7 +11,7 @@ import pytest
 from own_cluster import free_port, started_cluster
 from running import ROOT
 
-WORDS = ("--model", "demo", "--tokens", "4", "--steps", "3000", "--swaps", "0", "--shards-at-once", "1")
+WORDS = ("--model", "demo", "--tokens", "4", "--steps", "1500", "--swaps", "0", "--shards-at-once", "1")
 MAX_WORKERS = 1
 COUNT_NODES = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
 
@@ -36,7 +36,7 @@ def test_a_cluster_grows_for_an_actor_that_waits(
 
 def autoscaler(address: str) -> dict[str, object]:
     """The configuration of a head and up to one worker, of one core each."""
-    provider = {"type": "fake_multinode", "gcs_address": address, "launch_multiple": True}
+    provider = {"type": "fake_multinode", "gcs_address": address, "use_node_id_as_ip": True}
     node = {"resources": {"CPU": 1}, "node_config": {}}
     types = {
         "ray.head.default": {**node, "max_workers": 0},
