@@ -18,10 +18,10 @@ RAY = str(Path(sys.executable).with_name("ray"))
 
 
 @contextlib.contextmanager
-def started_cluster(folder: Path, *options: str, cpus: int = 2, port: int | None = None) -> Iterator[str]:
+def started_cluster(folder: Path, *options: str, cpus: int = 2) -> Iterator[str]:
     """The head of a cluster, started in a folder; its address."""
     temporary = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets have short paths
-    port = port or free_port()
+    port = free_port()
     words = ["--head", f"--port={port}", f"--temp-dir={temporary}", f"--num-cpus={cpus}", *options]
     if not any("dashboard" in option for option in options):
         words.append("--include-dashboard=false")
