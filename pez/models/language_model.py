@@ -146,9 +146,9 @@ class LanguageModel:
         first, later = masks
         # Without a space before it, a token may be the rest of a longer word. Whole words are tokens after a space, too.
         starts = first.nonzero()[:, 0].tolist()
-        read = self.encode([f"{_ANCHOR} {self.text_of([i])}" for i in starts])
-        for i, ids in zip(starts, read, strict=True):
-            first[i] = len(ids) == len(anchor) + 1 and bool(later[ids[-1]])
+        after = self.encode([f"{_ANCHOR} {self.text_of([i])}" for i in starts])
+        for start, both in zip(starts, after, strict=True):
+            first[start] = len(both) == len(anchor) + 1 and bool(later[both[-1]])
         return first, later
 
     @functools.cached_property
