@@ -215,9 +215,9 @@ def _measure(job: ClassifyJob, question: Question, console: Console) -> int:
     from jobs.outcomes import table
 
     console.print(table(("model", "accuracy", "without a prompt", "loss"), rows))
-    others = {name: values[name] for name in job.score_model}
-    described = {"model": job.model, "prompt": job.prompt, "examples": len(question.test), **values[job.model]}
-    _write_json(job, {**described, "score_models": others})
+    others = {Path(name).name: values[name] for name in job.score_model}
+    measured = {"prompt": job.prompt, "examples": len(question.test), **values[job.model]}
+    _write_json(job, {"model": Path(job.model).name, **measured, "score_models": others})
     return 0
 
 
@@ -359,7 +359,7 @@ def _conclude(job: ClassifyJob, rows: list[PromptRow], question: Question, conso
     _write_json(
         job,
         {
-            "model": job.model,
+            "model": Path(job.model).name,
             "template": question.template.text,
             "verbalizer": question.verbalizer,
             "examples": {name: len(getattr(question, name)) for name in ("train", "heldout", "test")},

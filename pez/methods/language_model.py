@@ -10,23 +10,29 @@ The walks, in each step, for each lane with a soft prompt P:
 The rounds of swaps, in each round, for each lane:
 
 1. The gradient at the prompt ranks tokens for every position by first-order gain; candidates are drawn among the best.
-2. GCG takes the best candidate on the minibatch. The default lets the candidates race on a fixed, balanced set of short
-   examples: after 8, 16, 32, ... examples the worse half is dropped. The winner replaces the prompt if its loss is lower.
+2. GCG takes the best candidate on the minibatch. The default lets the candidates race on balanced examples: after 8, 16, 32,
+   ... examples the worse half is dropped. The winner replaces the prompt if its loss on the same examples is lower. Every
+   round has its own examples, so that no set of them is overfitted.
 
-The default starts from the best of many short prompts, which name the labels in the form of the template: `dull It was
-terrible great It was great`. They balance the label words, which costs a search by single swaps many rounds.
+The default starts from the best of many short prompts, which demonstrate the labels in the form of the template: `dull It was
+terrible funny It was great`. Their words are close to the label words in the embedding, or typical of a label in the examples.
+They balance the label words, which costs a search by single swaps many rounds: without a prompt, most errors come from a
+preference of the model for one label word. That preference grows with the length of the text, so prompts race on examples of
+middle length, and not on short ones, which would be cheaper.
 
 This is not the engine of images (`engine.py`): there, a target is a vector, and the best prompt is the one with the highest
 score so far. Here a step's loss is of a minibatch, so it cannot say which prompt is best; that is decided by accuracy on
 held-out examples, every few steps. The projection, AdamW, seeds and annealing are shared.
 
-Sources: Wen et al. 2023, arXiv:2302.03668, Algorithm 1 and section 5; FluentPrompt, arXiv:2212.10539; GCG, arXiv:2307.15043.
+Sources: Wen et al. 2023, arXiv:2302.03668, Algorithm 1 and section 5; FluentPrompt, arXiv:2212.10539; GCG, arXiv:2307.15043;
+the preference for label words: Zhao et al. 2021, "Calibrate Before Use", arXiv:2102.09690.
 """
 
 import dataclasses
 import functools
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -39,6 +45,7 @@ from pez.objectives.language_model import Classification, Encoded, Measured
 from pez.seeds import generator_for
 
 _TOP = 64  # tokens of each position among which candidates are drawn
+_SUITED = 16  # words of each kind that suit a label
 _STARTS = 64  # short prompts among which the default chooses its starts
 _FIRST = 8  # examples after which a race drops the first half
 _DECAY = 0.1  # AdamW's weight decay, as for images
@@ -123,7 +130,7 @@ class Search:
             losses = self.objective.losses(torch.cat([ids, drawn]), self.train, self.rows(self.settings.batch))
             return torch.where((losses[self.lanes :] < losses[: self.lanes])[:, None], drawn, ids)
         if self.method in ("default", "gcg"):
-            return self.swap(ids, state)
+            return self.swap(ids)
         projected = self.objective.model.embedding[ids]
         _, gradient = self.objective.loss_and_gradient(projected, ids, self.train, self.rows(self.settings.batch))
         norms = gradient.flatten(1).norm(dim=-1).view(-1, 1, 1)
@@ -137,44 +144,42 @@ class Search:
             state.soft += math.sqrt(2 * self.settings.rate * beta) * noise.to(state.soft)
         return self.vocabulary.nearest(state.soft)
 
-    def swap(self, ids: Tensor, state: "_State") -> Tensor:
+    def swap(self, ids: Tensor) -> Tensor:
         """Do one round of swaps; see the module docstring."""
-        model, exact = self.objective.model, self.method == "default"
         rows = self.rows(self.settings.batch)
-        _, gradient = self.objective.loss_and_gradient(model.embedding[ids], ids, self.train, rows)
+        embedded = self.objective.model.embedding[ids]
+        _, gradient = self.objective.loss_and_gradient(embedded, ids, self.train, rows)
         tried = [
             self.candidates(prompt, slope, g) for prompt, slope, g in zip(ids, gradient, self.generators, strict=True)
         ]
-        found = ids.clone()
-        if exact and state.loss is None:
-            state.loss = self.objective.losses(ids, self.train, self.fixed)
+        found, racing = ids.clone(), self.racing(self.steps) if self.method == "default" else []
         for lane, some in enumerate(tried):
             if not len(some):
                 continue
-            if not exact:
+            if not racing:
                 found[lane] = some[self.objective.losses(some, self.train, rows).argmin()]
                 continue
-            assert state.loss is not None, "measured above"
-            winner, losses = self.race(some, 1)
-            if losses[0] < state.loss[lane]:
-                state.loss[lane], found[lane] = losses[0], winner[0]
+            winner, losses = self.race(some, racing, 1)
+            if losses[0] < self.objective.losses(ids[lane : lane + 1], self.train, racing)[0]:
+                found[lane] = winner[0]
         return found
 
-    def race(self, ids: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-        """The best prompts by successive halving, best first, and their losses on the fixed examples.
+    def race(self, ids: Tensor, rows: Sequence[int], keep: int) -> tuple[Tensor, Tensor]:
+        """The best prompts by successive halving, best first, and their losses on all of the rows.
 
         Args:
             ids: (count, tokens) int64.
+            rows: indices of examples, the labels in turns.
             keep: how many, at most.
 
         Source: Karnin et al. 2013, "Almost Optimal Exploration in Multi-Armed Bandits".
         """
         totals, done = torch.zeros(len(ids), device=ids.device), 0
-        while done < len(self.fixed):
-            part = self.fixed[done : max(_FIRST, 2 * done)]
+        while done < len(rows):
+            part = rows[done : max(_FIRST, 2 * done)]
             totals += self.objective.losses(ids, self.train, part) * len(part)
             done += len(part)
-            left = max(keep, -(-len(ids) // 2)) if done < len(self.fixed) else keep
+            left = max(keep, -(-len(ids) // 2)) if done < len(rows) else keep
             best = totals.topk(min(left, len(ids)), largest=False).indices
             ids, totals = ids[best], totals[best]
         return ids, totals / done
@@ -222,27 +227,62 @@ class Search:
     def scored_starts(self) -> Tensor:
         """The best of many short prompts, different ones for the lanes."""
         generator = self.generators[0]
-        texts = [self.named_labels(generator) for _ in range(max(_STARTS, 2 * self.lanes))]
+        texts = [self.demonstration(generator) for _ in range(max(_STARTS, 2 * self.lanes))]
         ids = self.surviving(torch.unique(self.fitted(texts), dim=0))
         if len(ids) < self.lanes:
             return self.random_ids()
-        return self.race(ids, self.lanes)[0]
+        return self.race(ids, self.racing(-1), self.lanes)[0]
 
-    def named_labels(self, generator: torch.Generator) -> str:
-        """Every label word once, after a word close to it, in random order: in the form of the template if there is room."""
-        model, closing, parts = self.objective.model, self.objective.template.after, list[tuple[str, str]]()
-        for i in torch.randperm(len(self.objective.words), generator=generator).tolist():
-            words = self.vocabulary.later
-            near = words.units @ model.embedding[self.objective.answers[i]]
-            close = words.rows[near.topk(_TOP).indices]
-            some = close[torch.randint(len(close), (1,), generator=generator)].tolist()
-            parts.append((model.text_of(some), self.objective.words[i]))
+    def demonstration(self, generator: torch.Generator) -> str:
+        """Every label word once, after one or two words that suit it, in random order.
+
+        It has the form of the template, and half of the time the mark that most texts end with, if there is room.
+        """
+        model, closing, parts = self.objective.model, self.objective.template.after, list[tuple[list[str], str]]()
+        for label in torch.randperm(len(self.objective.words), generator=generator).tolist():
+            suited = self.suited[label]
+            drawn = torch.randint(len(suited), (2,), generator=generator).tolist()
+            parts.append(([model.text_of([suited[i]]) for i in drawn], self.objective.words[label]))
+        marks = [self.mark, ""] if torch.randint(2, (1,), generator=generator) else ["", self.mark]
         texts = [
-            " ".join(f"{near}{closing} {word}" for near, word in parts),
-            " ".join(f"{near} {word}" for near, word in parts),
-            " ".join(word for _, word in parts),
+            " ".join(f"{' '.join(some[:count])}{mark}{closing} {word}" for some, word in parts)
+            for mark in marks
+            for count in (2, 1)
         ]
+        texts += [" ".join(f"{some[0]} {word}" for some, word in parts), " ".join(word for _, word in parts)]
+        # A capital often makes the first word one token.
+        texts = [form for text in texts for form in (text, text[:1].upper() + text[1:])]
         return next((t for t in texts if len(model.encode([t])[0]) <= self.settings.tokens), texts[-1])
+
+    @functools.cached_property
+    def mark(self) -> str:
+        """The punctuation mark that more than half of the texts end with, or nothing."""
+        before, closed = self.objective.model.encode(["the", f"the{self.objective.template.after}"])
+        place = len(before) - len(closed) - 1
+        found = Counter(ending[place] for ending in self.train.endings if len(ending) >= -place)
+        token, count = found.most_common(1)[0] if found else (0, 0)
+        text = self.objective.model.text_of([token])
+        return text if 2 * count > len(self.train) and not any(c.isalnum() for c in text) else ""
+
+    @functools.cached_property
+    def suited(self) -> list[list[int]]:
+        """Token ids for every label: half are close to its word in the embedding, half are typical of it in the examples.
+
+        Source: Monroe et al. 2008, "Fightin' Words", the z-score of the log-odds ratio with a prior.
+        """
+        model, words = self.objective.model, self.vocabulary.later
+        counts = torch.full((len(self.objective.words), len(model.embedding)), 0.1, dtype=torch.float64)
+        for ending, label in zip(self.train.endings, self.train.labels.tolist(), strict=True):
+            counts[label].scatter_add_(0, torch.tensor(ending), torch.ones(len(ending), dtype=torch.float64))
+        found = []
+        for label, answer in enumerate(self.objective.answers.tolist()):
+            own, other = counts[label], counts.sum(0) - counts[label]
+            odds = [(part / (part.sum() - part)).log() for part in (own, other)]
+            score = ((odds[0] - odds[1]) / (1 / own + 1 / other).sqrt())[words.ids.cpu()]
+            near = (words.units @ model.embedding[answer]).topk(min(_SUITED, len(words.ids))).indices
+            typical = score.topk(min(_SUITED, len(words.ids))).indices
+            found.append(words.rows[near].tolist() + words.ids.cpu()[typical].tolist())
+        return found
 
     def fitted(self, texts: Sequence[str]) -> Tensor:
         """(texts, tokens) int64: texts cut to the number of tokens, or with random words before them."""
@@ -264,14 +304,13 @@ class Search:
         """This step's examples, the same for all lanes."""
         return self.objective.draw(self.train, count, self.seed, self.steps)
 
-    @functools.cached_property
-    def fixed(self) -> list[int]:
-        """The examples on which prompts race, balanced over the labels, from the shorter half, which costs half as much."""
+    def racing(self, step: int) -> list[int]:
+        """Examples for one race, drawn by seed and step: balanced over the labels, from the half of middle length."""
+        drawn = self.objective.draw(self.train, len(self.train), self.seed, step, "race")
         lengths = [len(ending) for ending in self.train.endings]
-        middle = sorted(lengths)[len(lengths) // 2]
-        drawn = self.objective.draw(self.train, len(self.train), self.seed, 0, "race")
-        short = self.objective.balanced([i for i in drawn if lengths[i] <= middle], self.train)
-        return short[: self.settings.search_examples]
+        low, high = (sorted(lengths)[len(lengths) * quarter // 4] for quarter in (1, 3))
+        middle = [i for i in drawn if low <= lengths[i] <= high]
+        return self.objective.balanced(middle, self.train)[: self.settings.search_examples]
 
     def look(self, ids: Tensor) -> None:
         """Measure the texts of prompts on the held-out examples, and keep the best of each lane."""
@@ -288,11 +327,10 @@ class Search:
 
 
 class _State:
-    """The continuous state of the walks and of their optimizer, and the losses that swaps compare with."""
+    """The continuous state of the walks and of their optimizer."""
 
     def __init__(self, soft: Tensor) -> None:
         self.soft = soft.clone()  # (lanes, tokens, width)
-        self.loss: Tensor | None = None  # (lanes,)
         self.mean, self.square = torch.zeros_like(soft), torch.zeros_like(soft)
         self.of_tokens = torch.zeros_like(soft[..., :1])  # Adafactor's mean squares of rows
         self.of_width = torch.zeros_like(soft[:, :1])  # and of columns

@@ -143,7 +143,13 @@ class LanguageModel:
                     whole = len(words) == 2 + bool(before) and all(w.isascii() and w.isalpha() for w in words)
                     mask[i] = whole and len(words[-2]) > 1 and read == [*before, i, *self._after]
             masks.append(mask)
-        return masks[0], masks[1]
+        first, later = masks
+        # Without a space before it, a token may be the rest of a longer word. Whole words are tokens after a space, too.
+        starts = first.nonzero()[:, 0].tolist()
+        after = self.encode([f"{_ANCHOR} {self.text_of([i])}" for i in starts])
+        for start, both in zip(starts, after, strict=True):
+            first[start] = len(both) == len(anchor) + 1 and bool(later[both[-1]])
+        return first, later
 
     @functools.cached_property
     def _after(self) -> list[int]:

@@ -68,6 +68,29 @@ def test_a_search_returns_a_text_for_every_restart_and_can_be_repeated(
     assert objective.passes > 0
 
 
+def test_the_default_starts_from_demonstrations_with_words_of_each_label(
+    objective: Classification, parts: list[Encoded]
+) -> None:
+    one = search(objective, parts, "default", tokens=8)
+    texts = {one.demonstration(one.generators[0]) for _ in range(20)}
+    assert len(texts) > 10
+    for text in texts:
+        assert len(objective.model.encode([text])[0]) <= 8
+        assert "It was terrible" in text
+        assert "It was great" in text
+    typical = [{objective.model.text_of([token]) for token in suited} for suited in one.suited]
+    assert {"tedious", "awful"} <= typical[0] - typical[1]
+    assert {"superb", "wonderful"} <= typical[1] - typical[0]
+
+
+def test_demonstrations_end_as_most_texts_do(objective: Classification) -> None:
+    rows: list[Any] = [(f"{text} !", label) for text, label in labelled_reviews(60)]
+    train = objective.encode(Examples.of(rows, WORDS, "the test"))
+    one = search(objective, [train, train], "default", tokens=12)
+    assert one.mark == "!"
+    assert any("! It was" in one.demonstration(one.generators[0]) for _ in range(20))
+
+
 def test_updates_too_small_to_change_a_token_add_up(objective: Classification, parts: list[Encoded]) -> None:
     """AutoPrompt-SGD, which projects its state in place, stays where it is; PEZ moves."""
     moved = {}

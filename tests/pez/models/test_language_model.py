@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from transformers import (
     AutoTokenizer,
@@ -13,6 +14,7 @@ from transformers import (
     LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    PreTrainedTokenizerFast,
 )
 
 from pez.classification import Examples, Template, read_verbalizer
@@ -118,6 +120,19 @@ def test_memory_that_runs_out_halves_the_batch_once(demo: LanguageModel, monkeyp
     asked.clear()
     objective.measure("honest", encoded)
     assert max(asked) <= 2  # remembered
+
+
+def test_prompts_do_not_begin_with_the_rest_of_a_longer_word() -> None:
+    """A byte-level tokenizer of `strokes` and `brokes` also has the token `rokes`, which survives at the start of a text."""
+    plain = tokenizers.ByteLevelBPETokenizer()
+    plain.train_from_iterator(["the strokes brokes trokes"] * 8, vocab_size=290, show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain._tokenizer)
+    model = LanguageModel("small", KINDS["gpt2"](len(tokenizer)), tokenizer)
+    rest = tokenizer.convert_tokens_to_ids("rokes")
+    assert model.encode(["rokes"]) == [[rest]]
+    first = [model.text_of([i]) for i in model.vocabulary.first.ids.tolist()]
+    assert "strokes" in first
+    assert "rokes" not in first
 
 
 def test_every_word_of_a_vocabulary_survives_in_its_place(demo: LanguageModel) -> None:
