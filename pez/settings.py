@@ -14,7 +14,7 @@ from pez.fluency import read_texts
 from pez.methods.names import TRAITS, Method
 from pez.phrases import read_phrases
 
-ALGORITHM = 4
+ALGORITHM = 5
 """incremented whenever the same settings produce different prompts, so that no output mixes versions"""
 
 Names: TypeAlias = str | tuple[str, ...]
@@ -124,7 +124,10 @@ class PezSettings:
     vocabulary: Vocabularies = "model"
     """tokens a prompt may use: model = the model's recommendation (the demo: its caption words; others: words),
     words = whole words only, full = every token that survives decoding and re-encoding (with the method pez: all except
-    special tokens)"""
+    special tokens). Tokens that the model was never trained on are left out"""
+    untrained_tokens: bool | None = None
+    """with the vocabularies words and full: also take tokens that the model was never trained on, which raise the similarity
+    under this model and lower it under others; default = only with the method pez"""
     blocklist: tuple[str, ...] = ()
     """words, phrases or emoji that no prompt may contain, regardless of case and accents; * matches any characters and
     ? matches one; @FILE lists one per line; @offensive is a list of offensive English words (pip install better-profanity)"""
@@ -196,6 +199,8 @@ class PezSettings:
             _set(self, name, _words(name, getattr(self, name)))
         if self.plain_text not in (None, True, False):
             raise UserError(f"plain_text is {self.plain_text!r}; expected True, False or None")
+        if self.untrained_tokens not in (None, True, False):
+            raise UserError(f"untrained_tokens is {self.untrained_tokens!r}; expected True, False or None")
         if self.template is not None:
             _expect_template(self.template)
         _set(self, "bank", read_phrases(self.bank))
@@ -234,6 +239,11 @@ class PezSettings:
         """The effective `plain_text`."""
         by_default = self.vocabulary == "full" and not self.any_token and not self.allowlist
         return by_default if self.plain_text is None else self.plain_text
+
+    @property
+    def takes_untrained(self) -> bool:
+        """The effective `untrained_tokens`."""
+        return self.any_token if self.untrained_tokens is None else self.untrained_tokens
 
     @property
     def any_token(self) -> bool:

@@ -81,7 +81,8 @@ def check(options: argparse.Namespace) -> None:
     expect_writable(options.plot, "--plot")
 
 
-_CURVE = {"images": 256, "baseline_steps": 300, "exact_steps": 3000, "swaps": 24}
+_METHOD = pez.PezSettings()
+_CURVE = {"images": 256, "baseline_steps": 300, "exact_steps": 3000, "swaps": _METHOD.swaps}
 """defaults"""
 _RANGES: dict[str, tuple[float, float]] = {
     "tokens": (1, 1000),
@@ -103,7 +104,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
     options.add_argument("--model", default="ViT-B-32", help="demo, an open_clip name, hf-hub:..., local-dir:...")
     options.add_argument("--pretrained", default="none", help="tag or checkpoint file; none = random weights")
     options.add_argument("--tokens", type=int, default=8)
-    options.add_argument("--steps", type=int, default=500, help="of an image, for images an hour and for --curve")
+    options.add_argument(
+        "--steps", type=int, default=_METHOD.steps, help="of an image, for images an hour and for --curve"
+    )
     options.add_argument("--device", help="cpu or cuda; default = cuda if available")
     options.add_argument(
         "--precision",

@@ -23,6 +23,7 @@ from pez.phrases import phrase_tokens
 from pez.settings import PezSettings, Precision
 from pez.template import EMPTY, Template
 from pez.tokens import Tokens
+from pez.trained import trained_tokens
 from pez.vocabulary import Vocabulary
 from pez.words import letter_tokens, word_tokens
 
@@ -148,12 +149,12 @@ class Clip:
             mask = lists.allowed(self.tokens, settings.allowlist, anywhere=settings.any_token)
         elif settings.vocabulary == "model" and self.recommended is not None:
             mask = self.ordinary_tokens() & _fit(self.recommended, self.ordinary_tokens())
-        elif settings.vocabulary != "full" and self.words is not None:
-            mask = self.words
-        elif settings.vocabulary == "words":
+        elif settings.vocabulary == "words" and self.words is None:
             raise UserError(f"{self.name} has no known word tokens; use vocabulary=full")
         else:
-            mask = self.ordinary_tokens()
+            mask = self.ordinary_tokens() if settings.vocabulary == "full" or self.words is None else self.words
+            if not settings.takes_untrained and (trained := mask & self.trained_tokens()).any():
+                mask = trained
         if settings.plain:
             mask = mask & ~lists.commands(self.tokens, joining=settings.any_token)
         # Phrases must survive as a whole.
@@ -163,6 +164,10 @@ class Clip:
         if settings.blocklist:
             mask = mask & ~lists.blocked(self.tokens, offensive.expanded(settings.blocklist), mask)
         return mask
+
+    def trained_tokens(self) -> Tensor:
+        """(vocab,) bool: the tokens that the model was trained on, as far as its embeddings show; see `pez.trained`."""
+        return trained_tokens(self.tokenizer, self.tower.token_embedding.weight).cpu()
 
     @functools.cached_property
     def words(self) -> Tensor | None:

@@ -284,7 +284,7 @@ def test_four_tokens_keep_most_of_captions_of_twenty_words(demo_clip: pez.Clip) 
 
 def test_words_of_the_text_are_found_among_all_tokens(demo_clip: pez.Clip) -> None:
     texts = captions_of_twenty_words(16)
-    settings = pez.PezSettings(tokens=4, steps=30, vocabulary="full", blocklist=("orange",))
+    settings = pez.PezSettings(tokens=4, steps=30, vocabulary="full", untrained_tokens=True, blocklist=("orange",))
     features = demo_clip.text_features(texts)
     own = [own_tokens_of(demo_clip, [text]) for text in texts]
     without = learn_for_targets(demo_clip, [Target(f[None]) for f in features], texts, settings)

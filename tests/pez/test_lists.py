@@ -46,7 +46,8 @@ def holds(text: str, word: str) -> bool:
 
 
 def ids_of(clip: pez.Clip, words: list[str], exact: bool, vocabulary: Vocabularies) -> Vocabulary:
-    return clip.vocabulary(pez.PezSettings(vocabulary=vocabulary, exact=exact, blocklist=tuple(words)))
+    settings = pez.PezSettings(vocabulary=vocabulary, untrained_tokens=True, exact=exact, blocklist=tuple(words))
+    return clip.vocabulary(settings)
 
 
 @given(
@@ -136,7 +137,8 @@ def test_several_words_in_one_are_refused_with_what_to_do(demo_clip: pez.Clip) -
 
 def test_signs_that_image_programs_take_as_commands_are_not_in_full(demo_clip: pez.Clip) -> None:
     full, exact = (
-        demo_clip.vocabulary(pez.PezSettings(vocabulary="full", exact=e)).ids.tolist() for e in (False, True)
+        demo_clip.vocabulary(pez.PezSettings(vocabulary="full", untrained_tokens=True, exact=e)).ids.tolist()
+        for e in (False, True)
     )
     signs = set("()[]{}|<>\\#")
     assert not [i for i in full if signs & set(demo_clip.text_of([i])) or "//" in demo_clip.text_of([i])]
@@ -156,8 +158,8 @@ CHOSEN_TEXT = re.compile(r"\b(blood\w*|re\w|star|new york)\b|🔥")
 @pytest.mark.parametrize(
     "settings",
     [
-        pez.PezSettings(vocabulary="full", blocklist=CHOSEN),
-        pez.PezSettings(vocabulary="words", plain_text=True, blocklist=CHOSEN),
+        pez.PezSettings(vocabulary="full", untrained_tokens=True, blocklist=CHOSEN),
+        pez.PezSettings(vocabulary="words", untrained_tokens=True, plain_text=True, blocklist=CHOSEN),
         pez.PezSettings(method="pez", vocabulary="full", plain_text=True, blocklist=CHOSEN),
     ],
     ids=["full", "words", "pez"],
@@ -174,7 +176,8 @@ def test_no_blocked_word_and_no_command_is_in_ten_thousand_prompts(
 
 def test_commands_are_allowed_on_request(demo_clip: pez.Clip) -> None:
     plain, any_sign = (
-        demo_clip.vocabulary(pez.PezSettings(vocabulary="full", plain_text=chosen)).ids for chosen in (None, False)
+        demo_clip.vocabulary(pez.PezSettings(vocabulary="full", untrained_tokens=True, plain_text=chosen)).ids
+        for chosen in (None, False)
     )
     gone = {demo_clip.text_of([i]) for i in set(any_sign.tolist()) - set(plain.tolist())}
     assert {"(", "[", "--", "::", "|"} <= gone

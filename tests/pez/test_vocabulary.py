@@ -33,9 +33,9 @@ def test_start_and_end_are_never_chosen(demo_clip: pez.Clip) -> None:
 
 
 def test_prompts_of_the_default_last_as_text_in_any_order(demo_clip: pez.Clip) -> None:
-    vocabulary = demo_clip.vocabulary(pez.PezSettings(vocabulary="full"))
+    vocabulary = demo_clip.vocabulary(pez.PezSettings(vocabulary="full", untrained_tokens=True))
     assert len(vocabulary.ids) > 30_000
-    words = demo_clip.vocabulary(pez.PezSettings(vocabulary="words")).allowed
+    words = demo_clip.vocabulary(pez.PezSettings(vocabulary="words", untrained_tokens=True)).allowed
     signs = Vocabulary(vocabulary.embedding, vocabulary.allowed & ~words)  # ":)", "'s", "&", "...", emoji
     for tokens in (vocabulary, signs):
         for seed in range(1000):
@@ -54,7 +54,7 @@ def test_the_demo_recommends_its_caption_words(demo_clip: pez.Clip) -> None:
 
 
 def test_words_are_what_people_write_by_itself(demo_clip: pez.Clip) -> None:
-    pieces = words_of(demo_clip, pez.PezSettings(vocabulary="words"))
+    pieces = words_of(demo_clip, pez.PezSettings(vocabulary="words", untrained_tokens=True))
     assert "red</w>" in pieces
     assert "red" not in pieces
     assert "!</w>" not in pieces

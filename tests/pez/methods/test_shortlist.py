@@ -10,7 +10,7 @@ from pez.methods.shortlist import ShortlistWalk
 from pez.objectives.clip import ClipObjective
 from pez.tasks import Task
 
-WIDE = pez.PezSettings(vocabulary="full", steps=60, swaps=0)
+WIDE = pez.PezSettings(vocabulary="full", untrained_tokens=True, steps=60, swaps=0)
 
 
 def test_the_nearest_of_some_tokens_is_theirs(demo_clip: pez.Clip) -> None:

@@ -49,7 +49,7 @@ class Whole(Objective):
 
 
 def test_what_is_shared_changes_no_choice_and_no_score(demo_clip: pez.Clip, images: list) -> None:
-    vocabulary = demo_clip.vocabulary(pez.PezSettings(vocabulary="full"))
+    vocabulary = demo_clip.vocabulary(pez.PezSettings(vocabulary="full", untrained_tokens=True))
     objective = ClipObjective(demo_clip.encoder(8))
     target = demo_clip.image_features(images[:16])
     ids = torch.stack([vocabulary.random_ids(8, torch.Generator().manual_seed(i)) for i in range(16)])
@@ -71,7 +71,7 @@ def test_a_token_alone_scores_as_a_prompt_of_one_token(demo_clip: pez.Clip, imag
 
 
 def test_weighted_tokens_are_nearer_to_the_image_each_by_itself(demo_clip: pez.Clip, images: list) -> None:
-    vocabulary = demo_clip.vocabulary(pez.PezSettings(vocabulary="full"))
+    vocabulary = demo_clip.vocabulary(pez.PezSettings(vocabulary="full", untrained_tokens=True))
     objective = ClipObjective(demo_clip.encoder(8), demo_clip.single_tokens())
     target = demo_clip.image_features(images[:16])
     ids = torch.stack([vocabulary.random_ids(8, torch.Generator().manual_seed(i)) for i in range(16)])

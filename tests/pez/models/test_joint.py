@@ -69,7 +69,7 @@ def test_the_score_of_a_soft_prompt_is_that_of_the_whole_text(
 def test_the_nearest_token_has_the_largest_weighted_sum_of_cosines(
     joint: pez.JointClip, demo_clip: pez.Clip, judge: pez.Clip
 ) -> None:
-    vocabulary = joint.vocabulary(pez.PezSettings(vocabulary="words"))
+    vocabulary = joint.vocabulary(pez.PezSettings(vocabulary="words", untrained_tokens=True))
     assert isinstance(vocabulary, JointVocabulary)
     soft = torch.randn(4, 3, 128, generator=torch.Generator().manual_seed(0))
     soft[..., :64] *= 50  # the length of a part must not count
