@@ -50,4 +50,5 @@ def trained_tokens(tokenizer: Any, embedding: Tensor) -> Tensor:
     middle, spread = lengths[never].mean(), lengths[never].std()
     if lengths.max() <= middle + _CERTAIN * spread:
         return everything
-    return lengths > middle + _DEVIATIONS * spread
+    trained: Tensor = lengths > middle + _DEVIATIONS * spread
+    return trained
