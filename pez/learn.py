@@ -93,7 +93,7 @@ def learn_prompt(
     with own_modes():
         features = [clip.pixel_features(pixels)] if len(pixels) else []
         features += [clip.text_features(texts)] if texts else []
-        target = Target(torch.cat(features), chosen)
+        target = Target(torch.cat(features), chosen, None if len(pixels) else own_tokens_of(clip, texts))
     if key is None:
         key = "|".join([hash_of(pixels), *texts] if len(pixels) else texts)
     return learn_for_targets(clip, [target], [key], settings or PezSettings(), on_step)[0]
@@ -143,6 +143,8 @@ def distill(
 ) -> Prompt:
     """Shorten a prompt: find a few tokens whose text feature is close to that of the whole text.
 
+    In rounds of swaps, the tokens of the text itself are tried as well, as far as the vocabulary allows them.
+
     Args:
         clip: the guide, or several.
         keep: find the fewest tokens with at least this similarity, up to the tokens of the settings; if there are none, the
@@ -156,7 +158,7 @@ def distill(
         raise UserError(f"keep is {keep}; expected more than 0, up to 1")
     clip, settings = joined(clip), settings or PezSettings()
     with own_modes():
-        target = Target(clip.text_features([text]))
+        target = Target(clip.text_features([text]), own_tokens=own_tokens_of(clip, [text]))
     if keep is not None:
         for tokens in range(1, settings.tokens):
             shorter = dataclasses.replace(settings, tokens=tokens)
@@ -164,6 +166,11 @@ def distill(
             if prompt.similarity >= keep:
                 return prompt
     return learn_for_targets(clip, [target], [text], settings, on_step)[0]
+
+
+def own_tokens_of(clip: AnyClip, texts: Sequence[str]) -> Tensor:
+    """The first tokens (up to 62 of each) of texts to shorten, each token once, ascending: (n,) int64 on the CPU."""
+    return torch.tensor(sorted({token for row in clip.tokens.read(texts) for token in row}), dtype=torch.long)
 
 
 def _pixels_of(clip: AnyClip, images: ImageInputs) -> Tensor:
@@ -208,7 +215,10 @@ def learn_for_targets(
             lanes = min(lanes, round_up_to_16(len(targets)))
     engine = engine_for(clip, settings, lanes, on_step)
     with own_modes():
-        tasks = [Task(k, t.direction(), handle=i) for i, (k, t) in enumerate(zip(keys, targets, strict=True))]
+        tasks = [
+            Task(key, target.direction(), handle=i, own_tokens=target.own_tokens)
+            for i, (key, target) in enumerate(zip(keys, targets, strict=True))
+        ]
     prompts: dict[int, Prompt] = {}
     for finished in engine.run(tasks):
         handles = (learned.task.handle for learned in finished)

@@ -18,6 +18,8 @@ class Task:
     """(tokens,) int64 token ids to start from; None = random"""
     handle: Any = None
     """any object; the result carries it back to the caller"""
+    own_tokens: Tensor | None = None
+    """(n,) int64 on the CPU: the tokens of a text to shorten, which rounds of swaps may take as well"""
 
 
 @dataclasses.dataclass(frozen=True)

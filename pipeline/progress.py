@@ -1,5 +1,6 @@
 """A job's progress and result for people: a live line in a terminal, plain lines elsewhere."""
 
+import dataclasses
 import threading
 import time
 from collections import Counter
@@ -62,6 +63,7 @@ class JobProgress:
         self.failed: Counter[str] = Counter()  # rows without a prompt, by status
         self.similarity = 0.0
         self.reports: list[ShardReport] = []  # reports of this run
+        self.place_of: dict[str, int] = {}  # in this list, by stem
         self.listeners: list[Callable[[ShardReport], None]] = []  # called with each of them
         self.busy: list[Progress] = []
         self.parts: dict[str, Progress] = {}  # of shards whose parts are not all done
@@ -133,6 +135,7 @@ class JobProgress:
         self.done += 1
         self.images += report.ok
         self.failed.update(report.failed)
+        self.place_of[report.stem] = len(self.reports)
         self.reports.append(report)
         self.similarity += (report.mean_similarity or 0.0) * report.ok
         self.busy = []
@@ -152,7 +155,17 @@ class JobProgress:
         self.generated.similarity += (report.mean_similarity or 0.0) * report.scored
         self.blanked += report.blanked
         self.busy_verifying = []
+        self._count_chosen(report)
         self._tell()
+
+    def _count_chosen(self, report: VerifyReport) -> None:
+        """Replace the mean similarity of a shard's learned prompts by that of the published ones."""
+        place = self.place_of.get(report.stem)
+        if report.prompt_similarity is None or place is None:  # or an earlier run has learned them
+            return
+        learned = self.reports[place]
+        self.similarity += (report.prompt_similarity - (learned.mean_similarity or 0.0)) * learned.ok
+        self.reports[place] = dataclasses.replace(learned, mean_similarity=report.prompt_similarity)
 
     def look(self, busy: Sequence[Progress | VerifyProgress]) -> None:
         """Take the progress of the actors on shards in progress."""

@@ -285,6 +285,17 @@ class PromptTable(RowFiles):
         self.put(f"_reports/{shard.stem}.json", (json.dumps(dataclasses.asdict(report), indent=2) + "\n").encode())
         return report
 
+    def describe_again(self, shard: Unit, mean_similarity: float) -> None:
+        """Correct the mean similarity in the report of a finished shard, after others of its prompts were published.
+
+        Raises:
+            OutputError: the report cannot be written.
+        """
+        name = f"_reports/{shard.stem}.json"
+        if (report := self.read_json(name)) is not None:
+            report["mean_similarity"] = mean_similarity
+            self.put(name, (json.dumps(report, indent=2) + "\n").encode())
+
     def succeed(self, shards: Sequence[Unit] = ()) -> None:
         """Mark the job as done and remove leftovers of crashed writers.
 

@@ -17,6 +17,7 @@ class Target:
     Args:
         features: (n, dim) float, of images or texts; need not be unit vectors.
         weights: (n,) float; 1 = attract, negative = repel. None = all 1.
+        own_tokens: (n,) int64 on the CPU, the tokens of the texts if all features are of texts; see Task.
 
     The score of a prompt is the mean over n of weight x cosine. Since the cosine is linear in a unit feature, the features
     combine to one direction.
@@ -24,6 +25,7 @@ class Target:
 
     features: Tensor
     weights: Tensor | None = None
+    own_tokens: Tensor | None = None
 
     def direction(self) -> Tensor:
         """(dim,) float; its dot product with a prompt's unit feature is the score.

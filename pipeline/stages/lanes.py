@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pez.learn import engine_for, prompts_of
+from pez.learn import engine_for, own_tokens_of, prompts_of
 from pez.models.joint import AnyClip
 from pez.prompt import Prompt
 from pez.settings import PezSettings
@@ -215,7 +215,9 @@ class SharedLanes:
             if caption is not None:
                 direction = torch.lerp(feature, caption, self._caption_weight)
             ticket = _Ticket(stream, request.caption, request.handle, parts)
-            self._engine.submit(Task(request.key, direction, handle=ticket))
+            text = request.target if isinstance(request.target, str) else None
+            own = None if text is None else own_tokens_of(self.clip, [self._beginning(text)])
+            self._engine.submit(Task(request.key, direction, handle=ticket, own_tokens=own))
 
     def _step(self) -> None:
         try:

@@ -83,6 +83,8 @@ class VerifyReport:
     fingerprint: str
     warnings: list[str] = dataclasses.field(default_factory=list)
     """see ShardReport"""
+    prompt_similarity: float | None = None
+    """mean similarity of the published prompts under the guide, if each row has several to choose from"""
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
@@ -199,6 +201,8 @@ class VerifiedTable:
     ) -> VerifyReport:
         """Rewrite a shard's rows with the columns of verification filled in, then write the marker.
 
+        If rows have several prompts to choose from, the report of the shard gets the mean similarity of the published ones.
+
         Args:
             rows: of the shard, as read.
             found: results by key, for each row with a prompt.
@@ -224,10 +228,16 @@ class VerifiedTable:
         for field, values in zip(VERIFIED, columns, strict=True):
             plain = plain.append_column(field, pa.array(values, field.type))
         described = json.dumps({"fingerprint": self.fingerprint, **self.settings}, sort_keys=True).encode()
-        report = dataclasses.replace(self._report(shard, found, seconds), warnings=list(dict.fromkeys(warnings)))
+        report = dataclasses.replace(
+            self._report(shard, found, seconds),
+            warnings=list(dict.fromkeys(warnings)),
+            prompt_similarity=_mean_similarity(plain) if ALTERNATIVES in plain.column_names else None,
+        )
         self.prompts.write_table(
             f"{shard.stem}.parquet", plain.replace_schema_metadata({**(rows.schema.metadata or {}), _ABOUT: described})
         )
+        if report.prompt_similarity is not None:
+            self.prompts.describe_again(shard, report.prompt_similarity)
         marker = (json.dumps(dataclasses.asdict(report), indent=2) + "\n").encode()
         self.prompts.put(f"_verified/{shard.stem}.json", marker)
         return report
@@ -290,6 +300,11 @@ def _with_chosen(rows: pa.Table, results: Sequence[Regenerated | None]) -> pa.Ta
             each.update(zip(REGENERATED, measured, strict=True))
     place = rows.column_names.index(ALTERNATIVES)
     return rows.set_column(place, field, pa.array(alternatives, field.type))
+
+
+def _mean_similarity(rows: pa.Table) -> float | None:
+    """Over the rows with a prompt."""
+    return mean_of(rows["similarity"].to_pylist())
 
 
 _ABOUT = b"pez-verify"  # key in the schema metadata of a Parquet file

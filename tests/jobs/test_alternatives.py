@@ -1,5 +1,6 @@
 """Several prompts for each image: kept, shown, and chosen by what a generator makes of them."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,61 @@ def test_the_prompt_nearest_under_the_guide_is_chosen(
     restored = rows_of(out)
     assert [restored[key]["prompt"] for key in "012"] == [learned[key]["prompt"] for key in "012"]
     assert restored["0"]["alternatives"] == learned["0"]["alternatives"]
+
+
+def mean_similarity(out: Path) -> float:
+    """Over the published rows."""
+    found = [row["similarity"] for row in rows_of(out).values() if row["status"] == "ok"]
+    return sum(found) / len(found)
+
+
+def reported(out: Path) -> float:
+    return float(json.loads((out / "_reports/a.json").read_text())["mean_similarity"])
+
+
+def test_reports_and_the_summary_describe_the_chosen_prompts(
+    run: Run, tar: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    status, shown, _ = run("--input", tar, "--output", out, *KEEP, *VERIFY, "--choose-by", "regeneration")
+    assert status == 0
+    chosen = mean_similarity(out)
+    learned = sum(row["alternatives"][0]["similarity"] for row in rows_of(out).values() if row["status"] == "ok") / 3
+    assert f"{chosen:.3f}" != f"{learned:.3f}"
+    assert reported(out) == pytest.approx(chosen)
+    assert f"1/1 shards  3 images  mean similarity {chosen:.3f}" in shown
+    # Without the choice, the rows have the learned prompts again, and the report describes them.
+    (out / "_verified/a.json").unlink()
+    (out / "_verify.json").unlink()
+    assert verified_again(monkeypatch, out, *VERIFY, "--local") == 0
+    assert reported(out) == pytest.approx(learned)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_on_ray_several_generators_choose_as_in_one_process(run: Run, tar: str, tmp_path: Path) -> None:
+    from small_generators import linked
+
+    other = linked(tmp_path / "other", scheduler=["diffusers", "DDIMScheduler"])
+    words = ("--input", tar, *KEEP, "--verify", "demo", other, "--verify-steps", 1, "--choose-by", "regeneration")
+    for name in ("local", "ray"):
+        status, shown, errors = run(*words, "--output", tmp_path / name, on_ray=name == "ray")
+        assert status == 0, errors
+        assert f"mean similarity {mean_similarity(tmp_path / name):.3f}" in shown
+        assert reported(tmp_path / name) == pytest.approx(mean_similarity(tmp_path / name))
+    local, ray = rows_of(tmp_path / "local"), rows_of(tmp_path / "ray")
+    assert ray["bad"] == local["bad"]
+    for key in "012":
+        row, several = ray[key], ray[key]["alternatives"]
+        assert [each["prompt"] for each in several] == [each["prompt"] for each in local[key]["alternatives"]]
+        for each, same in zip(several, local[key]["alternatives"], strict=True):  # threads differ, and so do last bits
+            for name in ("regenerated_similarity", "guide_regenerated_similarity"):
+                assert each[name] == pytest.approx(same[name], abs=2e-3)
+        best = max(several, key=lambda each: each["guide_regenerated_similarity"])
+        assert (row["prompt"], row["similarity"]) == (best["prompt"], best["similarity"])
+        assert row["regenerated_similarity"] == pytest.approx(best["regenerated_similarity"])
+        assert row["regenerated_similarity"] == pytest.approx(sum(row["generator_similarities"]) / 2)
+        assert len(row["regenerated_similarities"]) == 2
+    assert any(ray[key]["prompt"] != ray[key]["alternatives"][0]["prompt"] for key in "012")
 
 
 def test_a_choice_needs_something_to_choose_from(run: Run, tar: str, tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from jobs import arguments, caption, command, distill
 from jobs.distill import DistillJob
 from pez.demo import scenes
 from pez.errors import UserError
-from pez.learn import learn_for_targets
+from pez.learn import learn_for_targets, own_tokens_of
 from pez.objectives.clip import Target
 from pipeline.settings import DistillSettings
+from pipeline.stages.lanes import Request, SharedLanes
 
 TEXTS = ["a big solid orange triangle at the bottom right of a wavy yellow scene", "a little blue square on brown"]
 
@@ -265,15 +266,40 @@ def test_each_text_has_the_fewest_tokens_that_keep_the_similarity(
             assert pez.distill(demo_clip, text, dataclasses.replace(settings, tokens=tokens)).similarity < 0.9
 
 
-def test_four_tokens_keep_most_of_captions_of_twenty_words(demo_clip: pez.Clip) -> None:
+def captions_of_twenty_words(count: int) -> list[str]:
     rng = np.random.default_rng(0)
-    drawn = scenes.held_out_scenes(64)
-    texts = [" ".join(" ".join(scenes.caption(scene, rng) for _ in range(8)).split()[:20]) for scene in drawn]
+    drawn = scenes.held_out_scenes(count)
+    return [" ".join(" ".join(scenes.caption(scene, rng) for _ in range(8)).split()[:20]) for scene in drawn]
+
+
+def test_four_tokens_keep_most_of_captions_of_twenty_words(demo_clip: pez.Clip) -> None:
+    """The best of all 61**4 prompts have .856 in the mean (EXPERIMENTS.md)."""
+    texts = captions_of_twenty_words(64)
     assert {len(text.split()) for text in texts} == {20}
     targets = [Target(feature[None]) for feature in demo_clip.text_features(texts)]
     prompts = learn_for_targets(demo_clip, targets, texts, pez.PezSettings(tokens=4, steps=100))
     assert all(len(prompt.token_ids) == 4 for prompt in prompts)
-    assert sum(prompt.similarity for prompt in prompts) / 64 >= 0.84
+    assert sum(prompt.similarity for prompt in prompts) / 64 >= 0.845
+
+
+def test_words_of_the_text_are_found_among_all_tokens(demo_clip: pez.Clip) -> None:
+    texts = captions_of_twenty_words(16)
+    settings = pez.PezSettings(tokens=4, steps=30, vocabulary="full", untrained_tokens=True, blocklist=("orange",))
+    features = demo_clip.text_features(texts)
+    own = [own_tokens_of(demo_clip, [text]) for text in texts]
+    without = learn_for_targets(demo_clip, [Target(f[None]) for f in features], texts, settings)
+    prompts = learn_for_targets(
+        demo_clip, [Target(f[None], own_tokens=ids) for f, ids in zip(features, own, strict=True)], texts, settings
+    )
+    assert prompts[0].token_ids == pez.distill(demo_clip, texts[0], settings).token_ids
+    lanes = SharedLanes(demo_clip, settings, 16)
+    requests = [Request(text, text, handle=i) for i, text in enumerate(texts)]
+    found = {result.handle: result.prompt for part in lanes.results([requests]) for result in part}
+    assert [found[i].token_ids for i in range(16)] == [prompt.token_ids for prompt in prompts]
+    gained = [a.similarity - b.similarity for a, b in zip(prompts, without, strict=True)]
+    assert sum(gained) / 16 > 0.01
+    assert "orange" in texts[0]
+    assert "orange" not in prompts[0].text
 
 
 def test_a_share_out_of_range_is_one_line(run: Run) -> None:

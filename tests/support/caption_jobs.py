@@ -11,14 +11,15 @@ import pytest
 from jobs import caption, command
 
 Run = Callable[..., tuple[int, str, str]]
-"""run(words) -> status, output, errors"""
+"""run(words, on_ray=False) -> status, output, errors"""
 
 FAST = ("--model", "demo", "--tokens", 3, "--steps", 10, "--swaps", 1, "--local")
 
 
 def run_caption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pez", *map(str, (*words, *FAST))])
+    def run(*words: object, on_ray: bool = False) -> tuple[int, str, str]:
+        fast = [word for word in FAST if word != "--local" or not on_ray]
+        monkeypatch.setattr(sys, "argv", ["pez", *map(str, (*words, *fast))])
         with pytest.raises(SystemExit) as ended:
             command.run(caption.CaptionJob, caption.__doc__, caption.caption, "pez caption")
         assert isinstance(ended.value.code, int)
