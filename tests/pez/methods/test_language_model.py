@@ -84,7 +84,7 @@ def test_the_default_starts_from_demonstrations_with_words_of_each_label(
 
 
 def test_the_default_starts_from_questions_that_name_each_label(
-    objective: Classification, parts: tuple[Encoded, Encoded]
+    objective: Classification, parts: list[Encoded]
 ) -> None:
     one = search(objective, parts, "default", tokens=10)
     texts = {one.question(one.generators[0]) for _ in range(20)}
