@@ -18,8 +18,8 @@ The default starts from the best of many short prompts. Half of them demonstrate
 It was terrible funny It was great`. Their words are close to the label words in the embedding, or typical of a label in the
 examples. The others ask: `Is it terrible or great? terrible terrible`. Such starts balance the label words, which costs a
 search by single swaps many rounds: without a prompt, most errors come from a preference of the model for one label word. That
-preference grows with the length of the text, so prompts race on examples of middle length, and not on short ones, which would
-be cheaper.
+preference grows with the length of the text, so prompts race on examples of all lengths, and not on short ones, which would be
+cheaper.
 
 This is not the engine of images (`engine.py`): there, a target is a vector, and the best prompt is the one with the highest
 score so far. Here a step's loss is of a minibatch, so it cannot say which prompt is best; that is decided by accuracy on
@@ -324,12 +324,8 @@ class Search:
         return self.objective.draw(self.train, count, self.seed, self.steps)
 
     def racing(self, step: int) -> list[int]:
-        """Examples for one race, drawn by seed and step: balanced over the labels, from the half of middle length."""
-        drawn = self.objective.draw(self.train, len(self.train), self.seed, step, "race")
-        lengths = [len(ending) for ending in self.train.endings]
-        low, high = (sorted(lengths)[len(lengths) * quarter // 4] for quarter in (1, 3))
-        middle = [i for i in drawn if low <= lengths[i] <= high]
-        return self.objective.balanced(middle, self.train)[: self.settings.search_examples]
+        """Examples for one race, drawn by seed and step, balanced over the labels."""
+        return self.objective.draw(self.train, self.settings.search_examples, self.seed, step, "race")
 
     def look(self, ids: Tensor) -> None:
         """Measure the texts of prompts on the held-out examples, and keep the best of each lane."""
