@@ -101,6 +101,7 @@ def test_reports_and_the_summary_describe_the_chosen_prompts(
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_on_ray_several_generators_choose_as_in_one_process(run: Run, tar: str, tmp_path: Path) -> None:
     from small_generators import linked
 

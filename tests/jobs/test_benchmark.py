@@ -121,6 +121,7 @@ def test_counted_operations_are_those_done(demo_clip: pez.Clip) -> None:
     assert counter.get_total_flops() == pytest.approx(counted, rel=0.06)
 
 
+@pytest.mark.slow
 def test_bfloat16_prompts_are_as_good(demo_clip: pez.Clip, images: list) -> None:
     settings = pez.PezSettings(steps=100)
     means = []

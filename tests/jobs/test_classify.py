@@ -101,6 +101,7 @@ def test_a_given_prompt_is_measured_beside_the_empty_one_and_under_another_model
     assert values["score_models"]["demo-lm"]["accuracy"] == values["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_sweep_on_ray_finds_the_prompts_of_one_without(run: Run, ray_cluster: None, tmp_path: Path) -> None:
     words = [*FAST[1:], "--demo", "--device", "cpu"]
     assert run(*words, "--output", tmp_path / "a", "--actors", 1)[0] == 0

@@ -317,7 +317,7 @@ def test_a_shard_that_cannot_be_read_in_passing_is_read_later(
     assert run_serially(tasks_of(shards), worker, note_stem(done), attempts=2, on_note=note) == {}
     assert done == ["1", "0"]
     assert len(notes) == 1
-    assert re.fullmatch("0: cannot read .*late.tar: .*\. Retrying in 1 s", notes[0])
+    assert re.fullmatch(r"0: cannot read .*late.tar: .*\. Retrying in 1 s", notes[0])
 
 
 def test_an_error_of_one_shard_that_nobody_foresaw_leaves_the_others_alone(

@@ -34,6 +34,10 @@ class _FaultyActor:
         first = len(tries.read_text()) == 1
         if "slow" in unit.stem:
             time.sleep(1.5)
+        if "waits" in unit.stem:  # for the test
+            end = time.monotonic() + 120
+            while not (self.folder / "go on").exists() and time.monotonic() < end:
+                time.sleep(0.05)
         if unit.stem.startswith("kills-always") or (unit.stem.startswith("kills-once") and first):
             os.kill(os.getpid(), 9)
         if unit.stem.startswith("hangs") and first:

@@ -188,8 +188,9 @@ def test_an_idle_actor_above_the_minimum_ends_while_another_works(
     def noted(pool: Any, actor: Any) -> None:
         ended.append(pool.queue.busy)
         end(pool, actor)
+        (tmp_path / "go on").touch()
 
     monkeypatch.setattr(runner._Pool, "_end", noted)
-    names = ["slow-0", "fine-1"]
+    names = ["waits-0", "fine-1"]
     assert run(tmp_path, names, min_actors=1) == (sorted(names), {}, [])
     assert ended == [True, False], "one while the other worked, which ended with the job"

@@ -38,6 +38,7 @@ VERIFY = VerifySettings(verify="demo", verify_steps=1)
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_both_stages_on_ray_with_a_verifier_killed_write_what_a_serial_run_writes(
     scene_tars: list[str], tmp_path: Path
 ) -> None:
