@@ -48,7 +48,7 @@ from pez.seeds import generator_for
 _TOP = 64  # tokens of each position among which candidates are drawn
 _SUITED = 16  # words of each kind that suit a label
 _STARTS = 64  # short prompts among which the default chooses its starts
-_OPENINGS = ("", "Is it", "Was it", "Is this", "Was this")  # of questions
+_OPENINGS = ("", "Is it", "Was it", "Is this", "Was this", "Say")  # of questions
 _FIRST = 8  # examples after which a race drops the first half
 _DECAY = 0.1  # AdamW's weight decay, as for images
 
@@ -239,9 +239,9 @@ class Search:
         return self.race(ids, self.racing(-1), self.lanes)[0]
 
     def question(self, generator: torch.Generator) -> str:
-        """The label words as alternatives, in random order, and then random ones of them as far as there is room.
+        """The label words as alternatives, in random order, and then one of them as often as there is room.
 
-        `Is it terrible or great? great terrible`. The words at the end move the model's preference for a label word.
+        `Is it terrible or great? terrible terrible`. The words at the end move the model's preference for a label word.
         """
         model, words = self.objective.model, self.objective.words
         mixed = [words[i] for i in torch.randperm(len(words), generator=generator).tolist()]
@@ -249,8 +249,8 @@ class Search:
         asked = f"{opening} {' or '.join(mixed)}?".strip()
         asked = asked[:1].upper() + asked[1:]
         missing = max(0, self.settings.tokens - len(model.encode([asked])[0]))
-        more = [words[i] for i in torch.randint(len(words), (missing,), generator=generator).tolist()]
-        return " ".join([asked, *more])
+        again = words[int(torch.randint(len(words), (1,), generator=generator))]
+        return " ".join([asked, *[again] * missing])
 
     def demonstration(self, generator: torch.Generator) -> str:
         """Every label word once, after one or two words that suit it, in random order.

@@ -93,6 +93,7 @@ def test_the_default_starts_from_questions_that_name_each_label(
         assert len(objective.model.encode([text])[0]) == 10
         asked, _, more = text.partition("?")
         assert all(word in asked.lower() for word in objective.words), text
+        assert len(set(more.split())) == 1
         assert set(more.split()) <= set(objective.words)
 
 
