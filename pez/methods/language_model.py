@@ -14,12 +14,11 @@ The rounds of swaps, in each round, for each lane:
    ... examples the worse half is dropped. The winner replaces the prompt if its loss is lower on as many other examples: on
    those that it won on, its loss is too low. Every round has its own examples, so that no set of them is overfitted.
 
-The default starts from the best of many short prompts. Half of them demonstrate the labels in the form of the template: `dull
-It was terrible funny It was great`. Their words are close to the label words in the embedding, or typical of a label in the
-examples. The others ask: `Is it terrible or great? terrible terrible`. Such starts balance the label words, which costs a
-search by single swaps many rounds: without a prompt, most errors come from a preference of the model for one label word. That
-preference grows with the length of the text, so prompts race on examples of all lengths, and not on short ones, which would be
-cheaper.
+The default starts from the best of many short prompts, which demonstrate the labels in the form of the template: `dull It was
+terrible funny It was great`. Their words are close to the label words in the embedding, or typical of a label in the examples.
+They balance the label words, which costs a search by single swaps many rounds: without a prompt, most errors come from a
+preference of the model for one label word. That preference grows with the length of the text, so prompts race on examples of
+all lengths, and not on short ones, which would be cheaper.
 
 This is not the engine of images (`engine.py`): there, a target is a vector, and the best prompt is the one with the highest
 score so far. Here a step's loss is of a minibatch, so it cannot say which prompt is best; that is decided by accuracy on
@@ -48,7 +47,6 @@ from pez.seeds import generator_for
 _TOP = 64  # tokens of each position among which candidates are drawn
 _SUITED = 16  # words of each kind that suit a label
 _STARTS = 64  # short prompts among which the default chooses its starts
-_OPENINGS = ("", "Is it", "Was it", "Is this", "Was this", "Say")  # of questions
 _FIRST = 8  # examples after which a race drops the first half
 _DECAY = 0.1  # AdamW's weight decay, as for images
 
@@ -231,26 +229,11 @@ class Search:
     def scored_starts(self) -> Tensor:
         """The best of many short prompts, different ones for the lanes."""
         generator = self.generators[0]
-        count = max(_STARTS // 2, self.lanes)
-        texts = [make(generator) for make in (self.demonstration, self.question) for _ in range(count)]
+        texts = [self.demonstration(generator) for _ in range(max(_STARTS, 2 * self.lanes))]
         ids = self.surviving(torch.unique(self.fitted(texts), dim=0))
         if len(ids) < self.lanes:
             return self.random_ids()
         return self.race(ids, self.racing(-1), self.lanes)[0]
-
-    def question(self, generator: torch.Generator) -> str:
-        """The label words as alternatives, in random order, and then one of them as often as there is room.
-
-        `Is it terrible or great? terrible terrible`. The words at the end move the model's preference for a label word.
-        """
-        model, words = self.objective.model, self.objective.words
-        mixed = [words[i] for i in torch.randperm(len(words), generator=generator).tolist()]
-        opening = _OPENINGS[int(torch.randint(len(_OPENINGS), (1,), generator=generator))]
-        asked = f"{opening} {' or '.join(mixed)}?".strip()
-        asked = asked[:1].upper() + asked[1:]
-        missing = max(0, self.settings.tokens - len(model.encode([asked])[0]))
-        again = words[int(torch.randint(len(words), (1,), generator=generator))]
-        return " ".join([asked, *[again] * missing])
 
     def demonstration(self, generator: torch.Generator) -> str:
         """Every label word once, after one or two words that suit it, in random order.

@@ -83,20 +83,6 @@ def test_the_default_starts_from_demonstrations_with_words_of_each_label(
     assert {"superb", "wonderful"} <= typical[1] - typical[0]
 
 
-def test_the_default_starts_from_questions_that_name_each_label(
-    objective: Classification, parts: list[Encoded]
-) -> None:
-    one = search(objective, parts, "default", tokens=10)
-    texts = {one.question(one.generators[0]) for _ in range(20)}
-    assert len(texts) > 10
-    for text in texts:
-        assert len(objective.model.encode([text])[0]) == 10
-        asked, _, more = text.partition("?")
-        assert all(word in asked.lower() for word in objective.words), text
-        assert len(set(more.split())) == 1
-        assert set(more.split()) <= set(objective.words)
-
-
 def test_demonstrations_end_as_most_texts_do(objective: Classification) -> None:
     rows: list[Any] = [(f"{text} !", label) for text, label in labelled_reviews(60)]
     train = objective.encode(Examples.of(rows, WORDS, "the test"))
