@@ -33,7 +33,7 @@ from pipeline.sources.base import Unit
 from pipeline.stages.learn import Learner, describe, learn_unit
 from pipeline.table import PromptTable
 
-SHARDS = int(os.environ.get("PEZ_SCALE_SHARDS", "2000"))
+SHARDS = int(os.environ.get("PEZ_SCALE_SHARDS", "4000"))
 GIGABYTES = float(os.environ.get("PEZ_SCALE_GIGABYTES", "1"))
 
 
