@@ -1,10 +1,7 @@
 """Every method as the chain of its phases."""
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
-
-import torch
 
 from pez.methods.autoprompt import AutoPrompt
 from pez.methods.bank import chain_phrases
@@ -13,39 +10,19 @@ from pez.methods.gaslite import gaslite
 from pez.methods.gcg import gcg
 from pez.methods.names import Method
 from pez.methods.pez import Walk
-from pez.methods.phase import Batch, OnStep, Phase
+from pez.methods.phase import Batch, Phase
 from pez.methods.random_search import RandomSearch
 from pez.methods.shortlist import ShortlistWalk
 from pez.methods.soft import SoftPrompt
 from pez.methods.swaps import improve
 from pez.objectives.objective import Objective
 from pez.settings import PezSettings
-from pez.tasks import Learned
 from pez.vocabulary import Vocabulary
-
-
-def _improve(
-    objective: Objective,
-    vocabulary: Vocabulary,
-    walked: list[Learned],
-    settings: PezSettings,
-    lanes: int,
-    on_step: OnStep,
-) -> list[Learned]:
-    """`swaps.improve`, among the tokens of the text as well if one is shortened."""
-    return improve(objective, vocabulary, list(map(_with_own_tokens, walked)), settings, lanes, on_step)
-
-
-def _with_own_tokens(learned: Learned) -> Learned:
-    if learned.task.own_tokens is None or learned.visited is None:
-        return learned
-    return dataclasses.replace(learned, visited=torch.cat([learned.visited, learned.task.own_tokens]).unique())
-
 
 MakePhase = Callable[[Objective, Vocabulary, PezSettings, int], Phase]
 
 METHODS: dict[Method, tuple[MakePhase, ...]] = {
-    "default": (ShortlistWalk, partial(Batch, _improve, "swaps")),
+    "default": (ShortlistWalk, partial(Batch, improve, "swaps")),
     "pez": (Walk,),
     "autoprompt": (AutoPrompt,),
     "fluentprompt": (FluentPrompt,),

@@ -179,13 +179,18 @@ def _less_surprise(surprise: Bigrams, fluency: float, ids: Tensor, tried: Tensor
 
 
 def _among(vocabulary: Vocabulary, walked: list[Learned]) -> Tensor | None:
-    """(lanes, allowed) bool: the tokens that each prompt's walk visited; None if a walk did not record them."""
+    """(lanes, allowed) bool: tokens that each prompt's walk visited, and those of a text that is shortened.
+
+    None if a walk did not record them.
+    """
     visited = [learned.visited for learned in walked if learned.visited is not None]
     if len(visited) < len(walked):
         return None
     mask = torch.zeros(len(walked), len(vocabulary.embedding), dtype=torch.bool)
-    for row, ids in zip(mask, visited, strict=True):
+    for row, ids, learned in zip(mask, visited, walked, strict=True):
         row[ids] = True
+        if learned.task.own_tokens is not None:
+            row[learned.task.own_tokens] = True
     return mask.to(vocabulary.ids.device)[:, vocabulary.ids]
 
 

@@ -34,7 +34,7 @@ class _FaultyActor:
         first = len(tries.read_text()) == 1
         if "slow" in unit.stem:
             time.sleep(1.5)
-        if "waits" in unit.stem:  # for the test
+        if "waits" in unit.stem:  # until the test says so
             end = time.monotonic() + 120
             while not (self.folder / "go on").exists() and time.monotonic() < end:
                 time.sleep(0.05)
