@@ -4,21 +4,54 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin starve Ray's workers on few cores
 
+import functools
 import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from samples_on_disk import MakeTar, encoded
 
 import pez
-from pez.demo import scenes
+from pez import lists
+from pez.demo import CLIPS, scenes
+from pez.models import clip, load
+from pez.tokens import Tokens
+from pez.words import word_tokens
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # all servers of the tests are on loopback
-torch.set_num_threads(2)
+# Two threads, or one for each worker of pytest-xdist: two processes of two threads each wait for one another on two cores.
+torch.set_num_threads(2 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) == 1 else 1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clip_tokens_once() -> Iterator[None]:
+    """CLIP's 49,408 tokens are decoded, tested and looked up in the list of words once, not in each of hundreds of jobs.
+
+    Jobs in processes of their own, and Ray's actors, do it themselves.
+    """
+    read, known = load._load_tokenizer, dict[object, Tokens]()
+    demo = {f"local-dir:{folder}" for folder in CLIPS.values()}
+
+    def tokens_of(tokenizer: Any, count: int) -> Tokens:
+        if type(tokenizer) is not SimpleTokenizer:
+            return Tokens(tokenizer, count)
+        parts = (tokenizer.encoder, tokenizer.decoder, tokenizer.bpe_ranks)
+        alike = (count, tokenizer.clean_fn, *tokenizer.all_special_ids, *(hash(tuple(part.items())) for part in parts))
+        return known.setdefault(alike, Tokens(tokenizer, count))
+
+    once = functools.cache(read)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "_load_tokenizer", lambda name: (once if name in demo else read)(name))
+        patch.setattr(clip, "Tokens", tokens_of)
+        patch.setattr(clip, "word_tokens", functools.lru_cache(4)(word_tokens))
+        patch.setattr(lists, "_Index", functools.lru_cache(4)(lists._Index))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -123,7 +123,8 @@ def test_the_script_for_slurm_is_linted() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_ray_cluster")  # `ray symmetric-run` wants a node without one
+@pytest.mark.alone  # `ray symmetric-run` wants a machine without a Ray
+@pytest.mark.usefixtures("no_ray_cluster")
 @pytest.mark.parametrize(("steps", "status"), [("2", 0), ("-1", 2)])
 def test_the_script_for_slurm_runs_a_job_and_passes_its_status(tmp_path: Path, steps: str, status: int) -> None:
     """On an allocation of one node, whose `srun` and `scontrol` run here."""

@@ -49,9 +49,8 @@ def rows(folder: Path) -> list[dict]:
 
 
 def test_the_demo_ends_with_tables_and_shows_prompts(tmp_path: Path) -> None:
-    done = job(
-        "jobs.caption", "--demo", "--output", tmp_path / "out", "--steps", 30, env={"XDG_CACHE_HOME": str(tmp_path)}
-    )
+    few = ["--steps", 10, "--swaps", 2, "--tokens", 4]
+    done = job("jobs.caption", "--demo", "--output", tmp_path / "out", *few, env={"XDG_CACHE_HOME": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "_SUCCESS").exists()
     table = rows(tmp_path / "out")
@@ -144,7 +143,7 @@ def test_invert_prints_a_prompt_for_each_image(images: list, tmp_path: Path, her
     for i in (0, 1):
         images[i].save(tmp_path / f"{i}.png")
         paths.append(tmp_path / f"{i}.png")
-    done = job("jobs.invert", *paths, "--model", "demo", "--steps", 40)
+    done = here("jobs.invert", *paths, "--model", "demo", "--steps", 40)
     assert done.returncode == 0, done.stderr
     assert "0.png" in done.stdout.splitlines()[-2]
     together = here("jobs.invert", *paths, "--model", "demo", "--steps", 40, "--together")

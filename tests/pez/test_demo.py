@@ -15,8 +15,9 @@ from pipeline.sources.demo_shards import demo_shards
 
 @pytest.mark.parametrize("name", ["demo", "demo-judge"])
 def test_a_demo_clip_knows_the_scenes(name: str) -> None:
-    scores = evaluate_demo_clip(pez.load_clip(name).model, 1000, ["shape", "color", "background_color"])
-    assert scores.pop("top1") >= 0.97
+    model = pez.load_clip(name).model
+    assert evaluate_demo_clip(model, 1000, [])["top1"] >= 0.97
+    scores = evaluate_demo_clip(model, 250, ["shape", "color", "background_color"])
     assert min(scores.values()) >= 0.95
 
 
@@ -27,7 +28,7 @@ def test_guide_and_judge_are_two_models() -> None:
 
 
 def test_learned_prompts_say_what_is_seen_and_pass_the_true_captions(demo_clip: pez.Clip) -> None:
-    held_out = scenes.held_out_scenes(256)
+    held_out = scenes.held_out_scenes(96)
     images = [Image.fromarray(scenes.render(scene)) for scene in held_out]
     prompts = pez.learn_prompts(demo_clip, images, pez.PezSettings(tokens=8))
     captions = demo_clip.text_features([scenes.caption(scene) for scene in held_out])
@@ -44,7 +45,7 @@ def test_one_prompt_for_two_images_is_nearer_to_both_than_a_prompt_of_either(
     settings = pez.PezSettings(tokens=6)
     both = pez.learn_prompt(demo_clip, images[:2], settings)
     features = demo_clip.image_features(images[:2])
-    single = [pez.learn_prompt(demo_clip, [image], settings).text for image in images[:2]]
+    single = [prompt.text for prompt in pez.learn_prompts(demo_clip, images[:2], settings)]
     means = (demo_clip.text_features([both.text, *single]) @ features.T).mean(1).tolist()
     assert both.similarity == pytest.approx(means[0], abs=1e-5)
     assert means[0] > max(means[1:])

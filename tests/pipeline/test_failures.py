@@ -90,6 +90,7 @@ def test_a_warning_is_on_the_terminal_once_and_in_every_report(
     """With --actors the warning is raised in another process."""
     out = tmp_path / "out"
     small = ["--model", "ViT-S-32-alt", "--pretrained", "none", "--steps", "1", "--swaps", "0", "--lanes", "16"]
+    small += ["--allowlist", "red", "blue"]  # without it, each process reads the list of all words
     status, _, err = run(
         ["--input", *scene_tars[:2], "--output", str(out), where, "--device", "cpu", *small], monkeypatch, capsys
     )

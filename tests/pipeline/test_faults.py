@@ -180,6 +180,7 @@ def test_a_lost_node_is_not_the_shards_fault_and_one_that_joins_works(
     assert parquets(out) == whole
 
 
+@pytest.mark.slow
 def test_two_jobs_at_once_end_with_the_same_files(tars: Path, whole: dict[str, bytes], out: Path) -> None:
     logs = [out.with_name(name) for name in ("one", "two")]
     with (

@@ -40,6 +40,12 @@ def store(served: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Obje
     served.requests.clear()
 
 
+@pytest.fixture
+def two_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client gives a request up after two tries, and not after five with ever longer waits."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+
+
 @pytest.fixture(scope="module")
 def source(served: ObjectStore, tmp_path_factory: pytest.TempPathFactory, images: list) -> str:
     """s3://NAME with in/000.tar to in/002.tar of one picture each."""
@@ -152,11 +158,11 @@ def test_what_goes_wrong_in_passing_changes_nothing(
 
 
 def test_a_put_that_the_client_gives_up_is_another_try_of_the_shard(
-    store: ObjectStore, output: str, whole: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+    two_tries: None, store: ObjectStore, output: str, whole: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fault(request: Request) -> Fault | None:
         report = request.method == "PUT" and request.path.endswith("_reports/001.json")
-        return "error" if report and len(store.asked("PUT", "_reports/001.json")) <= 5 else None
+        return "error" if report and len(store.asked("PUT", "_reports/001.json")) <= 2 else None
 
     store.fault = fault
     assert caption(job(output)) == 0
@@ -166,7 +172,7 @@ def test_a_put_that_the_client_gives_up_is_another_try_of_the_shard(
 
 
 def test_a_shard_that_the_store_never_takes_fails_alone(
-    store: ObjectStore, output: str, capsys: pytest.CaptureFixture[str]
+    two_tries: None, store: ObjectStore, output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store.fault = lambda r: "error" if r.method == "PUT" and r.path.endswith("001.parquet") else None
     assert caption(job(output, attempts=1)) == 1
@@ -214,6 +220,7 @@ def test_of_two_first_runs_with_other_settings_one_is_refused(store: ObjectStore
     ids=["bucket", "credentials", "endpoint"],
 )
 def test_a_store_that_is_not_usable_is_one_line_and_status_2(
+    two_tries: None,
     output: str,
     scene_tars: list[str],
     change: dict[str, str | None],

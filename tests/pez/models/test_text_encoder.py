@@ -93,7 +93,9 @@ def test_bfloat16_features_are_near() -> None:
     assert torch.cosine_similarity(exact, rough, dim=-1).min() > 0.999
 
 
-def test_the_compiled_block_gives_the_same_features_and_gradients() -> None:
+@pytest.mark.slow
+def test_the_compiled_block_gives_the_same_features_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no pool of processes that import torch
     model, frame = random_model(), FRAME
     soft = torch.randn(4, 6, 32, dtype=torch.float64)
     found = []

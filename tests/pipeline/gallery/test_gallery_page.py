@@ -207,6 +207,7 @@ def test_images_that_are_not_found_have_a_placeholder(chromium: Any, gallery: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # it is timed
 def test_ten_thousand_rows_open_and_sort_at_once(
     chromium: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

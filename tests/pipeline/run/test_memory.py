@@ -84,6 +84,7 @@ def test_memory_that_stays_short_ends_the_job_with_a_reason_for_each_shard(
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # it takes the memory that is free
 def test_memory_of_the_machine_that_is_short_for_two_seconds_costs_no_shard(tmp_path: Path) -> None:
     threshold = used() + 0.3  # far above what the job itself needs
     assert threshold < 0.85, "this test needs a machine with free memory"
