@@ -201,6 +201,7 @@ def test_a_table_given_to_caption_names_the_command_that_takes_it(run: Run, tabl
     assert "a table of texts is read by: pez distill --input TABLE" in errors
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_ray_writes_the_rows_that_one_process_writes(tables: Path, tmp_path: Path) -> None:
     settings, method = (

@@ -211,6 +211,7 @@ def test_the_name_of_a_mixed_column_may_have_a_colon() -> None:
     assert shares == {"a:b": 0.25}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_on_ray_the_same_files_come_out(tmp_path: Path, export: Any) -> None:
     write_shards(tmp_path, units=3)

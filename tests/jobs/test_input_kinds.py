@@ -108,6 +108,7 @@ def test_every_kind_is_verified_later(
     assert all(row["regenerated_similarity"] is not None for row in rows_of(tmp_path / "out").values())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_folder_is_learned_on_ray_with_the_same_rows(
     tmp_path: Path, run: Run, inputs: dict[str, list[object]], monkeypatch: pytest.MonkeyPatch

@@ -7,14 +7,8 @@ import pytest
 
 import pez
 from jobs import caption, command
-from pipeline.run.ray import plan_stage, run_on_ray
-from pipeline.run.resources import ActorPlan
-from pipeline.run.stage import ActorStartError
-from pipeline.run.tasks import tasks_of
-from pipeline.settings import CaptionSettings, ClusterSettings
-from pipeline.sources.units import name_units
-from pipeline.stages.learn import Learner, describe
-from pipeline.stages.learn_stage import LearnStage
+from pipeline.settings import CaptionSettings
+from pipeline.stages.learn import Learner
 
 SETTINGS = CaptionSettings(model="demo", lanes=16)
 UNKNOWN = pez.PezSettings(tokens=4, allowlist=("qqqqxzqq",))
@@ -41,15 +35,3 @@ def test_an_unknown_word_in_the_allowlist_is_one_line_and_status_2(
     assert len(told.err.strip().splitlines()) == 1
     assert "'qqqqxzqq' in the allowlist" in told.err
     assert not out.exists()
-
-
-@pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.slow
-def test_an_unknown_word_in_the_allowlist_ends_a_job_on_ray(scene_tars: list[str], tmp_path: Path) -> None:
-    described = describe(SETTINGS, UNKNOWN, "cpu")
-    learn = LearnStage(SETTINGS, UNKNOWN, str(tmp_path / "out"), described)
-    stage = plan_stage(learn, ActorPlan(1, 0.0, 1.0, 1, "cpu"), lambda _: None)
-    notes: list[str] = []
-    with pytest.raises(ActorStartError, match="'qqqqxzqq' in the allowlist"):
-        run_on_ray(tasks_of(name_units(scene_tars)), [stage], ClusterSettings(), on_note=notes.append)
-    assert not any("Retrying" in note for note in notes)

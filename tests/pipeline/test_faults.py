@@ -193,36 +193,46 @@ def test_two_jobs_at_once_end_with_the_same_files(tars: Path, whole: dict[str, b
     assert files(out) == sorted([*whole, *(f"{i}.json" for i in range(SHARDS)), *own])
 
 
-def limited(most: int, *more: object) -> subprocess.CompletedProcess[str]:
-    """A job that cannot write files of more bytes, as on a disk that is full."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    line = [sys.executable, "-m", "jobs.caption", *map(str, more)]
-    return subprocess.run(
-        line, cwd=ROOT, env=environment, preexec_fn=limit, capture_output=True, text=True, check=False
-    )
+Limited = Callable[..., tuple[int, str, str]]
 
 
-def test_a_full_disk_leaves_nothing_half_written(tars: Path, whole: dict[str, bytes], out: Path) -> None:
+@pytest.fixture
+def limited(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Limited:
+    """limited(most, words): a job that cannot write files of more bytes, as on a disk that is full."""
+
+    def run(most: int, *more: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["jobs.caption", *map(str, more)])
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+        try:
+            with pytest.raises(SystemExit) as ended:
+                command.run(CaptionJob, None, caption)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    tars: Path, whole: dict[str, bytes], out: Path, limited: Limited
+) -> None:
     assert min(map(len, whole.values())) > 4096
     one = ["--input", tars / "0.tar", *words(tars, out, "--local", "--attempts", 1)[2:]]
-    done = limited(4096, *one)
-    assert done.returncode == 1, done.stderr
-    assert f"failed: {tars}/0.tar: cannot write {out}/0.parquet: File too large; see _failures/0.txt\n" in done.stdout
-    assert done.stderr == ""
+    status, printed, errors = limited(4096, *one)
+    assert status == 1, errors
+    assert f"failed: {tars}/0.tar: cannot write {out}/0.parquet: File too large; see _failures/0.txt\n" in printed
+    assert errors == ""
     assert files(out) == [".huggingface.yaml", "0.txt", "_inputs", "_run.json"]
     assert rerun(tars, out) == 0  # there is room again
     assert parquets(out) == whole
 
 
-def test_a_disk_that_is_full_already_is_found_out_before_any_work(tars: Path, out: Path) -> None:
+def test_a_disk_that_is_full_already_is_found_out_before_any_work(tars: Path, out: Path, limited: Limited) -> None:
     PromptTable(str(out), DESCRIBED).claim()  # an earlier run
-    done = limited(100, *words(tars, out, "--local"))
-    assert done.returncode == 2
-    assert done.stderr == f"error: cannot write {out}/_run.json: File too large\n"
+    status, _, errors = limited(100, *words(tars, out, "--local"))
+    assert status == 2
+    assert errors == f"error: cannot write {out}/_run.json: File too large\n"
     assert files(out) == [".huggingface.yaml", "_run.json"]
 
 

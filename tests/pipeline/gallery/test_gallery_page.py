@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from gallery_outputs import browser, row, run_gallery, write_output, write_tar
 
+from jobs.gallery import GalleryJob
+from jobs.gallery import gallery as make_gallery
+
 HOSTILE = [
     "<script>window.hacked = 1</script>",
     "</script><script>window.hacked = 2</script>",
@@ -52,9 +55,10 @@ class Opened:
         return str(self.page.locator("#count").inner_text())
 
 
-@pytest.fixture
-def gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of an output of two tars; of the second, rows with hostile texts, failed ones and no images."""
+    tmp_path = tmp_path_factory.mktemp("gallery")
     first, second = tmp_path / "in/first.tar", tmp_path / "in/z<b>second.tar"
     keys = [f"k{i:03d}" for i in range(150)]
     write_tar(first, keys)
@@ -64,8 +68,7 @@ def gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     failed = [row(600 + i, f"f{i}", str(second), status="bad_image", error_message=HOSTILE[i], **bad) for i in range(3)]
     table = write_output(tmp_path / "out", {str(first): rows, str(second): hostile + failed}, warnings=HOSTILE)
     table.put("_failures/third.txt", HOSTILE[0].encode())
-    status, _, errors = run_gallery(monkeypatch, capsys, tmp_path / "out")
-    assert status == 0, errors
+    assert make_gallery(GalleryJob(str(tmp_path / "out"))) == 0
     return tmp_path / "out/_gallery/index.html"
 
 

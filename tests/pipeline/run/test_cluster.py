@@ -149,13 +149,14 @@ def test_a_shard_may_enter_at_the_second_stage(tmp_path: Path) -> None:
 
 
 def test_a_word_that_the_model_does_not_have_ends_the_job_and_leaves_the_output_free(
-    scene_tars: list[str], tmp_path: Path
+    scene_tars: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     method = pez.PezSettings(tokens=4, steps=2, swaps=0)
     job = CaptionJob(str(tmp_path / "out"), tuple(scene_tars), caption=CaptionSettings(model="demo"), method=method)
     wrong = dataclasses.replace(job, method=dataclasses.replace(method, allowlist=("zzyzx", "red")))
     with pytest.raises(ActorStartError, match="'zzyzx' in the allowlist is not one token of this model"):
         caption(wrong)
+    assert "Retrying" not in capsys.readouterr().out
     assert caption(dataclasses.replace(job, local=True)) == 0
     assert pq.read_table(job.output).num_rows == 12
 

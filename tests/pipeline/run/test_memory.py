@@ -66,6 +66,7 @@ def test_what_ray_writes_of_memory_becomes_a_few_words() -> None:
     assert memory_shortage(RayActorError()) is None
 
 
+@pytest.mark.slow
 def test_memory_that_stays_short_ends_the_job_with_a_reason_for_each_shard(
     scene_tars: list[str], tmp_path: Path
 ) -> None:
