@@ -30,10 +30,10 @@ torch.set_num_threads(2 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def clip_tokens_once() -> Iterator[None]:
-    """CLIP's 49,408 tokens are decoded, tested and looked up in the list of words once, not in each of hundreds of jobs.
+def computed_once() -> Iterator[None]:
+    """What is the same in hundreds of jobs in this process: CLIP's 49,408 tokens as texts and words, and the demo's captions.
 
-    Jobs in processes of their own, and Ray's actors, do it themselves.
+    Jobs in processes of their own, and Ray's actors, compute it themselves.
     """
     read, known = load._load_tokenizer, dict[object, Tokens]()
     demo = {f"local-dir:{folder}" for folder in CLIPS.values()}
@@ -51,6 +51,7 @@ def clip_tokens_once() -> Iterator[None]:
         patch.setattr(clip, "Tokens", tokens_of)
         patch.setattr(clip, "word_tokens", functools.lru_cache(4)(word_tokens))
         patch.setattr(lists, "_Index", functools.lru_cache(4)(lists._Index))
+        patch.setattr(scenes, "captions", functools.lru_cache(4)(scenes.captions))
         yield
 
 

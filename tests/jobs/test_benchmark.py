@@ -26,7 +26,7 @@ def status_of(words: list[str]) -> int:
 
 
 def test_the_ratio_is_measured_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--model", "demo", "--lanes", "16", "32", "--seconds", "2"]
+    words = ["--model", "demo", "--lanes", "16", "32", "--seconds", "1"]
     status = status_of([*words, "--json", str(tmp_path / "b.json")])
     result = json.loads((tmp_path / "b.json").read_text())
     assert status == 0

@@ -108,14 +108,8 @@ def test_an_actor_killed_at_work_costs_no_row(tars: Path, whole: dict[str, bytes
     assert (out / "_SUCCESS").exists()
 
 
-@pytest.mark.parametrize(
-    "stop",
-    [
-        pytest.param(signal.SIGINT, id="SIGINT"),
-        pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, id="SIGKILL", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda stop: stop.name)
 def test_a_stopped_job_leaves_no_process_and_goes_on(
     tars: Path, whole: dict[str, bytes], out: Path, stop: signal.Signals
 ) -> None:
@@ -355,6 +349,7 @@ def test_another_run_that_was_quicker_is_not_written_over(tars: Path, learner: L
     assert learn_unit(shard, slow, table) == published[0]
 
 
+@pytest.mark.slow
 def test_ray_of_this_machine_listens_on_loopback_only() -> None:
     code = """
 import psutil

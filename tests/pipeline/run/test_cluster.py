@@ -161,6 +161,7 @@ def test_a_word_that_the_model_does_not_have_ends_the_job_and_leaves_the_output_
     assert pq.read_table(job.output).num_rows == 12
 
 
+@pytest.mark.slow
 def test_one_and_two_actors_write_the_same_rows(make_tar: MakeTar, images: list, tmp_path: Path) -> None:
     shards = name_units(
         [make_tar(f"in/{t}.tar", [(f"{i:03d}.png", encoded(images[i])) for i in range(t, 20, 4)]) for t in range(4)]
