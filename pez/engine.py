@@ -15,13 +15,13 @@ once and keeps the lower number. Its prompts start over: a result does not depen
 
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
 from pez.errors import UserError
 from pez.methods.chains import phases_of
-from pez.methods.phase import OnStep, started
+from pez.methods.phase import OnStep, Phase, started
 from pez.modes import own_modes
 from pez.objectives.objective import Objective
 from pez.settings import PezSettings
@@ -38,6 +38,7 @@ class Engine:
         lanes: prompts learned side by side. With a multiple of 16, a result depends bit for bit on its task alone (matrix
             libraries take different code paths for fewer rows).
         on_step: called after each gradient step and each round of swaps. Reading its tensors synchronizes with the device.
+        phases: what every task passes through; default = the phases of the settings' method.
 
     Use it from one thread; other threads may read `learning` and `steps`.
     """
@@ -49,11 +50,12 @@ class Engine:
         settings: PezSettings,
         lanes: int,
         on_step: OnStep | None = None,
+        phases: Sequence[Phase] | None = None,
     ) -> None:
         self.objective, self.vocabulary, self.settings, self.lanes = objective, vocabulary, settings, lanes
         self._on_step = on_step
         with own_modes():
-            self._phases = phases_of(objective, vocabulary, settings, lanes)
+            self._phases = list(phases or phases_of(objective, vocabulary, settings, lanes))
         self._waiting: list[deque[Learned]] = [deque() for _ in self._phases]  # for a lane of each phase
 
     def clear(self) -> None:

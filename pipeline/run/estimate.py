@@ -78,6 +78,16 @@ def plan_job(
     )
 
 
+def cores_per_gpu(images_per_second: float, cpu_seconds_per_image: float) -> float:
+    """CPU cores that keep a GPU busy: one for the thread that drives it, and what reading, decoding and publishing take.
+
+    Args:
+        images_per_second: throughput of the GPU.
+        cpu_seconds_per_image: all CPU time of an image except for launching kernels; see `pez benchmark --pipeline`.
+    """
+    return 1.0 + images_per_second * cpu_seconds_per_image
+
+
 def parts_that_balance(images: int, gpus: int, shard_size: int, limit: float = math.inf, idle: float = 0.02) -> int:
     """The smallest power of two of parts with which GPUs are idle for at most that share of the job.
 

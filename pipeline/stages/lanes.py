@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from pez.engine import Engine
 from pez.learn import engine_for, own_tokens_of, prompts_of
 from pez.models.joint import AnyClip
 from pez.prompt import Prompt
@@ -70,15 +71,23 @@ class SharedLanes:
     Args:
         lanes: number of prompts learned side by side, a multiple of 16. Up to as many requests per stream wait for lanes.
         caption_weight: weight of a request's caption in its target; the image has the rest.
+        engine: learns; default = one for the settings.
 
     Raises:
         UserError: more tokens than the model has room for, or an empty vocabulary.
     """
 
-    def __init__(self, clip: AnyClip, settings: PezSettings, lanes: int, caption_weight: float = 0.0) -> None:
+    def __init__(
+        self,
+        clip: AnyClip,
+        settings: PezSettings,
+        lanes: int,
+        caption_weight: float = 0.0,
+        engine: Engine | None = None,
+    ) -> None:
         self._caption_weight = caption_weight
         self.clip, self._settings = clip, settings
-        self._engine = engine_for(clip, settings, lanes)
+        self._engine = engine or engine_for(clip, settings, lanes)
         self._batches_ahead = max(1, lanes // BATCH)
         self._changed = threading.Condition()
         self._reading = threading.Semaphore(_STREAMS_READ)

@@ -151,6 +151,7 @@ class Learner:
     Args:
         threads: number of threads that decode images in advance.
         source: how to read units; default = according to the settings.
+        lanes: learn here; default = lanes of the settings' model.
     """
 
     def __init__(
@@ -160,18 +161,19 @@ class Learner:
         device: str | torch.device = "cpu",
         threads: int = 2,
         source: Source | None = None,
+        lanes: SharedLanes | None = None,
     ) -> None:
         self.settings, self.method, self.threads = settings.on(str(device)), method, threads
         self.source = source or source_of(settings)
         with warning_log.recording() as self.opening:
-            self.clip = load_model(self.settings, device)
+            self.clip = lanes.clip if lanes else load_model(self.settings, device)
         # Created here, so that a word that the model does not have fails at the start, not in each unit.
         self.caption_weight = settings.caption_weight if isinstance(settings, CaptionSettings) else 0.0
         side_by_side, keep = (
             self.settings.side_by_side,
             settings.keep if isinstance(settings, DistillSettings) else None,
         )
-        self.lanes: SharedLanes | FewestTokens = (
+        self.lanes: SharedLanes | FewestTokens = lanes or (
             SharedLanes(self.clip, method, side_by_side, self.caption_weight)
             if keep is None
             else FewestTokens(self.clip, method, side_by_side, keep)
