@@ -1,0 +1,314 @@
+"""The pipeline at the speed of a GPU, for `jobs.benchmark --pipeline`: everything is real but the computation of the GPU.
+
+Tars of photo-like JPEGs go through `learn_unit`, four at a time, as in an actor: reading, decoding, preprocessing, lanes and
+their refill, tokenizing, rows, Parquet. Only the CLIP's towers and the search are stand-ins that wait as long as a GPU of the
+given speed would compute. A walk waits once per step and keeps lanes that are not in use just as busy, as a GPU does, and
+swaps wait once per batch; the operations counted in `pez.cost` say how the time of an image is divided between them.
+
+What is not measured: the CPU time of launching kernels. The thread that drives a GPU is taken as one core.
+"""
+
+import dataclasses
+import io
+import os
+import resource
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import webdataset as wds
+from PIL import Image
+from torch import Tensor
+
+import pez
+from pez import cost
+from pez.engine import Engine
+from pez.methods.phase import Batch, OnStep
+from pez.models.clip import Clip
+from pez.objectives.clip import ClipObjective
+from pez.tasks import Learned
+from pipeline.run.estimate import cores_per_gpu
+from pipeline.settings import CaptionSettings, ClusterSettings
+from pipeline.sources.base import Item, Unit
+from pipeline.stages.lanes import SharedLanes
+from pipeline.stages.learn import Decoded, Learner, describe, learn_unit
+from pipeline.table import PromptTable
+
+_PICTURES = 16  # different ones; a tar repeats them under other keys
+
+
+@dataclasses.dataclass(frozen=True)
+class CpuSeconds:
+    """CPU time per image, by where it is spent."""
+
+    decoding: float
+    """decoding and preprocessing"""
+    lanes: float
+    """the thread that drives the GPU: targets, refill, tokenizing, results; the GPU may be idle meanwhile"""
+    rest: float
+    """reading tars, making rows, writing Parquet"""
+
+    @property
+    def total(self) -> float:
+        return self.decoding + self.lanes + self.rest
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineSpeed:
+    """How busy the pipeline keeps a GPU of a given speed."""
+
+    asked: float
+    """images per second that the GPU alone would learn"""
+    busy: float
+    """share of the time that the GPU computed for an image, from the first full lanes to the last refill"""
+    images: int
+    seconds: float
+    """of the whole run, with the filling and emptying of the lanes"""
+    cpu_seconds: CpuSeconds
+    peak_bytes: int
+    """memory of this process, with the model"""
+
+    @property
+    def sustained(self) -> float:
+        """Images per second, while there is input."""
+        return self.asked * self.busy
+
+    @property
+    def cores(self) -> float:
+        """Cores that a GPU needs at the speed asked for."""
+        return cores_per_gpu(self.asked, self.cpu_seconds.total)
+
+
+def measure_pipeline(
+    clip: Clip,
+    method: pez.PezSettings,
+    images_per_second: float,
+    images: int,
+    lanes: int,
+    threads: int,
+    shard_size: int,
+    image_size: int = 512,
+) -> PipelineSpeed:
+    """Run shards of photos through the pipeline, at the speed of a GPU.
+
+    Args:
+        clip: for its preprocessing, tokenizer and vocabulary.
+        images_per_second: that the GPU alone would learn.
+        images: total number; more than lanes.
+        threads: threads that decode, per shard that is being read.
+        image_size: width and height of the photos.
+    """
+    gpu = SimulatedGpu(lanes)
+    clip = _Towerless(clip)
+    settings = CaptionSettings(model=clip.name, pretrained="none", lanes=lanes)
+    learner = _TimedLearner(
+        settings, method, threads=threads, lanes=SharedLanes(clip, method, lanes, engine=_engine(clip, method, gpu, images_per_second))
+    )
+    gpu.images = images
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(ClusterSettings().shards_at_once) as pool:
+        shards = write_shards(Path(folder), images, shard_size, image_size)
+        table = PromptTable(f"{folder}/out", describe(settings, method, "cpu"))
+        start, cpu = time.perf_counter(), time.process_time()
+        for report in pool.map(lambda shard: learn_unit(shard, learner, table), shards):
+            assert report.ok == report.rows, report.failures[:1]
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    decoding, driving = learner.seconds / images, gpu.thread_seconds / images
+    spent = CpuSeconds(decoding, driving, max(0.0, cpu / images - decoding - driving))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return PipelineSpeed(images_per_second, gpu.busy, images, seconds, spent, peak)
+
+
+class SimulatedGpu:
+    """Waits as long as a GPU would compute, and keeps account of it.
+
+    Args:
+        lanes: prompts that it computes side by side; `work` for fewer takes as long.
+    """
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes, self.images = lanes, 0
+        self.admitted = 0
+        """images that have got a lane"""
+        self.thread_seconds = 0.0
+        """CPU time of the thread that drives it"""
+        self._thread: int | None = None
+        self._thread_start = 0.0
+        self._useful = 0.0
+        self._start: tuple[float, float] | None = None  # clock and useful seconds when the lanes had been filled once
+        self._end: tuple[float, float] | None = None  # when the last image got a lane
+
+    def admit(self) -> None:
+        """Count an image that gets a lane."""
+        self.admitted += 1
+        if self.admitted == self.lanes:
+            self._start = time.perf_counter(), self._useful
+        if self.admitted == self.images:
+            self._end = time.perf_counter(), self._useful
+
+    def work(self, seconds: float, prompts: int) -> None:
+        """Compute for some prompts, in the time that all lanes take."""
+        if self._thread != (here := threading.get_ident()):  # a thread ends when no shard is left, and another follows
+            self._thread, self._thread_start = here, time.thread_time() - self.thread_seconds
+        self.thread_seconds = time.thread_time() - self._thread_start
+        time.sleep(seconds)
+        self._useful += seconds * prompts / self.lanes
+
+    @property
+    def busy(self) -> float:
+        """Share of the time in which it computed for images, while there was input."""
+        assert self._start is not None, "there are more images than lanes"
+        assert self._end is not None, "all images have been learned"
+        return (self._end[1] - self._start[1]) / (self._end[0] - self._start[0])
+
+
+def _engine(clip: Clip, method: pez.PezSettings, gpu: SimulatedGpu, images_per_second: float) -> Engine:
+    """The real engine, with phases that wait."""
+    vocabulary = clip.vocabulary(method)
+    objective = ClipObjective(clip.encoder(method.tokens))
+    walk = method.walk_steps * cost.step_flop(clip, method, vocabulary.allowed)
+    whole = cost.method_flop(clip, method, vocabulary)
+    seconds = gpu.lanes / images_per_second  # of all lanes, from start to end
+    in_walk = seconds * walk / whole
+
+    def swap(_: Any, __: Any, prompts: Sequence[Learned], *___: Any) -> list[Learned]:
+        gpu.work(seconds - in_walk, len(prompts))
+        return [dataclasses.replace(prompt, score=0.5, steps=method.total_steps) for prompt in prompts]
+
+    phases = [
+        _WaitingWalk(gpu, method.walk_steps, in_walk / method.walk_steps),
+        Batch(swap, "swaps", objective, vocabulary, method, gpu.lanes),
+    ]
+    return Engine(objective, vocabulary, method, gpu.lanes, phases=phases[: 1 if in_walk == seconds else 2])
+
+
+class _WaitingWalk:
+    """In the place of a walk: a step of all lanes waits, and a finished lane takes the next task."""
+
+    def __init__(self, gpu: SimulatedGpu, steps: int, seconds: float) -> None:
+        self.gpu, self.lanes, self._steps, self._seconds = gpu, gpu.lanes, steps, seconds
+        self._taken: list[tuple[Learned, int]] = []  # the prompts in progress, and the step at which each was admitted
+        self._step = 0
+
+    @property
+    def prompts(self) -> list[Learned]:
+        return [prompt for prompt, _ in self._taken]
+
+    @property
+    def free(self) -> int:
+        return self.lanes - len(self._taken)
+
+    @property
+    def steps(self) -> int:
+        return sum(self._step - first for _, first in list(self._taken))
+
+    def admit(self, prompt: Learned) -> None:
+        self._taken.append((prompt, self._step))
+        self.gpu.admit()
+
+    def step(self, more: bool, on_step: OnStep | None) -> list[Learned]:
+        if not self._taken:
+            return []
+        self.gpu.work(self._seconds, len(self._taken))
+        self._step += 1
+        done = [prompt for prompt, first in self._taken if self._step - first == self._steps]
+        self._taken = [(prompt, first) for prompt, first in self._taken if self._step - first < self._steps]
+        return [dataclasses.replace(prompt, score=0.5, steps=self._steps) for prompt in done]
+
+    def clear(self) -> None:
+        self._taken = []
+
+    def halved(self) -> None:
+        return None
+
+
+class _Towerless(Clip):
+    """A CLIP whose towers answer at once, with the same feature for everything; all else is real."""
+
+    def __init__(self, clip: Clip) -> None:
+        super().__init__(clip.model, clip.preprocess, clip.tokenizer, clip.name, clip.device, recommended=clip.recommended)
+        self._size = clip.text_features(["a"]).shape[1]
+
+    def _in_batches(self, encode: Any, rows: Tensor) -> Tensor:
+        return F.normalize(torch.ones(len(rows), self._size), dim=-1)
+
+
+class _TimedLearner(Learner):
+    """Adds up the CPU time of decoding and preprocessing."""
+
+    seconds = 0.0
+
+    def _decode(self, item: Item) -> Decoded:
+        start = time.thread_time()
+        decoded = super()._decode(item)
+        self.seconds += time.thread_time() - start
+        return decoded
+
+
+def write_shards(folder: Path, images: int, shard_size: int, image_size: int) -> list[Unit]:
+    """Tars as img2dataset writes them: JPEG, caption and JSON of each image. All have the same bytes, so they are links."""
+    pictures = []
+    for seed in range(min(_PICTURES, shard_size, images)):
+        file = io.BytesIO()
+        photo(seed, image_size).save(file, "JPEG", quality=90)
+        pictures.append(file.getvalue())
+
+    def write(name: str, count: int) -> Path:
+        with wds.TarWriter(str(folder / name)) as tar:
+            for i in range(count):
+                about = {"caption": f"a photo of number {i}", "url": f"https://example.com/{i}.jpg", "status": "success"}
+                key, size = f"{i:09d}", {"width": image_size, "height": image_size}
+                picture = pictures[i % len(pictures)]
+                tar.write({"__key__": key, "jpg": picture, "json": about | size, "txt": about["caption"]})
+        return folder / name
+
+    full, rest = divmod(images, shard_size)
+    units = []
+    if full:
+        first = write("00000.tar", shard_size)
+        for i in range(1, full):
+            os.link(first, folder / f"{i:05d}.tar")
+        units = [Unit(str(folder / f"{i:05d}.tar"), f"{i:05d}") for i in range(full)]
+    return [*units, Unit(str(write("rest.tar", rest)), "rest")] if rest else units
+
+
+def photo(seed: int, size: int) -> Image.Image:
+    """A picture with the spectrum of a photo: power falls with the frequency, and colors vary less than brightness.
+
+    With 512 pixels and JPEG quality 90 it has about 90 KB.
+    """
+    generator = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
+    frequency[0, 0] = np.inf  # no mean
+
+    def plane() -> Any:
+        spectrum = np.fft.rfft2(generator.standard_normal((size, size))) / frequency**1.4
+        values = np.fft.irfft2(spectrum, (size, size))
+        return values / values.std()
+
+    brightness, red, blue = plane(), plane(), plane()
+    pixels = np.stack([brightness + 0.3 * red, brightness, brightness + 0.3 * blue], -1) * 45 + 128
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def show(speed: PipelineSpeed, say: Callable[[str], None]) -> None:
+    """Print a measurement and what follows from it."""
+    spent = speed.cpu_seconds
+    say(
+        f"simulated GPU of {speed.asked:g} images/s: {speed.sustained:.1f} images/s sustained, busy {speed.busy:.1%} of the time;"
+        f" {speed.images} images in {speed.seconds:.1f} s with filling and emptying the lanes"
+    )
+    say(
+        f"CPU ms per image: {spent.decoding * 1e3:.2f} decoding and preprocessing, {spent.lanes * 1e3:.2f} in the thread that"
+        f" drives the GPU, {spent.rest * 1e3:.2f} reading tars and writing rows; together {spent.total * 1e3:.2f}"
+    )
+    say(
+        f"A GPU needs {speed.cores:.1f} cores at {speed.asked:g} images/s: one that drives it, and"
+        f" {speed.asked * spent.total:.2f} for these; peak memory {speed.peak_bytes / 2**20:.0f} MB"
+    )
