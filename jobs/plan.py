@@ -3,17 +3,22 @@
     python -m jobs.plan --images 10000000 --gpus 64 --report trial           # output of a small run of jobs.caption
     python -m jobs.plan --images 10000000 --gpus 64 --benchmark bench.json   # written by jobs.benchmark --json
     python -m jobs.plan --images 10000000 --gpus 64 --images-per-second 12.5
+    python -m jobs.plan ... --pipeline pipeline.json                         # written by jobs.benchmark --pipeline --json
 
 Exit status: 0 = success, 2 = bad usage or no measured throughput.
 """
 
 import dataclasses
 import json
+import math
+from typing import Any
 
 from jobs import command
 from jobs.options import refuse_without
 from pez.errors import UserError
-from pipeline.run.estimate import Plan, parts_that_balance, plan_job, shard_size_that_balances
+from pez.settings import lanes_for
+from pipeline.run.estimate import Plan, cores_per_gpu, parts_that_balance, plan_job, shard_size_that_balances
+from pipeline.settings import ClusterSettings
 from pipeline.terminal import count, duration, open_console, plain, say
 
 _IDLE = 0.02
@@ -44,6 +49,8 @@ class PlanJob:
     """--parts of jobs.caption"""
     price_per_gpu_hour: float = 2.5
     """in US dollars"""
+    pipeline: str | None = None
+    """file of jobs.benchmark --pipeline --json, for the CPU time of an image; default = that of a JPEG of 512x512"""
 
     def check(self, given: frozenset[str]) -> None:
         """Refuse values that cannot be planned with."""
@@ -78,17 +85,31 @@ class Throughput:
     source: str
 
 
+@dataclasses.dataclass(frozen=True)
+class CpuTime:
+    """CPU seconds that an image takes beside its GPU, and where the figure comes from."""
+
+    seconds: float
+    source: str
+
+
+CPU_SECONDS = CpuTime(0.01, "as measured for JPEG photos of 512x512")
+"""see BENCHMARKS.md, "The pipeline at the speed of a GPU\""""
+
+
 def plan(job: PlanJob) -> int:
     """Print the plan; returns the exit status."""
     found = _throughput(job)
+    spent = CPU_SECONDS if job.pipeline is None else _cpu_seconds_of(job.pipeline)
     planned = plan_job(job.images, job.gpus, found.images_per_second, job.shard_size, job.price_per_gpu_hour, job.parts)
     console = open_console()
-    for line in _lines(job, found, planned):
+    for line in _lines(job, found, planned, spent):
         say(console, plain(line))
     return 0
 
 
-def _lines(job: PlanJob, found: Throughput, planned: Plan) -> list[str]:
+def _lines(job: PlanJob, found: Throughput, planned: Plan, spent: CpuTime) -> list[str]:
+    cores = cores_per_gpu(found.images_per_second, spent.seconds)
     tasks = "" if job.parts == 1 else f" in {job.parts} parts"
     lines = [
         f"{count(job.images, 'image')} on {count(job.gpus, 'GPU')} at {found.images_per_second:.4g} images/s per GPU "
@@ -100,7 +121,15 @@ def _lines(job: PlanJob, found: Throughput, planned: Plan) -> list[str]:
         "waiting for the last tasks",
         f"losing a GPU (such as a reclaimed spot instance) costs {duration(planned.lost_seconds)} of work on average, "
         f"{duration(planned.task_seconds)} at most",
+        f"each GPU needs {cores:.1f} CPU cores: one for the thread that drives it, and {cores - 1:.2f} to read, decode "
+        f"and write ({spent.seconds * 1e3:.1f} ms of CPU time per image, {spent.source})",
     ]
+    lanes, at_once = lanes_for("cuda"), ClusterSettings().shards_at_once
+    if (filled := at_once * job.shard_size // job.parts) < lanes and planned.tasks > at_once * job.gpus:
+        lines.append(
+            f"{at_once} tasks of {job.shard_size / job.parts:,.0f} images fill {filled:,} of a GPU's {lanes:,} lanes, "
+            f"which costs as much time as all: --shards-at-once {math.ceil(lanes * job.parts / job.shard_size) + 1}"
+        )
     if planned.idle > _IDLE or planned.task_seconds > _LONG:
         most = _LONG * found.images_per_second
         parts = parts_that_balance(job.images, job.gpus, job.shard_size, most, _IDLE)
@@ -148,20 +177,38 @@ def _of_reports(url: str, actors_per_gpu: int) -> Throughput:
 
 
 def _of_benchmark(path: str, steps: int | None) -> Throughput:
+    result = _read(path)
     try:
-        with open(path) as file:
-            result = json.load(file)
         engines = [s for s in result["speeds"] if not s["name"].startswith("baseline")]
         best = min(engines, key=lambda speed: speed["seconds_per_image_step"])
         seconds, steps = best["seconds_per_image_step"], steps or result["steps"]
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not from a speed benchmark; expected a file written by jobs.benchmark --json"
         ) from error
     source = f"benchmark of {result['model']}, {best['name']} on {result['machine']}: {steps} gradient steps only"
     return Throughput(1 / seconds / steps, source)
+
+
+def _cpu_seconds_of(path: str) -> CpuTime:
+    result = _read(path)
+    try:
+        seconds, size = float(result["cpu_seconds_per_image"]), int(result["image_size"])
+        return CpuTime(seconds, f"measured with photos of {size}x{size} on {result['machine']}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not from a pipeline benchmark; expected a file written by jobs.benchmark --pipeline --json"
+        ) from error
+
+
+def _read(path: str) -> Any:
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError:  # for the caller to say what was expected
+        return None
 
 
 def main(prog: str | None = None) -> None:

@@ -128,10 +128,9 @@ def measure_equal_score(
         ours, taken = _learn_by_default(engine, targets, chosen)
         mean_difference, half_difference = mean_and_interval(ours - theirs)
         tried.append(Tried(walk, swaps, float(ours.mean()), mean_difference, half_difference, taken))
-        say(
-            f"{f'{walk} + {swaps} rounds':20s}{tried[-1].similarity:12.4f}{f'{mean_difference:+.4f} +- {half_difference:.4f}':>20s}"
-            f"{taken:10.3f}{steps * statistics.median(of_steps) / taken:8.0f}"
-        )
+        budget, difference = f"{walk} + {swaps} rounds", f"{mean_difference:+.4f} +- {half_difference:.4f}"
+        ratio = steps * statistics.median(of_steps) / taken
+        say(f"{budget:20s}{tried[-1].similarity:12.4f}{difference:>20s}{taken:10.3f}{ratio:8.0f}")
         if mean_difference >= 0:
             break
     step = statistics.median(of_steps)
@@ -157,7 +156,7 @@ def learn_exactly(
     Raises:
         UserError: the file has the state of other targets or settings.
     """
-    vocabulary, lanes = clip.vocabulary(settings), round_up_to_16(len(targets))
+    vocabulary, lanes = clip.vocabulary(settings), _lanes_for(len(targets))
     walk = Walk(ClipObjective(clip.encoder(settings.tokens)), vocabulary, settings, lanes)
     for i, target in enumerate(targets):
         walk.admit(started(Task(f"{i}", target, handle=i), vocabulary, settings))
@@ -213,12 +212,17 @@ def _learn_by_default(clip: Clip, targets: Tensor, settings: pez.PezSettings) ->
     # New ones for each budget: what they cost is shared by the images, and not by the budgets.
     alone = TokenFeatures(clip.encoder(1), clip.tower.token_embedding.weight, clip.full)
     start = time.perf_counter()
-    engine = Engine(ClipObjective(clip.encoder(settings.tokens), alone), vocabulary, settings, round_up_to_16(len(targets)))
+    engine = Engine(ClipObjective(clip.encoder(settings.tokens), alone), vocabulary, settings, _lanes_for(len(targets)))
     tasks = [Task(f"{i}", target, handle=i) for i, target in enumerate(targets)]
     ids = {learned.task.handle: learned.token_ids for finished in engine.run(tasks) for learned in finished}
     seconds = (time.perf_counter() - start) / len(targets)
     texts = [clip.text_of(ids[i].tolist()) for i in range(len(targets))]
     return (clip.text_features(texts) * targets).sum(-1), seconds
+
+
+def _lanes_for(images: int) -> int:
+    """A multiple of 16, so that results have the bits of any other run; no more lanes than images if there are few."""
+    return images if images < 16 else round_up_to_16(images)
 
 
 def mean_and_interval(values: Tensor) -> tuple[float, float]:

@@ -3,7 +3,9 @@
     python -m jobs.benchmark                                        # ViT-B-32, 8 tokens
     python -m jobs.benchmark --device cuda --model ViT-H-14 --tokens 16 --lanes 512 1024 2048 --json bench.json
     python -m jobs.benchmark --curve --model demo --images 256 --plot curve.png
+    python -m jobs.benchmark --equal-score --json score.json        # images per hour at the score of the published algorithm
     python -m jobs.benchmark --overhead                             # overhead of the pipeline
+    python -m jobs.benchmark --pipeline --images-per-second 40      # does the pipeline keep a GPU of this speed busy?
 
 No Ray, no files. Speed does not depend on the weights, so they are random unless --pretrained is given.
 """
@@ -15,7 +17,7 @@ import dataclasses
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ from jobs import command
 from jobs.arguments import Parser, expect_usable, option_of
 from jobs.options import expect_writable, usable_device
 from pez.errors import UserError
+from pez.settings import lanes_for
 
 if TYPE_CHECKING:
     import torch
@@ -48,10 +51,8 @@ def run(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)  # the same random weights and targets in every run
-    if options.overhead:
-        result = benchmark_overhead(options, device)
-    else:
-        result = benchmark_curve(options, device) if options.curve else benchmark_speed(options, device)
+    mode = next((mode for mode in _MODES if getattr(options, mode)), None)
+    result = benchmark_speed(options, device) if mode is None else _MODES[mode](options, device)
     if options.json:
         options.json.write_text(json.dumps(result, indent=2))
     return 0
@@ -71,19 +72,47 @@ def check(options: argparse.Namespace) -> None:
                 raise UserError(f"{option_of(name)} is {each}; expected {least:g} to {most:g}")
     if options.lanes is not None and not options.lanes:
         raise UserError("--lanes is empty; expected one or more numbers")
-    if options.curve and options.overhead:
-        raise UserError("--curve and --overhead are both given; expected one of them")
-    of_curve = {"images", "baseline_steps", "exact_steps", "swaps", "plot"}
-    changed = sorted(name for name in of_curve if getattr(options, name) != _CURVE.get(name))
-    if changed and not options.curve:
-        raise UserError(f"--{changed[0].replace('_', '-')} has no effect without --curve")
+    modes = [option_of(mode) for mode in _MODES if getattr(options, mode)]
+    if len(modes) > 1:
+        raise UserError(f"{' and '.join(modes[:2])} are both given; expected one of them")
+    for name, of in _OF_MODES.items():
+        if getattr(options, name) is not None and not any(getattr(options, mode) for mode in of):
+            raise UserError(f"{option_of(name)} has no effect without {' or '.join(map(option_of, of))}")
+    if options.pipeline and len(options.lanes or ()) > 1:
+        raise UserError(f"--lanes has {len(options.lanes)} numbers; expected one with --pipeline")
+    for name, value in _DEFAULTS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.images is None:
+        options.images = 3 * _pipeline_lanes(options) if options.pipeline else 32 if options.equal_score else 256
+    if options.pipeline and options.images <= _pipeline_lanes(options):
+        raise UserError(f"--images is {options.images}; expected more than the {_pipeline_lanes(options)} lanes")
     expect_writable(options.json, "--json")
     expect_writable(options.plot, "--plot")
+    expect_writable(options.checkpoint, "--checkpoint")
 
 
 _METHOD = pez.PezSettings()
-_CURVE = {"images": 256, "baseline_steps": 300, "exact_steps": 3000, "swaps": _METHOD.swaps}
-"""defaults"""
+_DEFAULTS: dict[str, Any] = {
+    "baseline_steps": 300,
+    "exact_steps": 3000,
+    "swaps": _METHOD.swaps,
+    "images_per_second": 40.0,
+    "image_size": 512,
+    "shard_size": 1000,
+}
+_OF_MODES = {
+    "images": ("curve", "equal_score", "pipeline"),
+    "baseline_steps": ("curve",),
+    "exact_steps": ("curve", "equal_score"),
+    "swaps": ("curve",),
+    "plot": ("curve",),
+    "checkpoint": ("equal_score",),
+    "images_per_second": ("pipeline",),
+    "image_size": ("pipeline",),
+    "shard_size": ("pipeline",),
+}
+"""the options that some modes have, and these modes"""
 _RANGES: dict[str, tuple[float, float]] = {
     "tokens": (1, 1000),
     "steps": (1, 1e9),
@@ -94,6 +123,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "baseline_steps": (1, 1e9),
     "swaps": (0, 1e9),
     "exact_steps": (1, 1e9),
+    "images_per_second": (0.001, 1e6),
+    "image_size": (8, 10_000),
+    "shard_size": (1, 1e6),
 }
 """allowed range of each option"""
 
@@ -128,16 +160,35 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "--json", type=Path, metavar="FILE", help="write the figures; `ratio` is the engine over the baseline"
     )
     options.add_argument("--curve", action="store_true", help="score against steps and seconds, on drawn scenes")
+    options.add_argument(
+        "--equal-score",
+        action="store_true",
+        help="images per hour at the score of the published algorithm; --json has them as `equal_score_ratio`",
+    )
     options.add_argument("--overhead", action="store_true", help="the pipeline against the bare method, demo CLIP")
-    options.add_argument("--images", type=int, default=_CURVE["images"], help="images of --curve")
+    options.add_argument(
+        "--pipeline", action="store_true", help="the pipeline with a stand-in that takes the time of a GPU"
+    )
+    options.add_argument(
+        "--images", type=int, help="default = 256 for --curve, 32 for --equal-score, 3 per lane for --pipeline"
+    )
     options.add_argument(
         "--baseline-steps",
         type=int,
-        default=_CURVE["baseline_steps"],
-        help="steps of --curve's baseline, which learns one prompt after another",
+        help="steps of --curve's baseline, which learns one prompt after another; default = 300",
     )
-    options.add_argument("--swaps", type=int, default=_CURVE["swaps"], help="rounds of --curve's default method")
-    options.add_argument("--exact-steps", type=int, default=_CURVE["exact_steps"], help="steps of --curve's exact mode")
+    options.add_argument("--swaps", type=int, help=f"rounds of --curve's default method; default = {_METHOD.swaps}")
+    options.add_argument(
+        "--exact-steps",
+        type=int,
+        help="steps of the exact mode, and of the published algorithm for --equal-score; default = 3000",
+    )
+    options.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="keeps the state of --equal-score's exact mode, to continue it"
+    )
+    options.add_argument("--images-per-second", type=float, help="speed of --pipeline's GPU; default = 40")
+    options.add_argument("--image-size", type=int, help="width and height of --pipeline's photos; default = 512")
+    options.add_argument("--shard-size", type=int, help="images per shard of --pipeline; default = 1000")
     options.add_argument("--plot", type=Path, metavar="PNG", help="figure of --curve (needs matplotlib)")
     return options
 
@@ -239,6 +290,103 @@ def benchmark_overhead(options: argparse.Namespace, device: torch.device) -> dic
     print(f"{machine(device)}\ndemo, {options.tokens} tokens, {options.steps} steps, {overhead.images} images\n")
     print(f"bare {overhead.bare_seconds:.2f} s, pipeline {overhead.pipeline_seconds:.2f} s: {overhead.share:+.1%}")
     return {"machine": machine(device), **dataclasses.asdict(overhead)}
+
+
+def benchmark_equal_score(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Images per hour of the default method over those of the published algorithm, at its score."""
+    import time
+
+    from jobs.benchmark.equal_score import measure_equal_score
+    from jobs.benchmark.speed import machine
+    from pez.modes import fast_bfloat16
+
+    start = time.monotonic()
+    precision = options.precision or ("bf16" if fast_bfloat16(device) else "fp32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # random weights are intended here
+        clip = _load(options, device, "fp32")
+    engine = clip.with_engine(precision, _compiled(options, device))
+    print(f"{machine(device)}\n{clip.name}, {options.tokens} tokens, {precision}, {options.images} held-out scenes\n")
+    settings = pez.PezSettings(tokens=options.tokens, vocabulary=options.vocabulary)
+    found = measure_equal_score(
+        clip, engine, settings, options.images, options.exact_steps, options.seconds, _say, options.checkpoint
+    )
+    reached, minutes = found.tried[-1], (time.monotonic() - start) / 60
+    if found.ratio is None:
+        print(f"\nno budget reached the score of {options.exact_steps} published steps; {minutes:.1f} minutes")
+    else:
+        print(
+            f"\nequal_score_ratio {found.ratio:.0f}: {3600 / reached.seconds:.0f} images/h over"
+            f" {3600 / found.published.seconds:.2f}, at a score that differs by {reached.difference:+.4f} +-"
+            f" {reached.interval:.4f} image by image; measured in {minutes:.1f} minutes"
+        )
+    return {
+        "equal_score_ratio": found.ratio,
+        "machine": machine(device),
+        "model": clip.name,
+        "tokens": options.tokens,
+        "precision": precision,
+        "minutes": minutes,
+        **dataclasses.asdict(found),
+    }
+
+
+def benchmark_pipeline(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Keep a GPU of a given speed busy, simulated by one that only waits."""
+    import torch
+
+    from jobs.benchmark.pipeline import measure_pipeline, show
+    from jobs.benchmark.speed import machine
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its towers do not compute
+        clip = _load(options, device, "fp32")
+    threads, lanes = torch.get_num_threads(), _pipeline_lanes(options)
+    method = pez.PezSettings(tokens=options.tokens, steps=options.steps, vocabulary=options.vocabulary)
+    print(
+        f"{machine(device)}\n{clip.name}, {lanes} lanes, {threads} decoding threads per shard; {options.images} JPEG photos of"
+        f" {options.image_size}x{options.image_size} in shards of {options.shard_size}\n"
+    )
+    speed = measure_pipeline(
+        clip,
+        method,
+        options.images_per_second,
+        options.images,
+        lanes,
+        threads,
+        options.shard_size,
+        options.image_size,
+    )
+    show(speed, _say)
+    return {
+        "machine": machine(device),
+        "model": clip.name,
+        "lanes": lanes,
+        "threads": threads,
+        "shard_size": options.shard_size,
+        "image_size": options.image_size,
+        **dataclasses.asdict(speed),
+        "sustained": speed.sustained,
+        "cores": speed.cores,
+        "cpu_seconds_per_image": speed.cpu_seconds.total,
+    }
+
+
+_MODES: dict[str, Callable[[argparse.Namespace, torch.device], dict[str, Any]]] = {
+    "curve": benchmark_curve,
+    "equal_score": benchmark_equal_score,
+    "overhead": benchmark_overhead,
+    "pipeline": benchmark_pipeline,
+}
+"""by the option that chooses them; without one, `benchmark_speed`"""
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _pipeline_lanes(options: argparse.Namespace) -> int:
+    return options.lanes[0] if options.lanes else lanes_for("cuda")
 
 
 def _compiled(options: argparse.Namespace, device: torch.device) -> bool:

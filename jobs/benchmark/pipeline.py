@@ -34,6 +34,7 @@ from pez.methods.phase import Batch, OnStep
 from pez.models.clip import Clip
 from pez.objectives.clip import ClipObjective
 from pez.tasks import Learned
+from pipeline.rows import Row
 from pipeline.run.estimate import cores_per_gpu
 from pipeline.settings import CaptionSettings, ClusterSettings
 from pipeline.sources.base import Item, Unit
@@ -67,7 +68,9 @@ class PipelineSpeed:
     asked: float
     """images per second that the GPU alone would learn"""
     busy: float
-    """share of the time that the GPU computed for an image, from the first full lanes to the last refill"""
+    """share of the time that the GPU computed for images, from the first full lanes to the last refill"""
+    empty: float
+    """share of the lanes that were empty while it computed: they waited for images"""
     images: int
     seconds: float
     """of the whole run, with the filling and emptying of the lanes"""
@@ -105,16 +108,16 @@ def measure_pipeline(
         threads: threads that decode, per shard that is being read.
         image_size: width and height of the photos.
     """
-    gpu = SimulatedGpu(lanes)
+    gpu = SimulatedGpu(lanes, images)
     clip = _Towerless(clip)
     settings = CaptionSettings(model=clip.name, pretrained="none", lanes=lanes)
-    learner = _TimedLearner(
-        settings, method, threads=threads, lanes=SharedLanes(clip, method, lanes, engine=_engine(clip, method, gpu, images_per_second))
-    )
-    gpu.images = images
+    shared = SharedLanes(clip, method, lanes, engine=waiting_engine(clip, method, gpu, images_per_second))
+    learner = _TimedLearner(settings, method, threads=threads, lanes=shared)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(ClusterSettings().shards_at_once) as pool:
         shards = write_shards(Path(folder), images, shard_size, image_size)
-        table = PromptTable(f"{folder}/out", describe(settings, method, "cpu"))
+        described = describe(settings, method, "cpu")
+        PromptTable(f"{folder}/warm", described).publish(Unit("warm.tar", "warm"), [Row("0", "warm.tar", "ok")], 1.0)
+        table = PromptTable(f"{folder}/out", described)
         start, cpu = time.perf_counter(), time.process_time()
         for report in pool.map(lambda shard: learn_unit(shard, learner, table), shards):
             assert report.ok == report.rows, report.failures[:1]
@@ -122,53 +125,68 @@ def measure_pipeline(
     decoding, driving = learner.seconds / images, gpu.thread_seconds / images
     spent = CpuSeconds(decoding, driving, max(0.0, cpu / images - decoding - driving))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return PipelineSpeed(images_per_second, gpu.busy, images, seconds, spent, peak)
+    return PipelineSpeed(images_per_second, gpu.busy, gpu.empty, images, seconds, spent, peak)
 
 
 class SimulatedGpu:
     """Waits as long as a GPU would compute, and keeps account of it.
 
     Args:
-        lanes: prompts that it computes side by side; `work` for fewer takes as long.
+        lanes: prompts that it computes side by side; to compute fewer takes as long.
+        images: that it will learn; more than lanes.
     """
 
-    def __init__(self, lanes: int) -> None:
-        self.lanes, self.images = lanes, 0
-        self.admitted = 0
-        """images that have got a lane"""
+    def __init__(
+        self,
+        lanes: int,
+        images: int,
+        now: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.lanes, self._images, self._now, self._sleep = lanes, images, now, sleep
+        self._admitted = 0
+        self.computing = self.useful = 0.0
+        """seconds that it has computed, and those times the share of busy lanes"""
         self.thread_seconds = 0.0
         """CPU time of the thread that drives it"""
-        self._thread: int | None = None
-        self._thread_start = 0.0
-        self._useful = 0.0
-        self._start: tuple[float, float] | None = None  # clock and useful seconds when the lanes had been filled once
-        self._end: tuple[float, float] | None = None  # when the last image got a lane
+        self._thread, self._thread_start = 0, 0.0
+        self._marks: list[
+            tuple[float, float, float]
+        ] = []  # (clock, computing, useful) at the ends of the measured time
 
     def admit(self) -> None:
-        """Count an image that gets a lane."""
-        self.admitted += 1
-        if self.admitted == self.lanes:
-            self._start = time.perf_counter(), self._useful
-        if self.admitted == self.images:
-            self._end = time.perf_counter(), self._useful
+        """Count an image that gets a lane. Time is measured from when all have got one to when the last image does."""
+        self._admitted += 1
+        if self._admitted in (self.lanes, self._images):
+            self._marks.append((self._now(), self.computing, self.useful))
 
-    def work(self, seconds: float, prompts: int) -> None:
+    def compute(self, seconds: float, prompts: int) -> None:
         """Compute for some prompts, in the time that all lanes take."""
-        if self._thread != (here := threading.get_ident()):  # a thread ends when no shard is left, and another follows
+        if self._thread != (here := threading.get_ident()):  # it ends when no shard is left, and another follows
             self._thread, self._thread_start = here, time.thread_time() - self.thread_seconds
         self.thread_seconds = time.thread_time() - self._thread_start
-        time.sleep(seconds)
-        self._useful += seconds * prompts / self.lanes
+        self._sleep(seconds)
+        self.computing += seconds
+        self.useful += seconds * prompts / self.lanes
 
     @property
     def busy(self) -> float:
-        """Share of the time in which it computed for images, while there was input."""
-        assert self._start is not None, "there are more images than lanes"
-        assert self._end is not None, "all images have been learned"
-        return (self._end[1] - self._start[1]) / (self._end[0] - self._start[0])
+        """Share of the measured time in which it computed for images."""
+        clock, _, useful = self._between()
+        return useful / clock
+
+    @property
+    def empty(self) -> float:
+        """Share of the lanes that were empty while it computed, in the measured time."""
+        _, computing, useful = self._between()
+        return 1 - useful / computing
+
+    def _between(self) -> Sequence[float]:
+        first, last = self._marks
+        return [b - a for a, b in zip(first, last, strict=True)]
 
 
-def _engine(clip: Clip, method: pez.PezSettings, gpu: SimulatedGpu, images_per_second: float) -> Engine:
+def waiting_engine(clip: Clip, method: pez.PezSettings, gpu: SimulatedGpu, images_per_second: float) -> Engine:
     """The real engine, with phases that wait."""
     vocabulary = clip.vocabulary(method)
     objective = ClipObjective(clip.encoder(method.tokens))
@@ -178,7 +196,7 @@ def _engine(clip: Clip, method: pez.PezSettings, gpu: SimulatedGpu, images_per_s
     in_walk = seconds * walk / whole
 
     def swap(_: Any, __: Any, prompts: Sequence[Learned], *___: Any) -> list[Learned]:
-        gpu.work(seconds - in_walk, len(prompts))
+        gpu.compute(seconds - in_walk, len(prompts))
         return [dataclasses.replace(prompt, score=0.5, steps=method.total_steps) for prompt in prompts]
 
     phases = [
@@ -215,7 +233,7 @@ class _WaitingWalk:
     def step(self, more: bool, on_step: OnStep | None) -> list[Learned]:
         if not self._taken:
             return []
-        self.gpu.work(self._seconds, len(self._taken))
+        self.gpu.compute(self._seconds, len(self._taken))
         self._step += 1
         done = [prompt for prompt, first in self._taken if self._step - first == self._steps]
         self._taken = [(prompt, first) for prompt, first in self._taken if self._step - first < self._steps]
@@ -232,7 +250,9 @@ class _Towerless(Clip):
     """A CLIP whose towers answer at once, with the same feature for everything; all else is real."""
 
     def __init__(self, clip: Clip) -> None:
-        super().__init__(clip.model, clip.preprocess, clip.tokenizer, clip.name, clip.device, recommended=clip.recommended)
+        super().__init__(
+            clip.model, clip.preprocess, clip.tokenizer, clip.name, clip.device, recommended=clip.recommended
+        )
         self._size = clip.text_features(["a"]).shape[1]
 
     def _in_batches(self, encode: Any, rows: Tensor) -> Tensor:
@@ -262,7 +282,11 @@ def write_shards(folder: Path, images: int, shard_size: int, image_size: int) ->
     def write(name: str, count: int) -> Path:
         with wds.TarWriter(str(folder / name)) as tar:
             for i in range(count):
-                about = {"caption": f"a photo of number {i}", "url": f"https://example.com/{i}.jpg", "status": "success"}
+                about = {
+                    "caption": f"a photo of number {i}",
+                    "url": f"https://example.com/{i}.jpg",
+                    "status": "success",
+                }
                 key, size = f"{i:09d}", {"width": image_size, "height": image_size}
                 picture = pictures[i % len(pictures)]
                 tar.write({"__key__": key, "jpg": picture, "json": about | size, "txt": about["caption"]})
@@ -300,15 +324,19 @@ def photo(seed: int, size: int) -> Image.Image:
 def show(speed: PipelineSpeed, say: Callable[[str], None]) -> None:
     """Print a measurement and what follows from it."""
     spent = speed.cpu_seconds
+    idle = max(0.0, 1 - speed.busy - speed.empty)
     say(
-        f"simulated GPU of {speed.asked:g} images/s: {speed.sustained:.1f} images/s sustained, busy {speed.busy:.1%} of the time;"
-        f" {speed.images} images in {speed.seconds:.1f} s with filling and emptying the lanes"
+        f"simulated GPU of {speed.asked:g} images/s: {speed.sustained:.1f} images/s sustained,"
+        f" busy {speed.busy:.1%} of the time\n"
+        f"{speed.empty:.1%} of the lanes waited for images;"
+        f" the GPU waited about {idle:.1%} of the time for the thread that drives it\n"
+        f"{speed.images} images in {speed.seconds:.1f} s, with filling and emptying the lanes"
     )
     say(
         f"CPU ms per image: {spent.decoding * 1e3:.2f} decoding and preprocessing, {spent.lanes * 1e3:.2f} in the thread that"
         f" drives the GPU, {spent.rest * 1e3:.2f} reading tars and writing rows; together {spent.total * 1e3:.2f}"
     )
     say(
-        f"A GPU needs {speed.cores:.1f} cores at {speed.asked:g} images/s: one that drives it, and"
-        f" {speed.asked * spent.total:.2f} for these; peak memory {speed.peak_bytes / 2**20:.0f} MB"
+        f"a GPU of {speed.asked:g} images/s needs {speed.cores:.1f} cores: one for the thread that drives it, and"
+        f" {speed.cores - 1:.2f} for these; this machine has {os.cpu_count()}. Peak memory {speed.peak_bytes / 2**20:.0f} MB"
     )

@@ -242,7 +242,7 @@ class Learner:
         late = _LateCaptions()
 
         def requests() -> Iterator[Request]:
-            for decoded in ahead(counted(), self._decode, self.threads, self.settings.side_by_side):
+            for decoded in ahead(counted(), self._decode, self.threads, max(2 * BATCH, 4 * self.threads)):
                 if isinstance(decoded.item, LateCaption):
                     late.texts[decoded.item.index] = decoded.item.caption or ""
                 elif decoded.item.status != "ok":

@@ -1,5 +1,6 @@
 """The benchmark runs, and what it counts is right."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,16 @@ import pez
 from jobs import command
 from jobs.benchmark import job as benchmark
 from jobs.benchmark import speed
+from jobs.benchmark.equal_score import learn_exactly, measure_equal_score
 from jobs.benchmark.overhead import measure_overhead
+from jobs.benchmark.pipeline import SimulatedGpu, photo, waiting_engine
 from pez import cost
+from pez.errors import UserError
+from pez.methods.published import learn_as_published
 from pez.methods.swaps import swap_rounds
 from pez.objectives.clip import ClipObjective
+from pez.seeds import generator_for
+from pez.tasks import Task
 
 
 def status_of(words: list[str]) -> int:
@@ -135,3 +142,117 @@ def test_the_overhead_of_the_pipeline_is_measured() -> None:
     overhead = measure_overhead(pez.PezSettings(steps=20, swaps=2), images=16, rounds=1)
     assert overhead.images == 16
     assert overhead.pipeline_seconds / overhead.bare_seconds == pytest.approx(1 + overhead.share)
+
+
+class Clock:
+    """Time that passes only while someone sleeps."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+def test_a_simulated_gpu_takes_its_time_for_each_image_and_is_idle_without_images(demo_clip: pez.Clip) -> None:
+    clock = Clock()
+    gpu = SimulatedGpu(32, 96, clock.now, clock.sleep)
+    method = pez.PezSettings(steps=10, swaps=2)
+    engine = waiting_engine(demo_clip, method, gpu, images_per_second=40.0)
+    tasks = [Task(f"{i}", torch.nn.functional.normalize(torch.randn(64), dim=-1)) for i in range(96)]
+    finished = [learned for done in engine.run(tasks) for learned in done]
+    assert sorted(int(learned.task.key) for learned in finished) == list(range(96))
+    assert {learned.steps for learned in finished} == {12}
+    assert clock.seconds == pytest.approx(96 / 40)
+    assert gpu.busy == pytest.approx(1.0)
+
+    alone = SimulatedGpu(32, 96, clock.now, clock.sleep)
+    engine = waiting_engine(demo_clip, method, alone, images_per_second=40.0)
+    for first in range(0, 96, 8):  # a quarter of the lanes, and a pause
+        list(engine.run(tasks[first : first + 8]))
+        clock.sleep(32 / 40)
+    assert alone.empty == pytest.approx(0.75)
+    assert alone.busy == pytest.approx(0.125)
+
+
+def test_the_pipeline_keeps_a_simulated_gpu_busy_unless_shards_are_too_small(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--pipeline", "--model", "demo", "--lanes", "32", "--images-per-second", "40", "--image-size", "64"]
+    found = {}
+    for size in ("4", "48"):
+        file = tmp_path / f"{size}.json"
+        assert status_of([*words, "--images", "96", "--steps", "5", "--shard-size", size, "--json", str(file)]) == 0
+        found[size] = json.loads(file.read_text())
+    assert found["4"]["empty"] >= 0.5  # four shards of 4 images at a time, in 32 lanes
+    assert found["48"]["empty"] < 0.25
+    for result in found.values():
+        assert result["sustained"] == pytest.approx(40 * result["busy"])
+        assert 0 < result["busy"] <= 1 - result["empty"] + 0.01
+        parts = result["cpu_seconds"]
+        assert all(value >= 0 for value in parts.values()), parts
+        assert parts["decoding"] > 0
+        assert result["cpu_seconds_per_image"] == pytest.approx(sum(parts.values()))
+        assert result["cores"] == pytest.approx(1 + 40 * sum(parts.values()))
+    assert "a GPU of 40 images/s needs" in capsys.readouterr().out
+
+
+def test_the_photos_are_as_large_as_those_of_a_data_set() -> None:
+    file = io.BytesIO()
+    photo(0, 512).save(file, "JPEG", quality=90)
+    assert 60_000 < len(file.getvalue()) < 100_000
+
+
+def test_the_equal_score_is_that_of_the_smallest_budget_that_reaches_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--equal-score", "--model", "demo", "--images", "8", "--exact-steps", "30", "--seconds", "0"]
+    assert status_of([*words, "--json", str(tmp_path / "e.json")]) == 0
+    result = json.loads((tmp_path / "e.json").read_text())
+    *worse, reached = result["tried"]
+    assert reached["difference"] >= 0
+    assert all(tried["difference"] < 0 for tried in worse)
+    assert reached["similarity"] - result["published"]["similarity"] == pytest.approx(reached["difference"], abs=1e-5)
+    seconds = result["published"]["steps"] * result["published"]["seconds_per_step"]
+    assert result["equal_score_ratio"] == pytest.approx(seconds / reached["seconds"])
+    assert "equal_score_ratio" in capsys.readouterr().out
+
+
+def test_the_published_score_is_that_of_the_published_code(demo_clip: pez.Clip, images: list) -> None:
+    settings = pez.PezSettings(method="pez", vocabulary="full", steps=15)
+    targets = demo_clip.image_features(images[:2])
+    ids = learn_exactly(demo_clip, targets, settings)
+    vocabulary = demo_clip.vocabulary(settings)
+    for i, target in enumerate(targets):
+        first = vocabulary.random_ids(8, generator_for(settings.seed, f"{i}", 0))
+        assert ids[i].tolist() == learn_as_published(demo_clip, target, first, settings)[0].tolist()
+
+
+def test_an_interrupted_exact_run_continues_with_the_same_bits(
+    demo_clip: pez.Clip, images: list, tmp_path: Path
+) -> None:
+    settings = pez.PezSettings(method="pez", vocabulary="full", steps=12)
+    targets = demo_clip.image_features(images[:3])
+    file, said = tmp_path / "state.pt", list[str]()
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            learn_exactly(demo_clip, targets, settings, said.append, file, stop_after=-1.0)
+    with pytest.raises(UserError, match="of other images, another model or other settings; remove it"):
+        learn_exactly(demo_clip, targets.flip(0), settings, checkpoint=file)
+    resumed = learn_exactly(demo_clip, targets, settings, said.append, file)
+    assert f"{file} has 3 of 12 steps" in said
+    assert any("of 12 steps, " in line and "min left" in line for line in said)
+    assert not file.exists()
+    assert resumed.tolist() == learn_exactly(demo_clip, targets, settings).tolist()
+
+
+def test_a_score_that_no_budget_reaches_has_no_ratio(demo_clip: pez.Clip) -> None:
+    found = measure_equal_score(
+        demo_clip, demo_clip, pez.PezSettings(), 4, 40, 0.0, lambda _: None, budgets=[(1, 0), (2, 0)]
+    )
+    assert [(tried.steps, tried.swaps) for tried in found.tried] == [(1, 0), (2, 0)]
+    assert found.tried[-1].difference < 0
+    assert found.ratio is None

@@ -79,11 +79,37 @@ def test_a_plan_tells_hours_cost_balance_and_loss(
         "1,000 shards of 10,000 images: 16 min 40 s per task, 15.6 tasks per GPU; "
         "GPUs are idle 2.3% of the time, waiting for the last tasks",
         "losing a GPU (such as a reclaimed spot instance) costs 8 min 20 s of work on average, 16 min 40 s at most",
+        "each GPU needs 1.1 CPU cores: one for the thread that drives it, and 0.10 to read, decode and write "
+        "(10.0 ms of CPU time per image, as measured for JPEG photos of 512x512)",
         "better: --parts 4 (4.38 hours, $560.00, losing a GPU costs 2 min 05 s), or shards of 2,000 images",
     ]
     lines = run(["--images-per-second", 10, "--images", 5000, "--gpus", 1], monkeypatch, capsys)[1].splitlines()
     assert lines[0] == "5,000 images on 1 GPU at 10 images/s per GPU (as given)"
     assert lines[2].startswith("1 shard of 10,000 images: ")
+
+
+def test_a_plan_tells_the_cores_of_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = {"cpu_seconds_per_image": 0.05, "image_size": 2048, "machine": "two cores"}
+    (tmp_path / "pipeline.json").write_text(json.dumps(result))
+    words = ["--images-per-second", 40, "--pipeline", tmp_path / "pipeline.json"]
+    out = run(words, monkeypatch, capsys)[1]
+    assert "each GPU needs 3.0 CPU cores: one for the thread that drives it, and 2.00 to read" in out
+    assert "(50.0 ms of CPU time per image, measured with photos of 2048x2048 on two cores)" in out
+
+
+def test_a_plan_warns_of_tasks_too_small_for_the_lanes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warning = (
+        "4 tasks of 100 images fill 400 of a GPU's 1,024 lanes, which costs as much time as all: --shards-at-once 12"
+    )
+    words = ["--images-per-second", 40, "--shard-size"]
+    assert warning in run([*words, 100], monkeypatch, capsys)[1].splitlines()
+    assert warning in run([*words, 1000, "--parts", 10], monkeypatch, capsys)[1].splitlines()
+    assert "lanes" not in run([*words, 256], monkeypatch, capsys)[1]
+    assert "lanes" not in run([*words, 100, "--images", 400, "--gpus", 1], monkeypatch, capsys)[1]
 
 
 def test_a_throughput_of_reports(
@@ -137,6 +163,11 @@ def test_a_throughput_of_the_benchmark(
         (
             ["--benchmark", "{tmp}/other.json"],
             "{tmp}/other.json is not from a speed benchmark; expected a file written by",
+        ),
+        (["--images-per-second", "9", "--pipeline", "{tmp}/gone.json"], "cannot read {tmp}/gone.json: No such file"),
+        (
+            ["--images-per-second", "9", "--pipeline", "{tmp}/other.json"],
+            "{tmp}/other.json is not from a pipeline benchmark; expected a file written by",
         ),
         (["--images-per-second", "0"], "--images-per-second is 0.0; expected more than 0"),
         (["--images-per-second", "9", "--report", "x"], "--report and --images-per-second are given; expected one"),
