@@ -6,6 +6,7 @@
     python -m jobs.benchmark --equal-score --json score.json        # images per hour at the score of the published algorithm
     python -m jobs.benchmark --overhead                             # overhead of the pipeline
     python -m jobs.benchmark --pipeline --images-per-second 40      # does the pipeline keep a GPU of this speed busy?
+    python -m jobs.benchmark --costs                                # counted operations of an image, by model and tokens
 
 No Ray, no files. Speed does not depend on the weights, so they are random unless --pretrained is given.
 """
@@ -166,6 +167,11 @@ def parser(prog: str) -> argparse.ArgumentParser:
         help="images per hour at the score of the published algorithm; --json has them as `equal_score_ratio`",
     )
     options.add_argument("--overhead", action="store_true", help="the pipeline against the bare method, demo CLIP")
+    options.add_argument(
+        "--costs",
+        action="store_true",
+        help="operations of an image for several models and 4 to 64 tokens; only counted",
+    )
     options.add_argument(
         "--pipeline", action="store_true", help="the pipeline with a stand-in that takes the time of a GPU"
     )
@@ -372,7 +378,16 @@ def benchmark_pipeline(options: argparse.Namespace, device: torch.device) -> dic
     }
 
 
+def benchmark_costs(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Count the operations of an image; computes nothing."""
+    from jobs.benchmark.costs import MODELS, TOKENS, WORDS, count_costs
+
+    settings = pez.PezSettings(steps=options.steps)
+    return {"costs": [dataclasses.asdict(one) for one in count_costs(MODELS, TOKENS, settings, WORDS, _say)]}
+
+
 _MODES: dict[str, Callable[[argparse.Namespace, torch.device], dict[str, Any]]] = {
+    "costs": benchmark_costs,
     "curve": benchmark_curve,
     "equal_score": benchmark_equal_score,
     "overhead": benchmark_overhead,

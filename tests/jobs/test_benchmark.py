@@ -13,6 +13,7 @@ import pez
 from jobs import command
 from jobs.benchmark import job as benchmark
 from jobs.benchmark import speed
+from jobs.benchmark.costs import count_costs, shape_of
 from jobs.benchmark.equal_score import learn_exactly, measure_equal_score
 from jobs.benchmark.overhead import measure_overhead
 from jobs.benchmark.pipeline import SimulatedGpu, photo, waiting_engine
@@ -256,3 +257,25 @@ def test_a_score_that_no_budget_reaches_has_no_ratio(demo_clip: pez.Clip) -> Non
     assert [(tried.steps, tried.swaps) for tried in found.tried] == [(1, 0), (2, 0)]
     assert found.tried[-1].difference < 0
     assert found.ratio is None
+
+
+def test_costs_grow_with_the_tokens() -> None:
+    said = list[str]()
+    settings = pez.PezSettings(vocabulary="full")
+    [small, large] = count_costs(["RN50"], [8, 16], settings, 24_131, said.append)
+    assert large.tokens == 16
+    assert 1.5 < large.walk / small.walk < 2.5
+    assert small.published / small.default > 50
+    assert len(said) == 3
+    assert count_costs(["RN50"], [76], settings, 24_131, said.append) == []
+    with pytest.raises(UserError, match="no model 'ViT-Z' in open_clip"):
+        shape_of("ViT-Z")
+
+
+def test_a_shape_counts_as_its_model_does() -> None:
+    clip = pez.load_clip("RN50", "none")
+    vocabulary = clip.vocabulary(pez.PezSettings())
+    counted = cost.method_flop(clip, pez.PezSettings(), vocabulary)
+    [shape] = count_costs(["RN50"], [8], pez.PezSettings(), len(vocabulary.ids), lambda _: None)
+    assert shape.default == pytest.approx(counted / 1e9)
+    assert shape.published == pytest.approx(3000 * cost.baseline_step_flop(clip, 8) / 1e9)
