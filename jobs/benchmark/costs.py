@@ -86,7 +86,8 @@ class _Shape:
         self.tower, self.context_length = tower, int(tower.context_length)
 
     def ordinary_tokens(self) -> torch.Tensor:
-        return torch.arange(self.tower.token_embedding.num_embeddings) < self.tower.token_embedding.num_embeddings - 2
+        size: int = self.tower.token_embedding.num_embeddings
+        return torch.arange(size) < size - 2
 
 
 def shape_of(model: str) -> Any:

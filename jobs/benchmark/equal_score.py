@@ -196,8 +196,9 @@ def _save(walk: Walk, settings: pez.PezSettings, done: int, path: Path) -> None:
 def _restore(walk: Walk, settings: pez.PezSettings, path: Path) -> int:
     """Continue a saved walk; returns its steps."""
     state = torch.load(path, map_location=walk.soft.device, weights_only=True)
-    same = walk.target is not None and state["target"].shape == walk.target.shape
-    if not same or not torch.equal(state["target"], walk.target) or state["of"] != repr(settings):
+    assert walk.target is not None, "its tasks were admitted"
+    same = state["target"].shape == walk.target.shape and torch.equal(state["target"], walk.target)
+    if not same or state["of"] != repr(settings):
         raise UserError(f"{path} has the state of other images, another model or other settings; remove it")
     for name in _STATE:
         getattr(walk, name).copy_(state[name])

@@ -79,8 +79,9 @@ def check(options: argparse.Namespace) -> None:
     for name, of in _OF_MODES.items():
         if getattr(options, name) is not None and not any(getattr(options, mode) for mode in of):
             raise UserError(f"{option_of(name)} has no effect without {' or '.join(map(option_of, of))}")
-    if options.pipeline and len(options.lanes or ()) > 1:
-        raise UserError(f"--lanes has {len(options.lanes)} numbers; expected one with --pipeline")
+    lanes: list[int] = options.lanes or []
+    if options.pipeline and len(lanes) > 1:
+        raise UserError(f"--lanes has {len(lanes)} numbers; expected one with --pipeline")
     for name, value in _DEFAULTS.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -311,7 +312,7 @@ def benchmark_equal_score(options: argparse.Namespace, device: torch.device) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random weights are intended here
         clip = _load(options, device, "fp32")
-    engine = clip.with_engine(precision, _compiled(options, device))
+    engine = clip.with_engine(precision, _compiled(options, device))  # type: ignore[arg-type]
     print(f"{machine(device)}\n{clip.name}, {options.tokens} tokens, {precision}, {options.images} held-out scenes\n")
     settings = pez.PezSettings(tokens=options.tokens, vocabulary=options.vocabulary)
     found = measure_equal_score(

@@ -30,7 +30,7 @@ from torch import Tensor
 import pez
 from pez import cost
 from pez.engine import Engine
-from pez.methods.phase import Batch, OnStep
+from pez.methods.phase import Batch, OnStep, Phase
 from pez.models.clip import Clip
 from pez.objectives.clip import ClipObjective
 from pez.tasks import Learned
@@ -199,7 +199,7 @@ def waiting_engine(clip: Clip, method: pez.PezSettings, gpu: SimulatedGpu, image
         gpu.compute(seconds - in_walk, len(prompts))
         return [dataclasses.replace(prompt, score=0.5, steps=method.total_steps) for prompt in prompts]
 
-    phases = [
+    phases: list[Phase] = [
         _WaitingWalk(gpu, method.walk_steps, in_walk / method.walk_steps),
         Batch(swap, "swaps", objective, vocabulary, method, gpu.lanes),
     ]
