@@ -34,7 +34,16 @@ from jobs.options import (
     refuse_ignored,
     refuse_without,
 )
-from pez.classification import LABELS, PRESETS, Examples, SearchMethod, SearchSettings, Template, read_verbalizer
+from pez.classification import (
+    LABELS,
+    PRESETS,
+    SEARCH,
+    Examples,
+    SearchMethod,
+    SearchSettings,
+    Template,
+    read_verbalizer,
+)
 from pez.errors import UserError
 from pipeline.terminal import Activity, count, open_console, plain, say
 
@@ -277,7 +286,7 @@ def _described(job: ClassifyJob, question: Question) -> dict[str, Any]:
     search = chosen(job.search)
     search.pop("restarts", None)
     return {
-        "version": 1,
+        "version": SEARCH,
         "kind": "classify",
         "model": {"model": job.model, "score_models": list(job.score_model)},
         "question": {

@@ -14,6 +14,9 @@ from typing import Literal, Self, get_args
 
 from pez.errors import UserError
 
+SEARCH = 3
+"""the version of the searches; whoever changes the prompts that a seed gives must increment it"""
+
 SearchMethod = Literal["default", "pez", "autoprompt", "fluentprompt", "gcg", "random"]
 Optimizer = Literal["adafactor", "adamw"]
 Start = Literal["words", "random"]
@@ -186,8 +189,8 @@ def _order(texts: Sequence[str], seed: str) -> list[int]:
 class SearchSettings:
     """Settings of a search for a prompt. With the data, the model and the seed they determine the prompts."""
 
-    tokens: int = 10
-    """tokens per prompt"""
+    tokens: int = 16
+    """tokens per prompt; 10 in the paper. 16 have room for a short example of each of two labels"""
     steps: int | None = None
     """gradient steps or rounds per restart; default = 500, 60 rounds for the default method and 100 for gcg"""
     restarts: int = 8

@@ -14,18 +14,20 @@ The rounds of swaps, in each round, for each lane:
    ... examples the worse half is dropped. The winner replaces the prompt if its loss is lower on as many other examples: on
    those that it won on, its loss is too low. Every round has its own examples, so that no set of them is overfitted.
 
-The default starts from the best of many short prompts, which demonstrate the labels in the form of the template: `dull It was
-terrible funny It was great`. Their words are close to the label words in the embedding, or typical of a label in the examples.
-They balance the label words, which costs a search by single swaps many rounds: without a prompt, most errors come from a
-preference of the model for one label word. That preference grows with the length of the text, so prompts race on examples of
-all lengths, and not on short ones, which would be cheaper.
+The default starts from the best of many prompts that demonstrate the labels in the form of the template. Half of them are short
+examples of the data with their words, as in few-shot prompting: `A fun ride. It was great Horrible. It was terrible`. In the other
+half, words that are close to a label word in the embedding, or typical of a label in the examples, take their place: `dull It was
+terrible funny It was great`. Good starts rank the texts well and balance the label words, which costs a search by single swaps
+many rounds: without a prompt, most errors come from a preference of the model for one label word. That preference grows with the
+length of the text, so prompts race on examples of all lengths, and not on short ones, which would be cheaper.
 
 This is not the engine of images (`engine.py`): there, a target is a vector, and the best prompt is the one with the highest
 score so far. Here a step's loss is of a minibatch, so it cannot say which prompt is best; that is decided by accuracy on
 held-out examples, every few steps. The projection, AdamW, seeds and annealing are shared.
 
 Sources: Wen et al. 2023, arXiv:2302.03668, Algorithm 1 and section 5; FluentPrompt, arXiv:2212.10539; GCG, arXiv:2307.15043;
-the preference for label words: Zhao et al. 2021, "Calibrate Before Use", arXiv:2102.09690.
+the preference for label words: Zhao et al. 2021, "Calibrate Before Use", arXiv:2102.09690;
+examples as a prompt: Brown et al. 2020, arXiv:2005.14165.
 """
 
 import dataclasses
@@ -46,7 +48,10 @@ from pez.seeds import generator_for
 
 _TOP = 64  # tokens of each position among which candidates are drawn
 _SUITED = 16  # words of each kind that suit a label
-_STARTS = 64  # short prompts among which the default chooses its starts
+_STARTS = 64  # prompts among which the default chooses its starts
+_DRAWS = 100  # before the search for examples of the right length ends
+_TURNS = 2  # examples of each label in a start, at most
+_ANCHOR = "the"  # a word before the words of the template
 _FIRST = 8  # examples after which a race drops the first half
 _DECAY = 0.1  # AdamW's weight decay, as for images
 
@@ -229,11 +234,53 @@ class Search:
     def scored_starts(self) -> Tensor:
         """The best of many short prompts, different ones for the lanes."""
         generator = self.generators[0]
-        texts = [self.demonstration(generator) for _ in range(max(_STARTS, 2 * self.lanes))]
+        kinds = itertools.cycle([self.examples, self.demonstration])
+        texts = [draw(generator) for draw, _ in zip(kinds, range(max(_STARTS, 2 * self.lanes)), strict=False)]
         ids = self.surviving(torch.unique(self.fitted(texts), dim=0))
         if len(ids) < self.lanes:
             return self.random_ids()
         return self.race(ids, self.racing(-1), self.lanes)[0]
+
+    def examples(self, generator: torch.Generator) -> str:
+        """Short examples of every label with its word, in random order, as many tokens as a prompt has: a few-shot prompt.
+
+        It has the form of the template, and half of the time the mark that most texts end with after every word. If no
+        examples fit, a demonstration by words.
+        """
+
+        def below(count: int) -> int:
+            return int(torch.randint(count, (1,), generator=generator))
+
+        model, words, tokens = self.objective.model, self.objective.words, self.settings.tokens
+        mark = self.mark if below(2) else ""
+        answer = 1 + bool(mark)  # tokens
+        shortest = max(min(map(len, some), default=tokens) for some in self.short)
+        most = min(_TURNS, tokens // (len(words) * (shortest + answer)))
+        for _ in range(_DRAWS if most else 0):
+            order = torch.randperm(len(words), generator=generator).tolist() * (1 + below(most))
+            room, parts = tokens - answer * len(order), list[str]()
+            for left, label in zip(reversed(range(len(order))), order, strict=True):
+                fitting = [
+                    e for e in self.short[label] if (len(e) <= room - left * shortest if left else len(e) == room)
+                ]
+                if not fitting:
+                    break
+                ending = fitting[below(len(fitting))]
+                parts.append(f"{model.text_of(ending)} {words[label]}{mark}")
+                room -= len(ending)
+            text = " ".join(parts)
+            if not room and len(model.encode([text])[0]) == tokens:
+                return text
+        return self.demonstration(generator)
+
+    @functools.cached_property
+    def short(self) -> list[list[list[int]]]:
+        """For every label, the token ids of the examples, with the words of the template, that are shorter than a prompt."""
+        found = list[list[list[int]]]([] for _ in self.objective.words)
+        for ending, label in zip(self.train.endings, self.train.labels.tolist(), strict=True):
+            if len(ending) < self.settings.tokens:
+                found[label].append(ending)
+        return found
 
     def demonstration(self, generator: torch.Generator) -> str:
         """Every label word once, after one or two words that suit it, in random order.
@@ -259,7 +306,7 @@ class Search:
     @functools.cached_property
     def mark(self) -> str:
         """The punctuation mark that more than half of the texts end with, or nothing."""
-        before, closed = self.objective.model.encode(["the", f"the{self.objective.template.after}"])
+        before, closed = self.objective.model.encode([_ANCHOR, f"{_ANCHOR}{self.objective.template.after}"])
         place = len(before) - len(closed) - 1
         found = Counter(ending[place] for ending in self.train.endings if len(ending) >= -place)
         token, count = found.most_common(1)[0] if found else (0, 0)

@@ -11,6 +11,7 @@ import pytest
 
 from jobs import classify, command
 from jobs.classify import ClassifyJob
+from pez.classification import SEARCH
 from pez.demo.reviews import labelled_reviews
 
 Run = Callable[..., tuple[int, str, str]]
@@ -86,6 +87,19 @@ def test_an_output_with_other_settings_is_refused(run: Run, tmp_path: Path) -> N
     status, _, errors = run(*words, "--tokens", 5)
     assert status == 2
     assert "tokens was 4 and is 5" in errors
+
+
+def test_an_output_of_another_version_of_the_searches_is_refused(run: Run, tmp_path: Path) -> None:
+    words = ["--demo", *FAST, "--method", "random", "--output", tmp_path / "out"]
+    assert run(*words)[0] == 0
+    record = tmp_path / "out" / "_run.json"
+    text = record.read_text()
+    assert f'"version": {SEARCH}' in text
+    record.write_text(text.replace(f'"version": {SEARCH}', f'"version": {SEARCH - 1}'))
+    status, _, errors = run(*words, "--seed", 5)
+    assert status == 2
+    assert len(errors.strip().splitlines()) == 1
+    assert "version" in errors
 
 
 def test_a_given_prompt_is_measured_beside_the_empty_one_and_under_another_model(

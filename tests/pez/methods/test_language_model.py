@@ -83,6 +83,31 @@ def test_the_default_starts_from_demonstrations_with_words_of_each_label(
     assert {"superb", "wonderful"} <= typical[1] - typical[0]
 
 
+LONG = "{} from the first scene to the very last one of the film"
+
+
+def test_the_default_starts_from_short_examples_of_every_label(parts: list[Encoded], objective: Classification) -> None:
+    short = {"negative": ["so slow", "so boring", "dull"], "positive": ["so funny", "superb", "wonderful"]}
+    rows: list[Any] = [
+        (form.format(text), label) for label, some in short.items() for text in some for form in ("{}", LONG)
+    ]
+    one = search(objective, [objective.encode(Examples.of(rows, WORDS, "the test")), parts[1]], "default", tokens=10)
+    texts = {one.examples(one.generators[0]) for _ in range(20)}
+    assert len(texts) > 2
+    for text in texts:
+        assert len(objective.model.encode([text])[0]) == 10
+        assert "first scene" not in text
+        for label, word in WORDS.items():
+            assert any(f"{example} It was {word}" in text for example in short[label]), text
+
+
+def test_without_short_examples_words_demonstrate_the_labels(objective: Classification, parts: list[Encoded]) -> None:
+    rows: list[Any] = [(" ".join([text] * 4), label) for text, label in labelled_reviews(60)]
+    one = search(objective, [objective.encode(Examples.of(rows, WORDS, "the test")), parts[1]], "default", tokens=8)
+    assert one.examples(one.generators[0]).count("It was") == 2
+    assert one.starts().shape == (1, 8)
+
+
 def test_demonstrations_end_as_most_texts_do(objective: Classification) -> None:
     rows: list[Any] = [(f"{text} !", label) for text, label in labelled_reviews(60)]
     train = objective.encode(Examples.of(rows, WORDS, "the test"))
