@@ -14,12 +14,12 @@ The rounds of swaps, in each round, for each lane:
    ... examples the worse half is dropped. The winner replaces the prompt if its loss is lower on as many other examples: on
    those that it won on, its loss is too low. Every round has its own examples, so that no set of them is overfitted.
 
-The default starts from the best of many prompts that demonstrate the labels in the form of the template. Half of them are short
-examples of the data with their words, as in few-shot prompting: `A fun ride. It was great Horrible. It was terrible`. In the other
-half, words that are close to a label word in the embedding, or typical of a label in the examples, take their place: `dull It was
-terrible funny It was great`. Good starts rank the texts well and balance the label words, which costs a search by single swaps
-many rounds: without a prompt, most errors come from a preference of the model for one label word. That preference grows with the
-length of the text, so prompts race on examples of all lengths, and not on short ones, which would be cheaper.
+The default starts from the best of many prompts that demonstrate the labels in the form of the template. Half of them are
+short examples of the data with their words, as in few-shot prompting: `A fun ride. It was great Horrible. It was terrible`. In
+the other half, words that are close to a label word in the embedding, or typical of a label in the examples, take their place:
+`dull It was terrible funny It was great`. Good starts rank the texts well and balance the label words, which costs a search by
+single swaps many rounds: without a prompt, most errors come from a preference of the model for one label word. That preference
+grows with the length of the text, so prompts race on examples of all lengths, and not on short ones, which would be cheaper.
 
 This is not the engine of images (`engine.py`): there, a target is a vector, and the best prompt is the one with the highest
 score so far. Here a step's loss is of a minibatch, so it cannot say which prompt is best; that is decided by accuracy on
