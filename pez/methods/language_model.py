@@ -14,12 +14,13 @@ The rounds of swaps, in each round, for each lane:
    ... examples the worse half is dropped. The winner replaces the prompt if its loss is lower on as many other examples: on
    those that it won on, its loss is too low. Every round has its own examples, so that no set of them is overfitted.
 
-The default starts from the best of many prompts that demonstrate the labels in the form of the template. Half of them are
-short examples of the data with their words, as in few-shot prompting: `A fun ride. It was great Horrible. It was terrible`. In
-the other half, words that are close to a label word in the embedding, or typical of a label in the examples, take their place:
-`dull It was terrible funny It was great`. Good starts rank the texts well and balance the label words, which costs a search by
-single swaps many rounds: without a prompt, most errors come from a preference of the model for one label word. That preference
-grows with the length of the text, so prompts race on examples of all lengths, and not on short ones, which would be cheaper.
+The default starts from the best of many prompts that demonstrate the labels in the form of the template: short examples of the
+data with their words, as in few-shot prompting, such as `A fun ride. It was great Horrible. It was terrible`. Without examples
+that are short enough, words that are close to a label word in the embedding, or typical of a label in the examples, take their
+place: `dull It was terrible funny It was great`. Good starts rank the texts well and balance the label words, which costs a
+search by single swaps many rounds: without a prompt, most errors come from a preference of the model for one label word. That
+preference grows with the length of the text, so prompts race on examples of all lengths, and not on short ones, which would be
+cheaper.
 
 This is not the engine of images (`engine.py`): there, a target is a vector, and the best prompt is the one with the highest
 score so far. Here a step's loss is of a minibatch, so it cannot say which prompt is best; that is decided by accuracy on
@@ -48,7 +49,7 @@ from pez.seeds import generator_for
 
 _TOP = 64  # tokens of each position among which candidates are drawn
 _SUITED = 16  # words of each kind that suit a label
-_STARTS = 64  # prompts among which the default chooses its starts
+_STARTS = 128  # prompts among which the default chooses its starts
 _DRAWS = 100  # before the search for examples of the right length ends
 _TURNS = 2  # examples of each label in a start, at most
 _ANCHOR = "the"  # a word before the words of the template
@@ -234,12 +235,11 @@ class Search:
     def scored_starts(self) -> Tensor:
         """The best of many short prompts, different ones for the lanes."""
         generator = self.generators[0]
-        kinds = itertools.cycle([self.examples, self.demonstration])
-        texts = [draw(generator) for draw, _ in zip(kinds, range(max(_STARTS, 2 * self.lanes)), strict=False)]
+        texts = [self.examples(generator) for _ in range(max(_STARTS, 2 * self.lanes))]
         ids = self.surviving(torch.unique(self.fitted(texts), dim=0))
         if len(ids) < self.lanes:
             return self.random_ids()
-        return self.race(ids, self.racing(-1), self.lanes)[0]
+        return self.race(ids, self.racing(-1, 2 * self.settings.search_examples), self.lanes)[0]
 
     def examples(self, generator: torch.Generator) -> str:
         """Short examples of every label with its word, in random order, as many tokens as a prompt has: a few-shot prompt.
@@ -353,9 +353,9 @@ class Search:
         """This step's examples, the same for all lanes."""
         return self.objective.draw(self.train, count, self.seed, self.steps)
 
-    def racing(self, step: int) -> list[int]:
-        """Examples for one race, drawn by seed and step, balanced over the labels."""
-        return self.objective.draw(self.train, self.settings.search_examples, self.seed, step, "race")
+    def racing(self, step: int, count: int | None = None) -> list[int]:
+        """Examples for one race, drawn by seed and step, balanced over the labels; by default as many as the settings say."""
+        return self.objective.draw(self.train, count or self.settings.search_examples, self.seed, step, "race")
 
     def look(self, ids: Tensor) -> None:
         """Measure the texts of prompts on the held-out examples, and keep the best of each lane."""
