@@ -37,8 +37,8 @@ from jobs.options import (
 from pez.classification import (
     LABELS,
     PRESETS,
-    SEARCH,
     Examples,
+    Question,
     SearchMethod,
     SearchSettings,
     Template,
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from pipeline.classified import PromptRow, PromptRows, SearchUnit
     from pipeline.failures import FailureLog
     from pipeline.run.resources import ActorPlan
-    from pipeline.stages.classify import ClassifyStage, Question
+    from pipeline.stages.classify import ClassifyStage
 
 _TRAIN = 20_000  # the most examples that prompts are learned from
 
@@ -175,7 +175,6 @@ def _question(job: ClassifyJob) -> Question:
     """
     from pez.demo.reviews import labelled_reviews
     from pipeline.sources.labelled import read_labelled
-    from pipeline.stages.classify import Question
 
     words, preset = words_of(job), PRESETS[job.task] if job.task else None
     text = job.text_field or (preset.text_field if preset else "text")
@@ -241,12 +240,14 @@ def _learn(job: ClassifyJob, question: Question, console: Console) -> int:
 
 
 def _sweep(job: ClassifyJob, output: str, question: Question, console: Console) -> int:
-    from pipeline.classified import PromptRows, search_units
+    from pipeline.classified import PromptRows, described_sweep, search_units
     from pipeline.classify_progress import ClassifyProgress
     from pipeline.failures import FailureLog
     from pipeline.stages.classify import ClassifyStage
 
-    described = _described(job, question)
+    described = described_sweep(
+        job.model, job.score_model, question, job.search, job.restarts_per_unit, job.random_prompts
+    )
     table = PromptRows(output, described)
     table.check()
     units = search_units(job.method or ("default",), job.seed or (0,), job.search.restarts, job.restarts_per_unit)
@@ -273,30 +274,6 @@ def _sweep(job: ClassifyJob, output: str, question: Question, console: Console) 
     table.succeed(units)
     _conclude(job, [row for unit in table.divide(units)[0] for row in table.read_prompts(unit)], question, console)
     return 0
-
-
-def _described(job: ClassifyJob, question: Question) -> dict[str, Any]:
-    """Everything that determines the rows, as JSON values; methods, seeds and restarts only add units."""
-    import hashlib
-
-    from pipeline.description import chosen
-
-    parts = {name: getattr(question, name) for name in ("train", "heldout", "test")}
-    digest = hashlib.sha256(repr([(part.texts, part.labels) for part in parts.values()]).encode()).hexdigest()[:16]
-    search = chosen(job.search)
-    search.pop("restarts", None)
-    return {
-        "version": SEARCH,
-        "kind": "classify",
-        "model": {"model": job.model, "score_models": list(job.score_model)},
-        "question": {
-            "template": question.template.text,
-            "words": question.verbalizer,
-            "text_tokens": question.text_tokens,
-            "examples": digest,
-        },
-        "search": search | {"restarts_per_unit": job.restarts_per_unit, "random_prompts": job.random_prompts},
-    }
 
 
 def _serially(

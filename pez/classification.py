@@ -179,6 +179,18 @@ class Examples:
         return train, held, tested
 
 
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What a model is asked, and with which examples."""
+
+    template: Template
+    verbalizer: dict[str, str]
+    text_tokens: int
+    train: Examples
+    heldout: Examples
+    test: Examples
+
+
 def _order(texts: Sequence[str], seed: str) -> list[int]:
     """Indices of texts in a random order that depends on the texts and the seed only."""
     digests = [hashlib.sha256(f"{seed}|{text}".encode("utf-8", "surrogatepass")).digest() for text in texts]

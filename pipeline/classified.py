@@ -1,6 +1,7 @@
 """The output of `pez classify`: a table of prompts, one Parquet file a unit, with the bookkeeping of other outputs."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pez.classification import SearchMethod
+from pez.classification import SEARCH, Question, SearchMethod, SearchSettings
+from pipeline.description import chosen
 from pipeline.rows import ShardReport
 from pipeline.sources.base import Unit
 from pipeline.table import PromptTable
@@ -84,6 +86,33 @@ def search_units(
                 stem = f"{method}-seed{seed}-restarts{group[0]:04d}-{group[-1]:04d}"
                 units.append(SearchUnit(name, stem, method=method, seed=seed, restarts=group))
     return [*units, SearchUnit("prompts to compare with", "compared")]
+
+
+def described_sweep(
+    model: str,
+    score_models: Sequence[str],
+    question: Question,
+    search: SearchSettings,
+    restarts_per_unit: int,
+    random_prompts: int,
+) -> dict[str, Any]:
+    """Everything that determines the rows, as JSON values; methods, seeds and restarts only add units."""
+    parts = {name: getattr(question, name) for name in ("train", "heldout", "test")}
+    digest = hashlib.sha256(repr([(part.texts, part.labels) for part in parts.values()]).encode()).hexdigest()[:16]
+    settings = chosen(search)
+    settings.pop("restarts", None)
+    return {
+        "version": SEARCH,
+        "kind": "classify",
+        "model": {"model": model, "score_models": list(score_models)},
+        "question": {
+            "template": question.template.text,
+            "words": question.verbalizer,
+            "text_tokens": question.text_tokens,
+            "examples": digest,
+        },
+        "search": settings | {"restarts_per_unit": restarts_per_unit, "random_prompts": random_prompts},
+    }
 
 
 class PromptRows(PromptTable):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pez.classification import Examples, SearchSettings, Template
+from pez.classification import Question, SearchSettings
 from pez.methods.language_model import Candidate, Search
 from pez.models.language_model import LanguageModel, load_language_model
 from pez.modes import own_modes
@@ -19,18 +19,6 @@ from pipeline.run.tasks import Task
 
 EMPTY, RANDOM = "empty", "random words"
 """the methods of the prompts to compare with"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """What a model is asked, and with which examples."""
-
-    template: Template
-    verbalizer: dict[str, str]
-    text_tokens: int
-    train: Examples
-    heldout: Examples
-    test: Examples
 
 
 @dataclasses.dataclass

@@ -333,9 +333,9 @@ def test_a_benchmark_that_cannot_be_run_is_one_line(
 
 
 def test_lanes_of_the_benchmark_add_up() -> None:
-    from jobs.benchmark.job import parser
+    from jobs.benchmark.options import parser
 
-    assert parser("pez benchmark").parse_args(["--lanes", "1", "2", "--lanes", "3"]).lanes == [1, 2, 3]
+    assert parser("pez benchmark", None).parse_args(["--lanes", "1", "2", "--lanes", "3"]).lanes == [1, 2, 3]
 
 
 def pez_says(

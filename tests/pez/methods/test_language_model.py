@@ -9,6 +9,7 @@ import torch
 from pez.classification import Examples, SearchMethod, SearchSettings, Template, read_verbalizer
 from pez.demo.reviews import labelled_reviews
 from pez.methods.language_model import Search, _State, adafactor
+from pez.methods.language_starts import Starts
 from pez.models.language_model import load_language_model
 from pez.objectives.language_model import Classification, Encoded
 
@@ -37,6 +38,10 @@ def search(
 ) -> Search:
     chosen = SearchSettings(**{"steps": 6, "evaluate_every": 3, "search_examples": 32, "candidates": 16, **settings})
     return Search(objective, parts[0], parts[1], chosen, method, seed, range(restarts))
+
+
+def starts(objective: Classification, train: Encoded, tokens: int) -> Starts:
+    return Starts(objective, train, tokens, torch.Generator().manual_seed(0))
 
 
 def test_the_default_beats_the_empty_prompt_and_random_words_by_10_points(
@@ -71,8 +76,8 @@ def test_a_search_returns_a_text_for_every_restart_and_can_be_repeated(
 def test_the_default_starts_from_demonstrations_with_words_of_each_label(
     objective: Classification, parts: list[Encoded]
 ) -> None:
-    one = search(objective, parts, "default", tokens=8)
-    texts = {one.demonstration(one.generators[0]) for _ in range(20)}
+    one = starts(objective, parts[0], 8)
+    texts = {one.demonstration() for _ in range(20)}
     assert len(texts) > 10
     for text in texts:
         assert len(objective.model.encode([text])[0]) <= 8
@@ -91,8 +96,8 @@ def test_the_default_starts_from_short_examples_of_every_label(parts: list[Encod
     rows: list[Any] = [
         (form.format(text), label) for label, some in short.items() for text in some for form in ("{}", LONG)
     ]
-    one = search(objective, [objective.encode(Examples.of(rows, WORDS, "the test")), parts[1]], "default", tokens=10)
-    texts = {one.examples(one.generators[0]) for _ in range(20)}
+    one = starts(objective, objective.encode(Examples.of(rows, WORDS, "the test")), 10)
+    texts = {one.examples() for _ in range(20)}
     assert len(texts) > 2
     for text in texts:
         assert len(objective.model.encode([text])[0]) == 10
@@ -103,17 +108,17 @@ def test_the_default_starts_from_short_examples_of_every_label(parts: list[Encod
 
 def test_without_short_examples_words_demonstrate_the_labels(objective: Classification, parts: list[Encoded]) -> None:
     rows: list[Any] = [(" ".join([text] * 4), label) for text, label in labelled_reviews(60)]
-    one = search(objective, [objective.encode(Examples.of(rows, WORDS, "the test")), parts[1]], "default", tokens=8)
-    assert one.examples(one.generators[0]).count("It was") == 2
-    assert one.starts().shape == (1, 8)
+    train = objective.encode(Examples.of(rows, WORDS, "the test"))
+    assert starts(objective, train, 8).examples().count("It was") == 2
+    assert search(objective, [train, parts[1]], "default", tokens=8).starts().shape == (1, 8)
 
 
 def test_demonstrations_end_as_most_texts_do(objective: Classification) -> None:
     rows: list[Any] = [(f"{text} !", label) for text, label in labelled_reviews(60)]
     train = objective.encode(Examples.of(rows, WORDS, "the test"))
-    one = search(objective, [train, train], "default", tokens=12)
+    one = starts(objective, train, 12)
     assert one.mark == "!"
-    assert any("! It was" in one.demonstration(one.generators[0]) for _ in range(20))
+    assert any("! It was" in one.demonstration() for _ in range(20))
 
 
 def test_updates_too_small_to_change_a_token_add_up(objective: Classification, parts: list[Encoded]) -> None:
