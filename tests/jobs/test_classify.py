@@ -11,8 +11,8 @@ import pytest
 
 from jobs import classify, command
 from jobs.classify import ClassifyJob
+from pez.classification import SEARCH
 from pez.demo.reviews import labelled_reviews
-from pipeline import classified
 
 Run = Callable[..., tuple[int, str, str]]
 FAST = [
@@ -94,7 +94,7 @@ def test_an_output_of_another_version_of_the_searches_is_refused(
 ) -> None:
     words = ["--demo", *FAST, "--method", "random", "--output", tmp_path / "out"]
     with monkeypatch.context() as patch:
-        patch.setattr(classified, "SEARCH", classified.SEARCH - 1)
+        patch.setattr("pipeline.classified.SEARCH", SEARCH - 1)
         assert run(*words)[0] == 0
     status, _, errors = run(*words, "--seed", 5)
     assert status == 2
