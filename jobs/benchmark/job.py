@@ -8,7 +8,8 @@
     python -m jobs.benchmark --pipeline --images-per-second 40      # does the pipeline keep a GPU of this speed busy?
     python -m jobs.benchmark --costs                                # counted operations of an image, by model and tokens
 
-No Ray, no files. Speed does not depend on the weights, so they are random unless --pretrained is given.
+No Ray; the files of a measurement are in a temporary folder. Speed does not depend on the weights, so they are random unless
+--pretrained is given.
 """
 
 from __future__ import annotations

@@ -30,7 +30,12 @@ def parser(prog: str, description: str | None) -> argparse.ArgumentParser:
         help="of the engine; default = bf16 if the hardware supports it, fp32 for --curve",
     )
     options.add_argument(
-        "--lanes", type=int, nargs="+", action="extend", help="one or more; default = 64 on a CPU, 1024 on a GPU"
+        "--lanes",
+        type=int,
+        nargs="+",
+        action="extend",
+        metavar="N",
+        help="one or more; default = 64 on a CPU, 1024 on a GPU",
     )
     options.add_argument(
         "--compiled", action=argparse.BooleanOptionalAction, help="compile the text tower; default = on a GPU"
