@@ -10,6 +10,7 @@ from pez.errors import UserError
 from pez.fluency import Bigrams
 
 _SIMILARITIES_AT_ONCE = 2**25  # (soft tokens x vocabulary) products in memory at a time
+_BLOCKS = 64  # of a row, for its maximum
 
 
 class Vocabulary:
@@ -65,8 +66,7 @@ class Vocabulary:
 
         Source: PEZ, arXiv:2302.03668, Algorithm 1, Proj.
         """
-        # max instead of argmax: the same index, four times faster on a CPU in bfloat16.
-        found = torch.cat([products.max(-1).indices for products in self._products(soft)])
+        found = torch.cat([argmax(products) for products in self._products(soft)])
         return self.rows[found].view(soft.shape[:2])
 
     def nearest_few(self, soft: Tensor, count: int) -> Tensor:
@@ -113,6 +113,21 @@ class Vocabulary:
         """(tokens,) int64, drawn from the allowed tokens with a CPU generator."""
         rows = torch.randint(len(self.ids), (tokens,), generator=generator)
         return self.ids[rows.to(self.ids.device)]
+
+
+def argmax(rows: Tensor) -> Tensor:
+    """The index of the first maximum of each row, (count, width) to (count,).
+
+    On a CPU, long rows are searched in blocks: the maximum of a block is four times faster to find than its place, and the
+    place is needed for one block only. `max` gives the same index as `argmax`, four times faster in bfloat16.
+    """
+    width = rows.shape[-1]
+    if rows.device.type != "cpu" or width % _BLOCKS or width < _BLOCKS**2:
+        return rows.max(-1).indices
+    blocks = rows.view(-1, _BLOCKS, width // _BLOCKS)
+    first = blocks.amax(-1).max(-1).indices
+    inside = blocks[torch.arange(len(blocks)), first].max(-1).indices
+    return first * (width // _BLOCKS) + inside
 
 
 class JointVocabulary(Vocabulary):

@@ -249,7 +249,7 @@ def benchmark_equal_score(options: argparse.Namespace, device: torch.device) -> 
     print(f"{machine(device)}\n{clip.name}, {options.tokens} tokens, {precision}, {options.images} held-out scenes\n")
     settings = pez.PezSettings(tokens=options.tokens, vocabulary=options.vocabulary)
     found = measure_equal_score(
-        clip, engine, settings, options.images, options.exact_steps, options.seconds, _say, options.checkpoint
+        clip, engine, settings, options.images, options.exact_steps, options.seconds / 2, _say, options.checkpoint
     )
     reached, minutes = found.tried[-1], (time.monotonic() - start) / 60
     if found.ratio is None:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 import pez
 from pez import lists
 from pez.demo.scenes import caption_words
-from pez.vocabulary import Vocabulary
+from pez.vocabulary import Vocabulary, argmax
 
 
 def words_of(clip: pez.Clip, settings: pez.PezSettings) -> set[str]:
@@ -19,6 +19,16 @@ def test_the_nearest_token_is_the_one_of_largest_cosine() -> None:
     soft = torch.randn(3, 4, 8, dtype=torch.float64)
     cosine = F.cosine_similarity(soft.unsqueeze(2), embedding, dim=-1).masked_fill(~allowed, -torch.inf)
     assert torch.equal(Vocabulary(embedding, allowed).nearest(soft), cosine.argmax(-1))
+
+
+@pytest.mark.parametrize("width", [24_192, 49_408, 4_096, 4_100, 64, 1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_first_of_equal_products_is_the_nearest_token(width: int, dtype: torch.dtype) -> None:
+    products = torch.randint(-3, 4, (5, width), generator=torch.Generator().manual_seed(0)).to(dtype)
+    products[0] = 1
+    products[1, -1] = 9
+
+    assert argmax(products).tolist() == products.double().numpy().argmax(-1).tolist()
 
 
 def test_no_allowed_token_is_an_error() -> None:
