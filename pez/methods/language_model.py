@@ -32,7 +32,6 @@ examples as a prompt: Brown et al. 2020, arXiv:2005.14165.
 """
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -224,9 +223,8 @@ class Search:
             return self.random_ids()
         words = torch.randperm(len(self.objective.words), generator=generator_for(self.seed, "words", 0)).tolist()
         named = [self.objective.words[i] for i in words]
-        text = " ".join(itertools.islice(itertools.cycle(named), self.settings.tokens))
         starts = Starts(self.objective, self.train, self.settings.tokens, self.generators[0])
-        return starts.fitted([text] * self.lanes)
+        return starts.fitted([starts.repeated(named)] * self.lanes)
 
     def scored_starts(self) -> Tensor:
         """The best of many short prompts, different ones for the lanes."""

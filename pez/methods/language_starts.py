@@ -4,6 +4,7 @@ Sources: Brown et al. 2020, arXiv:2005.14165, for examples as a prompt; Monroe e
 """
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -122,6 +123,18 @@ class Starts:
             typical = score.topk(min(_SUITED, len(words.ids))).indices
             found.append(words.rows[near].tolist() + words.ids.cpu()[typical].tolist())
         return found
+
+    def repeated(self, words: Sequence[str]) -> str:
+        """The words in turns, as many tokens as a prompt has, if some form of that has no word of several tokens.
+
+        At the start of a text, a word may be more tokens than later; a capital, or another word to begin with, often helps.
+        """
+        forms = []
+        for first in range(len(words)):
+            text = " ".join(itertools.islice(itertools.cycle([*words[first:], *words[:first]]), self.tokens))
+            forms += [text, text[:1].upper() + text[1:]]
+        read = self.objective.model.encode(forms)
+        return next((form for form, ids in zip(forms, read, strict=True) if len(ids) == self.tokens), forms[0])
 
     def fitted(self, texts: Sequence[str]) -> Tensor:
         """(texts, tokens) int64: texts cut to the number of tokens, or with random words before them."""
