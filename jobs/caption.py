@@ -28,7 +28,7 @@ from jobs.options import (
     refuse_beside_demo,
     refuse_ignored,
     refuse_without,
-    with_demo_texts,
+    resolved_method,
 )
 from pez.errors import UserError
 from pez.models.names import is_demo
@@ -94,7 +94,7 @@ def caption(job: CaptionJob) -> int:
 
     table_job = driver.TableJob(
         settings=settings,
-        method=with_demo_texts(job.method, settings),
+        method=resolved_method(job.method, settings),
         find=find,
         output=job.output,
         bookkeeping=job.bookkeeping,

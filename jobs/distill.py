@@ -29,7 +29,7 @@ from jobs.options import (
     refuse_beside_demo,
     refuse_ignored,
     refuse_without,
-    with_demo_texts,
+    resolved_method,
 )
 from pez.errors import UserError
 from pez.models.names import is_demo
@@ -90,7 +90,7 @@ def distill(job: DistillJob) -> int:
     """Run the job; returns its exit status."""
     if job.demo and not is_demo(job.texts):
         job = dataclasses.replace(job, texts=dataclasses.replace(job.texts, model="demo"))
-    job = dataclasses.replace(job, method=with_demo_texts(job.method, job.texts))
+    job = dataclasses.replace(job, method=resolved_method(job.method, job.texts))
     return _shorten_tables(job) if job.input else _shorten_texts(job)
 
 

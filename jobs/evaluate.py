@@ -40,7 +40,7 @@ from jobs.options import (
     refuse_beside_demo,
     refuse_ignored,
     refuse_without,
-    with_demo_texts,
+    resolved_method,
 )
 from jobs.outcomes import (
     Originals,
@@ -161,7 +161,7 @@ def evaluate(job: EvaluateJob) -> int:
             verify = job.verification.verify or (None if job.compares else "demo")
             verification = dataclasses.replace(job.verification, verify=verify)
             job = dataclasses.replace(job, caption=of_demo(job.caption), verification=verification)
-        job = dataclasses.replace(job, method=with_demo_texts(job.method, job.caption))
+        job = dataclasses.replace(job, method=resolved_method(job.method, job.caption))
         for tokens in job.lengths or (job.method.tokens,):
             check_models(job.caption, tokens, template_of(job.method))
         device = job.local_device()

@@ -26,7 +26,7 @@ from jobs.options import (
     refuse_beside_demo,
     refuse_ignored,
     refuse_without,
-    with_demo_texts,
+    resolved_method,
 )
 from pez.errors import UserError
 from pez.models.names import is_demo
@@ -96,7 +96,7 @@ def invert(job: InvertJob) -> int:
         settings = job.model
         if job.demo and not is_demo(settings):
             settings = dataclasses.replace(settings, model="demo")
-        job = dataclasses.replace(job, method=with_demo_texts(job.method, settings))
+        job = dataclasses.replace(job, method=resolved_method(job.method, settings))
         check_models(settings, job.method.tokens, template_of(job.method))
         device = job.local_device()
         names, images = _read(job.images) if job.images else _drawn()

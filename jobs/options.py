@@ -121,8 +121,9 @@ def of_demo(settings: CaptionSettings) -> CaptionSettings:
     return settings if is_demo(settings) else dataclasses.replace(settings, model="demo")
 
 
-def with_demo_texts(method: pez.PezSettings, model: ModelSettings) -> pez.PezSettings:
-    """The settings with captions of drawn scenes for fluency, if the model is a demo and no texts are given."""
+def resolved_method(method: pez.PezSettings, model: ModelSettings) -> pez.PezSettings:
+    """The settings with what the models decide: defaults of several, and captions of drawn scenes for the fluency of a demo."""
+    method = method.for_models(len(model.models))
     if not method.fluency or method.fluency_text or not is_demo(model):
         return method
     from pez.demo import scenes

@@ -14,11 +14,12 @@ from typing import Literal, Self, get_args
 
 from pez.errors import UserError
 
-SEARCH = 3
+SEARCH = 4
 """the version of the searches; whoever changes the prompts that a seed gives must increment it"""
 
 SearchMethod = Literal["default", "pez", "autoprompt", "fluentprompt", "gcg", "random"]
 Optimizer = Literal["adafactor", "adamw"]
+Precision = Literal["fp32", "bf16"]
 Start = Literal["words", "random"]
 
 LABELS: dict[SearchMethod, str] = {
@@ -201,8 +202,8 @@ def _order(texts: Sequence[str], seed: str) -> list[int]:
 class SearchSettings:
     """Settings of a search for a prompt. With the data, the model and the seed they determine the prompts."""
 
-    tokens: int = 16
-    """tokens per prompt; 10 in the paper. 16 have room for a short example of each of two labels"""
+    tokens: int = 48
+    """tokens per prompt; 10 in the paper. 48 have room for some short examples of each of two labels"""
     steps: int | None = None
     """gradient steps or rounds per restart; default = 500, 60 rounds for the default method and 100 for gcg"""
     restarts: int = 8
@@ -220,6 +221,9 @@ class SearchSettings:
     """default = 0.3 with adafactor, as published; 0.1 with adamw"""
     clip: float = 1.0
     """the norm that a prompt's gradient is cut to"""
+    precision: Precision = "fp32"
+    """precision of the search; bf16 is faster on a GPU, and on a CPU with instructions for it. Accuracies are measured in
+    fp32"""
     fluency: float = 0.0
     """weight of the fluency of the prompt in the loss: its mean cross-entropy under the model; 0.003 in the paper"""
     start: Start = "words"
@@ -244,6 +248,8 @@ class SearchSettings:
             raise UserError(f"clip is {self.clip}; expected more than 0")
         if not 0 <= self.fluency < 1:
             raise UserError(f"fluency is {self.fluency}; expected 0 to below 1")
+        if self.precision not in get_args(Precision):
+            raise UserError(f"precision is {self.precision!r}; expected one of {', '.join(get_args(Precision))}")
         if self.optimizer not in get_args(Optimizer):
             raise UserError(f"optimizer is {self.optimizer!r}; expected one of {', '.join(get_args(Optimizer))}")
 

@@ -20,7 +20,7 @@ def method_flop(clip: Clip, settings: PezSettings, vocabulary: Vocabulary) -> fl
     flop = steps * step_flop(clip, settings, allowed)
     if settings.method == "soft":
         flop += projection_flop(clip, settings.tokens, allowed)
-    return flop + swaps_flop(clip, settings.tokens, settings.rounds, settings.candidates, allowed)
+    return flop + swaps_flop(clip, settings.tokens, settings.rounds, settings.tried, allowed)
 
 
 def within(clip: Clip, settings: PezSettings, vocabulary: Vocabulary, flop: float) -> PezSettings:
@@ -42,13 +42,13 @@ def step_flop(clip: Clip, settings: PezSettings, allowed: Tensor) -> float:
     if method == "soft":
         return 2 * forward
     if method == "gcg":
-        places = gcg.positions_of(tokens, settings.candidates).items()
+        places = gcg.positions_of(tokens, settings.tried).items()
         scored = sum(float(part.stop - part.start) * forward_flop(clip, rows - i, rows + 1, 1) for i, part in places)
         return 2 * forward + project * len(places) / tokens + scored
     if method == "gaslite":
         refined = gaslite.positions(tokens)
         tails = [forward_flop(clip, rows - i, rows + 1, 1) for i in range(tokens)]
-        scored = min(settings.candidates, count) * sum(tails) * refined / tokens
+        scored = min(settings.tried, count) * sum(tails) * refined / tokens
         return (2 * gaslite.VARIATIONS + refined) * forward + project * refined / tokens + scored
     if method == "default" and uses_shortlist(settings, count):
         return 2 * forward + project * (1 / settings.project_every + SHORTLIST / count)

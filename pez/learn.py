@@ -236,7 +236,8 @@ def engine_for(clip: AnyClip, settings: PezSettings, lanes: int, on_step: OnStep
     Raises:
         UserError: too many tokens for the model, an empty vocabulary, or a model that the method does not support.
     """
-    token_features = clip.single_tokens() if settings.rounds and settings.token_weight else None
+    settings = settings.for_models(len(clip.clips) if isinstance(clip, JointClip) else 1)
+    token_features = clip.single_tokens() if settings.rounds and settings.weight_of_tokens else None
     encoder = clip.encoder(settings.tokens, template_of(settings))
     if settings.method == "bank" and not isinstance(encoder, CausalEncoder):
         raise UserError(f"the method bank needs a causal text tower, which {clip.name} has not; expected a CLIP model")

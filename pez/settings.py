@@ -78,6 +78,10 @@ def lanes_for(device: str) -> int:
     return 64 if device.partition(":")[0] == "cpu" else 1024
 
 
+_BY_MODELS = {"swaps": (16, 32), "candidates": (16, 32), "token_weight": (0.5, 0.0)}
+"""defaults with one model and with several"""
+
+
 @dataclasses.dataclass(frozen=True)
 class PezSettings:
     """Settings of PEZ. Together with the image and the model they determine the prompt.
@@ -92,16 +96,16 @@ class PezSettings:
     project_every: int = 10
     """with a large vocabulary, gradient steps from one search of all tokens to the next; in between, the nearest of the 64 that
     were nearest then is taken. 1 = every step searches all"""
-    swaps: int = 16
-    """rounds of token swaps after the gradient steps; each candidate is scored exactly"""
-    candidates: int = 16
-    """candidate tokens scored per round of swaps"""
+    swaps: int | None = None
+    """rounds of token swaps after the gradient steps, each candidate scored exactly; default = 16, or 32 with several models"""
+    candidates: int | None = None
+    """candidate tokens scored per round of swaps; default = 16, or 32 with several models"""
     swap_among: SwapAmong = "visited"
     """tokens that swaps may take: visited = those that the gradient steps tried, which suit the image under other models
     too; all = the whole vocabulary"""
-    token_weight: float = 0.5
-    """in rounds of swaps, the weight of each token's own similarity to the image. With 0, only the prompt's similarity
-    counts: it ends higher under this model, and lower under other models"""
+    token_weight: float | None = None
+    """in rounds of swaps, the weight of each token's own similarity to the image; default = 0.5, or 0 with several models. With
+    0, only the prompt's similarity counts: it ends higher under this model, and lower under other models"""
     fluency: float = 0.0
     """in rounds of swaps, what a candidate pays for each nat of its mean surprise under a bigram model of --fluency-text, in
     units of similarity; values from 0.003 to 0.03 are useful"""
@@ -163,7 +167,8 @@ class PezSettings:
             "seed": None,
         }
         for name, bound in least.items():
-            _set(self, name, _whole(name, getattr(self, name), bound))
+            if (value := getattr(self, name)) is not None or name not in _BY_MODELS:
+                _set(self, name, _whole(name, value, bound))
         if self.restarts > 1 and "restarts" not in TRAITS[self.method].uses:
             raise UserError(f"restarts is {self.restarts}; expected 1, since the method {self.method} has one start")
         if self.candidates_kept > 64:
@@ -176,8 +181,9 @@ class PezSettings:
             _set(self, "learning_rate", _number("learning_rate", self.learning_rate))
         if not self.rate > 0:
             raise UserError(f"learning_rate is {self.learning_rate}; expected more than 0")
-        _set(self, "token_weight", _number("token_weight", self.token_weight))
-        if self.token_weight < 0:
+        if self.token_weight is not None:
+            _set(self, "token_weight", _number("token_weight", self.token_weight))
+        if self.weight_of_tokens < 0:
             raise UserError(f"token_weight is {self.token_weight}; expected 0 or more")
         _set(self, "fluency", _number("fluency", self.fluency))
         if self.fluency < 0:
@@ -227,7 +233,44 @@ class PezSettings:
     @property
     def rounds(self) -> int:
         """Rounds of swaps per prompt after the gradient steps; 0 with the other methods."""
-        return self.swaps if self.method == "default" else 0
+        return int(self._by_models("swaps")) if self.method == "default" else 0
+
+    @property
+    def tried(self) -> int:
+        """Candidates per round of swaps."""
+        return int(self._by_models("candidates"))
+
+    @property
+    def weight_of_tokens(self) -> float:
+        """The effective `token_weight`."""
+        return self._by_models("token_weight")
+
+    def for_models(self, count: int) -> Self:
+        """These settings for so many models that guide together: several check each other, so they need other defaults.
+
+        What one model needs remains None, so that it is not a choice.
+        """
+        if count == 1 or self.method != "default":
+            return self
+        missing: dict[str, Any] = {
+            name: several for name, (_, several) in _BY_MODELS.items() if getattr(self, name) is None
+        }
+        return dataclasses.replace(self, **missing)
+
+    def with_defaults(self) -> Self:
+        """These settings with their defaults in place of None, as far as the number of models decides them."""
+        filled: dict[str, Any] = {name: self._by_models(name) for name in _BY_MODELS}
+        return dataclasses.replace(self, **filled)
+
+    def without_defaults(self) -> Self:
+        """These settings with None for what is the default of one model anyway."""
+        same: dict[str, Any] = {name: None for name, (one, _) in _BY_MODELS.items() if getattr(self, name) == one}
+        rate = None if self.learning_rate == TRAITS[self.method].rate else self.learning_rate
+        return dataclasses.replace(self, learning_rate=rate, **same)
+
+    def _by_models(self, name: str) -> float:
+        value: float | None = getattr(self, name)
+        return _BY_MODELS[name][0] if value is None else value
 
     @property
     def total_steps(self) -> int:

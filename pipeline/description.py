@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import pez
-from pez.methods.names import TRAITS
 from pez.models.names import all_carry_weights
 from pez.settings import ALGORITHM, ModelSettings
 from pipeline.settings import (
@@ -77,15 +76,13 @@ def in_full(
     of_source |= source.describe() if source else {}
     target = {name: values.pop(name) for name in _TARGET if name in values}
     engine = {"device": device, **values}
-    method_values = _brief(dataclasses.asdict(method))
+    method_values = _brief(dataclasses.asdict(method.with_defaults()))
     return {"model": model, "method": method_values, "target": target, "source": of_source, "engine": engine}
 
 
 def _of_method(method: pez.PezSettings) -> dict[str, Any]:
-    """The chosen settings of the method; a learning rate that is the default anyway was not chosen."""
-    if method.learning_rate == TRAITS[method.method].rate:
-        method = dataclasses.replace(method, learning_rate=None)
-    return _brief(chosen(method))
+    """The chosen settings of the method; what is the default anyway was not chosen."""
+    return _brief(chosen(method.without_defaults()))
 
 
 def _brief(values: dict[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def count_costs(
                 continue
             chosen = dataclasses.replace(settings, tokens=count)
             published = 3000 * cost.baseline_step_flop(clip, count)
-            swaps = cost.swaps_flop(clip, count, chosen.rounds, chosen.candidates, vocabulary.allowed)
+            swaps = cost.swaps_flop(clip, count, chosen.rounds, chosen.tried, vocabulary.allowed)
             walk = cost.method_flop(clip, chosen, vocabulary) - swaps
             one = Cost(model, count, published / 1e9, walk / 1e9, swaps / 1e9)
             found.append(one)

@@ -99,7 +99,7 @@ _METHOD = pez.PezSettings()
 _DEFAULTS: dict[str, Any] = {
     "baseline_steps": 300,
     "exact_steps": 3000,
-    "swaps": _METHOD.swaps,
+    "swaps": _METHOD.rounds,
     "images_per_second": 40.0,
     "image_size": 512,
     "shard_size": 1000,

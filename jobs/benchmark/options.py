@@ -71,7 +71,7 @@ def parser(prog: str, description: str | None) -> argparse.ArgumentParser:
         type=int,
         help="steps of --curve's baseline, which learns one prompt after another; default = 300",
     )
-    options.add_argument("--swaps", type=int, help=f"rounds of --curve's default method; default = {_METHOD.swaps}")
+    options.add_argument("--swaps", type=int, help=f"rounds of --curve's default method; default = {_METHOD.rounds}")
     options.add_argument(
         "--exact-steps",
         type=int,

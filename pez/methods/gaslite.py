@@ -37,7 +37,7 @@ def gaslite(
     draws = [generator_for(settings.seed, f"variations|{task.key}", 0) for task in tasks]
     rounds = generator_for(settings.seed, "positions", 0)  # the same in all lanes, so that they share a beginning
     embeddings = vocabulary.embed(vocabulary.ids)  # (allowed, width)
-    count = min(settings.candidates, len(vocabulary.ids))
+    count = min(settings.tried, len(vocabulary.ids))
     rows = torch.arange(len(ids), device=ids.device)
     score = objective_score(objective, vocabulary, ids, target)
     for _ in range(settings.steps):

@@ -39,7 +39,7 @@ def gcg(
     ids, target, tasks = side_by_side(prompts, lanes, vocabulary.embedding.device)
     draws = [generator_for(settings.seed, f"swaps|{task.key}", 0) for task in tasks]
     embeddings = vocabulary.embed(vocabulary.ids)  # (allowed, width)
-    places = positions_of(settings.tokens, settings.candidates)
+    places = positions_of(settings.tokens, settings.tried)
     top = top_tokens(len(vocabulary.ids))
     best_ids, score = ids, objective_score(objective, vocabulary, ids, target)
     best = score
@@ -48,7 +48,7 @@ def gcg(
         now, kept = objective.score_and_keep(soft, target)
         (gradient,) = torch.autograd.grad(now.sum(), soft)
         # (lanes, candidates), which of the best tokens of its position
-        ranks = torch.stack([torch.randint(top, (settings.candidates,), generator=draw) for draw in draws])
+        ranks = torch.stack([torch.randint(top, (settings.tried,), generator=draw) for draw in draws])
         with torch.no_grad():
             tried, scores = [], []
             for position, part in places.items():

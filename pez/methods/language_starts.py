@@ -15,7 +15,7 @@ from pez.objectives.language_model import Classification, Encoded
 
 _SUITED = 16  # words of each kind that suit a label
 _DRAWS = 100  # before the search for examples of the right length ends
-_TURNS = 2  # examples of each label in a start, at most
+_TURNS = 4  # examples of each label in a start, at most
 _ANCHOR = "the"  # a word before the words of the template
 
 

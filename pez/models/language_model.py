@@ -53,6 +53,10 @@ class LanguageModel:
         self.start = self._start()
         """token ids that the tokenizer puts before every text, such as <s>"""
 
+    def in_bfloat16(self) -> "LanguageModel":
+        """A copy for searches: faster on a GPU and on a CPU with AMX or bfloat16 instructions, at half the memory."""
+        return LanguageModel(self.name, copy.deepcopy(self.model).to(torch.bfloat16), self.tokenizer, self.device)
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts, without those that the tokenizer puts around them."""
         if not texts:

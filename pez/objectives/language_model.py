@@ -64,6 +64,7 @@ class Classification:
         tokens: of prompts, for the room that texts have in the model's context.
         text_tokens: the longest text; what is longer loses its end.
         fluency: the weight of the fluency.
+        engine: the same model in the precision of searches; default = the model. Accuracies are those of the model.
 
     Raises:
         UserError: a word is not one token, two labels share a token, or a prompt leaves no room for a text.
@@ -77,8 +78,10 @@ class Classification:
         tokens: int = 10,
         text_tokens: int = 128,
         fluency: float = 0.0,
+        engine: LanguageModel | None = None,
     ) -> None:
         self.model, self.template, self.fluency = model, template, fluency
+        self.engine = engine or model
         self.words = list(verbalizer.values())
         self.answers = self._answers(verbalizer)  # (labels,)
         self.rows = _ROWS.get(model.device.type, 256)
@@ -129,11 +132,11 @@ class Classification:
         """
         self._count(ids, examples, rows, 1)
         with torch.no_grad():
-            logits = self._logits(self.model.embed(ids), [examples.endings[i] for i in rows])
+            logits = self._logits(self.engine, self.engine.embed(ids), [examples.endings[i] for i in rows])
             flat = examples.labels[list(rows)].repeat(len(ids))
             losses = F.cross_entropy(logits.flatten(0, 1), flat, reduction="none").view(len(ids), -1).mean(-1)
             if self.fluency:
-                losses = self.fluency * self.surprise(ids) + (1 - self.fluency) * losses
+                losses = self.fluency * self.surprise(self.engine, ids) + (1 - self.fluency) * losses
             return losses
 
     def loss_and_gradient(
@@ -157,14 +160,14 @@ class Classification:
             for lanes, part in self._pieces(len(soft), len(rows)):
                 chosen = list(rows[part])
                 leaf = soft[lanes].detach().requires_grad_()
-                prefix = self.model.with_start(leaf)
-                states = self.model.last_states(prefix, [examples.endings[i] for i in chosen])
-                logits = self._answer_logits(states).transpose(1, 2)  # (lanes, labels, examples)
+                prefix = self.engine.with_start(leaf.to(self.engine.embedding.dtype))
+                states = self.engine.last_states(prefix, [examples.endings[i] for i in chosen])
+                logits = self._answer_logits(self.engine, states).transpose(1, 2)  # (lanes, labels, examples)
                 labels = examples.labels[chosen].expand(len(leaf), -1)
                 loss = F.cross_entropy(logits, labels, reduction="none").sum(-1) / len(rows)
                 if self.fluency:
                     share = len(chosen) / len(rows)
-                    surprise = self.model.surprise(prefix, ids[lanes])
+                    surprise = self.engine.surprise(prefix, ids[lanes])
                     loss = (1 - self.fluency) * loss + self.fluency * share * surprise
                 (found,) = torch.autograd.grad(loss.sum(), leaf)
                 losses[lanes] += loss.detach()
@@ -178,18 +181,18 @@ class Classification:
         ids = torch.tensor([self.model.encode([prompt.strip()])[0]], dtype=torch.long, device=self.model.device)
         with torch.no_grad():
             if ids.numel():
-                logits = self._logits(self.model.embed(ids), examples.endings)[0]
+                logits = self._logits(self.model, self.model.embed(ids), examples.endings)[0]
             else:
-                logits = self._logits(self.model.embedding[ids], examples.alone)[0]
+                logits = self._logits(self.model, self.model.embedding[ids], examples.alone)[0]
         accuracy = (logits.argmax(-1) == examples.labels).double().mean()
         return Measured(float(accuracy), float(F.cross_entropy(logits, examples.labels)))
 
-    def surprise(self, ids: Tensor) -> Tensor:
-        """(lanes, n) int64 prompts to the (lanes,) mean cross-entropy of their tokens 2 to n, in nats."""
+    def surprise(self, model: LanguageModel, ids: Tensor) -> Tensor:
+        """(lanes, n) int64 prompts to the (lanes,) mean cross-entropy of their tokens 2 to n under a model, in nats."""
 
         def compute() -> Tensor:
             parts = ids.split(max(1, self.rows))
-            return torch.cat([self.model.surprise(self.model.embed(part), part) for part in parts])
+            return torch.cat([model.surprise(model.embed(part), part) for part in parts])
 
         with torch.no_grad():
             return self._with_less_memory(compute)
@@ -197,25 +200,27 @@ class Classification:
     def perplexity(self, prompt: str) -> float | None:
         """The perplexity of a text's tokens after the first; None if there are fewer than two."""
         ids = torch.tensor(self.model.encode([prompt.strip()]), device=self.model.device)
-        return float(self.surprise(ids).exp()) if ids.shape[1] > 1 else None
+        return float(self.surprise(self.model, ids).exp()) if ids.shape[1] > 1 else None
 
-    def _logits(self, prefix: Tensor, endings: Sequence[Sequence[int]]) -> Tensor:
+    def _logits(self, model: LanguageModel, prefix: Tensor, endings: Sequence[Sequence[int]]) -> Tensor:
         """(lanes, endings, labels) float: logits of the label words. Endings of similar length are computed together."""
         order = sorted(range(len(endings)), key=lambda i: len(endings[i]))
 
         def compute() -> Tensor:
             found = torch.empty(len(prefix), len(endings), len(self.answers), device=prefix.device)
             for lanes, part in self._pieces(len(prefix), len(endings)):
-                states = self.model.last_states(prefix[lanes], [endings[i] for i in order[part]])
+                states = model.last_states(prefix[lanes], [endings[i] for i in order[part]])
                 rows = torch.arange(len(prefix), device=prefix.device)[lanes]
-                found[rows[:, None], torch.tensor(order[part], device=prefix.device)] = self._answer_logits(states)
+                found[rows[:, None], torch.tensor(order[part], device=prefix.device)] = self._answer_logits(
+                    model, states
+                )
             return found
 
         return self._with_less_memory(compute)
 
-    def _answer_logits(self, states: Tensor) -> Tensor:
+    def _answer_logits(self, model: LanguageModel, states: Tensor) -> Tensor:
         """(..., width) states to (..., labels) logits of the label words."""
-        weight, bias = self.model.head.weight, self.model.head.bias
+        weight, bias = model.head.weight, model.head.bias
         logits: Tensor = F.linear(states, weight[self.answers], None if bias is None else bias[self.answers])
         return logits.float()
 

@@ -55,18 +55,27 @@ class ClassifyStage:
     def open(self, device: str, threads: int) -> "ClassifyWorker":
         """Load the models."""
         models = [load_language_model(name, device) for name in (self.model, *self.score_models)]
-        return ClassifyWorker(self, models, PromptRows(self.output, self.described))
+        engine = models[0].in_bfloat16() if self.search.precision == "bf16" else models[0]
+        return ClassifyWorker(self, models, engine, PromptRows(self.output, self.described))
 
 
 class ClassifyWorker:
     """The models and the encoded examples; see ClassifyStage."""
 
-    def __init__(self, stage: ClassifyStage, models: list[LanguageModel], table: PromptRows) -> None:
+    def __init__(
+        self, stage: ClassifyStage, models: list[LanguageModel], engine: LanguageModel, table: PromptRows
+    ) -> None:
         self.stage, self.table = stage, table
         question, search = stage.question, stage.search
         self.objectives = [
             Classification(
-                model, question.template, question.verbalizer, search.tokens, question.text_tokens, search.fluency
+                model,
+                question.template,
+                question.verbalizer,
+                search.tokens,
+                question.text_tokens,
+                search.fluency,
+                engine if model is models[0] else None,
             )
             for model in models
         ]

@@ -168,7 +168,7 @@ def test_fluency_makes_prompts_less_surprising(objective: Classification, parts:
         for _ in range(12):
             ids = one.advance(ids, state, 12)
             one.steps += 1
-        found.append(float(objective.surprise(ids)))
+        found.append(float(objective.surprise(objective.model, ids)))
     assert found[1] < found[0]
 
 
@@ -187,3 +187,16 @@ def test_adafactor_is_that_of_transformers() -> None:
             theirs.grad = gradient[lane].clone()
             optimizer.step()
         torch.testing.assert_close(ours[lane], theirs.detach())
+
+
+def test_a_search_in_bfloat16_measures_in_float32(objective: Classification, parts: list[Encoded]) -> None:
+    model = objective.model
+    fast = Classification(model, Template(), WORDS, engine=model.in_bfloat16())
+    found = search(fast, parts, "default").run()[0]
+    assert found.heldout == objective.measure(found.text, parts[1])
+    ids = torch.tensor([model.encode([found.text])[0]])
+    assert fast.losses(ids, parts[0], range(8)) == pytest.approx(objective.losses(ids, parts[0], range(8)), abs=0.05)
+    assert not torch.equal(fast.losses(ids, parts[0], range(8)), objective.losses(ids, parts[0], range(8)))
+    _, gradient = fast.loss_and_gradient(model.embedding[ids], ids, parts[0], range(8))
+    assert gradient.dtype == torch.float32
+    assert gradient.abs().sum() > 0
