@@ -1,5 +1,6 @@
 """Several CLIPs with one vocabulary learn one prompt together."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,21 @@ def test_prompts_of_two_models_are_better_for_both_than_those_of_one(
     one = [prompt.text for prompt in pez.learn_prompts(demo_clip, chosen, SETTINGS)]
     of_one = torch.stack([(c.text_features(one) * c.image_features(chosen)).sum(-1) for c in (demo_clip, judge)])
     assert sum(prompt.similarity for prompt in both) / 32 > float(of_one.mean()) + 0.005
+
+
+def test_several_models_search_longer_by_default(
+    demo_clip: pez.Clip, judge: pez.Clip, images: list[Image.Image]
+) -> None:
+    few = pez.PezSettings(tokens=3, steps=5)
+    chosen = dataclasses.replace(few, swaps=32, candidates=32, token_weight=0.0)
+    assert few.for_models(2) == chosen
+    assert pez.learn_prompts([demo_clip, judge], images[:2], few) == pez.learn_prompts(
+        [demo_clip, judge], images[:2], chosen
+    )
+    assert few.for_models(1) is few
+    assert dataclasses.replace(few, swaps=4).for_models(2).rounds == 4
+    published = dataclasses.replace(few, method="pez")
+    assert published.for_models(2) is published
 
 
 def test_the_score_of_each_token_alone_counts_for_both(
