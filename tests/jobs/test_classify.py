@@ -89,6 +89,15 @@ def test_an_output_with_other_settings_is_refused(run: Run, tmp_path: Path) -> N
     assert "tokens was 4 and is 5" in errors
 
 
+def test_searches_of_another_precision_are_not_mixed(run: Run, tmp_path: Path) -> None:
+    words = ["--demo", *FAST, "--output", tmp_path / "out"]
+    status, _, errors = run(*words, "--precision", "bf16")
+    assert status == 0, errors
+    status, _, errors = run(*words)
+    assert status == 2
+    assert "precision was 'bf16' and is not set" in errors
+
+
 def test_an_output_of_another_version_of_the_searches_is_refused(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
