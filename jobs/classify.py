@@ -332,16 +332,18 @@ def _conclude(job: ClassifyJob, rows: list[PromptRow], question: Question, conso
     empty = next(row for row in rows if row.method == EMPTY)
     drawn = [row for row in rows if row.method == RANDOM]
     learned = [row for row in rows if row.method in LABELS]
-    shown = [("without a prompt", "", *_figures([empty]), "")]
+    shown, texts = [("without a prompt", "", *_figures([empty]))], list[str]()
     if drawn:
-        shown.append((f"random words, mean of {len(drawn)}", "", *_figures(drawn), ""))
+        shown.append((f"random words, mean of {len(drawn)}", "", *_figures(drawn)))
     for method, seed in dict.fromkeys((row.method, row.seed) for row in learned):
-        best = best_of([row for row in learned if (row.method, row.seed) == (method, seed)])
-        shown.append((LABELS[method], str(seed), *_figures([best]), best.prompt))  # type: ignore[index]
-    columns = ("prompts", "seed", "held-out", "test", *(f"under {name}" for name in empty.score_models), "prompt")
+        best, label = best_of([row for row in learned if (row.method, row.seed) == (method, seed)]), LABELS[method]  # type: ignore[index]
+        shown.append((label, str(seed), *_figures([best])))
+        texts.append(f"{label}, seed {seed}: {best.prompt}")
+    columns = ("prompts", "seed", "held-out", "test", *(f"under {name}" for name in empty.score_models))
     console.print(table(columns, [tuple(map(plain, cells)) for cells in shown]))
     best = best_of(learned)
-    say(console, plain(f"best: {best.prompt}"))
+    for text in (*(texts if len(texts) > 1 else ()), f"best: {best.prompt}"):  # prompts may be longer than a line
+        say(console, plain(text))
     _write_json(
         job,
         {
