@@ -1,5 +1,6 @@
 """The page to try it on, as a visitor's browser has it."""
 
+import importlib.util
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from pez.errors import UserError
 from pez.settings import ModelSettings
 
 FEW = pez.PezSettings(tokens=3, steps=30, swaps=2)
+NEEDS_GRADIO = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="pip install -e '.[app]'")
 
 
 def test_a_prompt_is_seen_improving_and_ends_as_the_one_that_is_learned(
@@ -58,11 +60,14 @@ def test_a_setting_that_cannot_be_met_is_one_line(demo_clip: pez.Clip, images: l
         (("--demo", "--model", "ViT-L-14"), "--demo uses a demo model, but --model is ViT-L-14"),
         (("--port", "70000"), "--port is 70000; expected 1 to 65535"),
         (("--guidance", "3"), "--guidance has no effect without --verify MODEL"),
-        (
+        pytest.param(
             ("--demo", "--also", "ViT-L-14"),
             "--also has 'ViT-L-14'; expected NAME/WEIGHTS, as in ViT-L-14/openai, or local",
+            marks=NEEDS_GRADIO,
         ),
-        (("--demo", "--also", "ViT-L-14/none-such"), "no weights 'none-such' for ViT-L-14"),
+        pytest.param(
+            ("--demo", "--also", "ViT-L-14/none-such"), "no weights 'none-such' for ViT-L-14", marks=NEEDS_GRADIO
+        ),
     ],
 )
 def test_bad_usage_is_one_line(
