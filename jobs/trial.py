@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from PIL import Image
 
 import pez
-from pez.models.joint import AnyClip
+from pez.models.joint import AnyClip, models_of
 from pez.tasks import Step
 from pez.template import template_of
 
@@ -44,7 +44,7 @@ def learn_live(
     Raises:
         UserError: settings that the model cannot meet.
     """
-    names = [" + ".join(names)] if together else list(names)
+    names, settings = [" + ".join(names)] if together else list(names), settings.for_models(models_of(clip))
     updates: queue.Queue[Update | BaseException] = queue.Queue()
     gone = threading.Event()
     best: dict[int, tuple[float, list[int]]] = {}

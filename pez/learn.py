@@ -15,7 +15,7 @@ from pez.fluency import Bigrams, Texts, bigrams_of
 from pez.image_inputs import ImageInputs, rgb_images
 from pez.methods.phase import OnStep, round_up_to_16
 from pez.models.clip import Clip
-from pez.models.joint import AnyClip, JointClip, joined
+from pez.models.joint import AnyClip, JointClip, joined, models_of
 from pez.models.text_encoder import CausalEncoder
 from pez.modes import own_modes
 from pez.objectives.clip import ClipObjective, Target
@@ -236,7 +236,7 @@ def engine_for(clip: AnyClip, settings: PezSettings, lanes: int, on_step: OnStep
     Raises:
         UserError: too many tokens for the model, an empty vocabulary, or a model that the method does not support.
     """
-    settings = settings.for_models(len(clip.clips) if isinstance(clip, JointClip) else 1)
+    settings = settings.for_models(models_of(clip))
     token_features = clip.single_tokens() if settings.rounds and settings.weight_of_tokens else None
     encoder = clip.encoder(settings.tokens, template_of(settings))
     if settings.method == "bank" and not isinstance(encoder, CausalEncoder):

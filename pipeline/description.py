@@ -43,7 +43,7 @@ def describe(
     On a CPU in full precision, the number of lanes changes no bit, so another machine may finish a job with a different number.
     Elsewhere, kernels may take different code paths for different shapes.
     """
-    settings, kind = settings.on(device), device.partition(":")[0]
+    settings, method, kind = settings.on(device), method.for_models(len(settings.models)), device.partition(":")[0]
     names = [name for name in _MODEL if name != "pretrained" or not all_carry_weights(settings)]
     engine: dict[str, Any] = {"device": kind, "precision": settings.precision}
     if settings.compiled:
@@ -76,7 +76,7 @@ def in_full(
     of_source |= source.describe() if source else {}
     target = {name: values.pop(name) for name in _TARGET if name in values}
     engine = {"device": device, **values}
-    method_values = _brief(dataclasses.asdict(method.with_defaults()))
+    method_values = _brief(dataclasses.asdict(method.for_models(len(settings.models)).with_defaults()))
     return {"model": model, "method": method_values, "target": target, "source": of_source, "engine": engine}
 
 

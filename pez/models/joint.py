@@ -185,6 +185,11 @@ def joined(clip: AnyClip | Sequence[Clip]) -> AnyClip:
     return clip[0] if len(clip) == 1 else JointClip(clip)
 
 
+def models_of(clip: AnyClip) -> int:
+    """How many models guide."""
+    return len(clip.clips) if isinstance(clip, JointClip) else 1
+
+
 def _shares(weights: Sequence[float], count: int) -> list[float]:
     """Weights that sum to 1."""
     found = [float(weight) for weight in weights] or [1.0] * count

@@ -163,7 +163,8 @@ class Learner:
         source: Source | None = None,
         lanes: SharedLanes | None = None,
     ) -> None:
-        self.settings, self.method, self.threads = settings.on(str(device)), method, threads
+        self.settings, self.threads = settings.on(str(device)), threads
+        self.method = method.for_models(len(settings.models))
         self.source = source or source_of(settings)
         with warning_log.recording() as self.opening:
             self.clip = lanes.clip if lanes else load_model(self.settings, device)

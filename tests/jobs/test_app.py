@@ -40,6 +40,12 @@ def test_several_images_share_a_prompt(demo_clip: pez.Clip, images: list[Image.I
     assert [row[:2] for row in last.rows] == [("a + b", pez.learn_prompt(demo_clip, images[:2], FEW).text)]
 
 
+def test_the_steps_of_several_models_are_counted(demo_clip: pez.Clip, images: list[Image.Image]) -> None:
+    joint = pez.JointClip([demo_clip, pez.load_clip("demo-judge")])
+    *_, before, last = learn_live(joint, images[:1], ["a"], pez.PezSettings(tokens=3, steps=30), together=False)
+    assert before.step <= last.step == last.of == 30 + 32
+
+
 def test_a_visitor_who_leaves_ends_the_search(demo_clip: pez.Clip, images: list[Image.Image]) -> None:
     endless = pez.PezSettings(tokens=3, steps=1_000_000)
     search = learn_live(demo_clip, images[:1], ["a"], endless, together=False)

@@ -200,3 +200,20 @@ def test_a_search_in_bfloat16_measures_in_float32(objective: Classification, par
     _, gradient = fast.loss_and_gradient(model.embedding[ids], ids, parts[0], range(8))
     assert gradient.dtype == torch.float32
     assert gradient.abs().sum() > 0
+
+
+def test_repeated_words_begin_with_one_that_is_one_token_there(
+    objective: Classification, parts: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, encode = objective.model, objective.model.encode
+
+    def longer_at_the_start(texts: list[str]) -> list[list[int]]:  # as in byte-level tokenizers
+        return [
+            [0, *ids] if text.lower().startswith("terrible") else ids
+            for text, ids in zip(texts, encode([text.lower() for text in texts]), strict=True)
+        ]
+
+    monkeypatch.setattr(model, "encode", longer_at_the_start)
+    one = starts(objective, parts[0], 4)
+    assert one.repeated(["great", "terrible"]) == "great terrible great terrible"
+    assert one.repeated(["terrible", "great"]) == "great terrible great terrible"
