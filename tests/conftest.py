@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads tha
 
 import functools
 import io
+import logging
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,15 @@ def computed_once() -> Iterator[None]:
         patch.setattr(lists, "_Index", functools.lru_cache(4)(lists._Index))
         patch.setattr(scenes, "captions", functools.lru_cache(4)(scenes.captions))
         yield
+
+
+@pytest.fixture(autouse=True)
+def logging_is_left_as_found() -> Iterator[None]:
+    """What a test changes in the logging of the process would fail another one, which runs later in this process."""
+    root = logging.getLogger()
+    before = root.level, root.manager.disable, list(root.handlers)
+    yield
+    assert (root.level, root.manager.disable, list(root.handlers)) == before
 
 
 @pytest.fixture(scope="session")
