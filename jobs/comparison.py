@@ -180,9 +180,10 @@ def compare(
     features = [model.image_features(originals.images) for model in (guide, *judges)]
     found = []
     for each in settings:
-        turns = -(-len(originals.keys) // lanes)
         activity.now(f"{each.method}, {each.tokens} tokens")
-        steps = activity.counted(f"learning {len(originals.keys)} prompts, {each.method}", turns * each.total_steps)
+        steps = activity.counted(
+            f"learning {len(originals.keys)} prompts, {each.method}", each.steps_for(len(originals.keys), lanes)
+        )
         found.append(_scores(guide, judges, originals, each, features, lanes, steps))
     return found
 

@@ -317,7 +317,7 @@ def _write_picture(job: EvaluateJob, originals: Originals, made: dict[str, list[
 
 def _steps_of(job: EvaluateJob, images: int, device: str) -> int:
     """Steps until all prompts are learned, `lanes` at a time."""
-    return -(-images // job.caption.on(device).side_by_side) * job.method.total_steps
+    return job.method.steps_for(images, job.caption.on(device).side_by_side)
 
 
 def drawn(count: int) -> Originals:

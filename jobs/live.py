@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import pez
+from pez.settings import lanes_for
 from pipeline.terminal import Column, FittedTable, plain, say
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class LivePrompts:
 
         self.clip, self.names, self.console, self.noun = clip, names, console, noun
         self.template = template_of(method)
-        self.steps = method.total_steps
+        self.steps = method.steps_for(len(names), lanes_for(clip.device.type))
         self.taken = 0
         self.best: dict[int, tuple[float, list[int], Task]] = {}
         self.shown: dict[int, float] = {}

@@ -9,6 +9,7 @@ from PIL import Image
 
 import pez
 from pez.models.joint import AnyClip, models_of
+from pez.settings import lanes_for
 from pez.tasks import Step
 from pez.template import template_of
 
@@ -48,7 +49,7 @@ def learn_live(
     updates: queue.Queue[Update | BaseException] = queue.Queue()
     gone = threading.Event()
     best: dict[int, tuple[float, list[int]]] = {}
-    taken, template = 0, template_of(settings)
+    taken, steps, template = 0, settings.steps_for(len(names), lanes_for(clip.device.type)), template_of(settings)
 
     def on_step(step: Step) -> None:
         nonlocal taken
@@ -60,7 +61,7 @@ def learn_live(
                 best[task.handle] = score, ids
         if taken % _EVERY == 1:
             rows = [(names[i], template.around(clip.text_of(ids)), score) for i, (score, ids) in sorted(best.items())]
-            updates.put(Update(taken, settings.total_steps, rows))
+            updates.put(Update(taken, steps, rows))
 
     def learn() -> None:
         try:
@@ -69,7 +70,7 @@ def learn_live(
             else:
                 prompts = pez.learn_prompts(clip, images, settings, on_step=on_step)
             rows = [(name, prompt.text, prompt.similarity) for name, prompt in zip(names, prompts, strict=True)]
-            updates.put(Update(settings.total_steps, settings.total_steps, rows, done=True))
+            updates.put(Update(steps, steps, rows, done=True))
         except BaseException as error:
             updates.put(error)
 

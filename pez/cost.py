@@ -14,21 +14,23 @@ from pez.vocabulary import Vocabulary
 
 def method_flop(clip: Clip, settings: PezSettings, vocabulary: Vocabulary) -> float:
     """A prompt by the settings' method, without what is computed once for all prompts (phrases, tokens alone)."""
-    allowed, steps = vocabulary.allowed, settings.walk_steps
+    allowed = vocabulary.allowed
     if settings.method == "bank":
         return bank_flop(clip, settings.tokens, vocabulary)
-    flop = steps * step_flop(clip, settings, allowed)
+    flop = settings.steps * step_flop(clip, settings, allowed)
     if settings.method == "soft":
         flop += projection_flop(clip, settings.tokens, allowed)
-    return flop + swaps_flop(clip, settings.tokens, settings.rounds, settings.tried, allowed)
+    flop += swaps_flop(clip, settings.tokens, settings.rounds, settings.tried, allowed)
+    return settings.restarts * flop
 
 
 def within(clip: Clip, settings: PezSettings, vocabulary: Vocabulary, flop: float) -> PezSettings:
     """The settings with as many steps as a budget pays, at least one; the method bank has no steps, and keeps its own cost."""
     if settings.method == "bank":
         return settings
-    rest = method_flop(clip, settings, vocabulary) - settings.walk_steps * step_flop(clip, settings, vocabulary.allowed)
-    steps = int((flop - rest) / step_flop(clip, settings, vocabulary.allowed) / settings.restarts)
+    step = step_flop(clip, settings, vocabulary.allowed)
+    rest = method_flop(clip, settings, vocabulary) / settings.restarts - settings.steps * step
+    steps = int((flop / settings.restarts - rest) / step)
     return dataclasses.replace(settings, steps=max(1, steps))
 
 

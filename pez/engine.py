@@ -9,10 +9,13 @@ A method is a chain of phases (`methods/chains.py`). The default's first is the 
 per lane, and a finished lane takes the next task. The walk never settles, so a second phase improves prompts by swaps
 (`methods/swaps.py`). Swaps run in batches: as soon as there are as many prompts as lanes, or when the walk is idle.
 
+With restarts, each task is searched so many times, in lanes of their own, and the best prompt of them is returned.
+
 Running out of device memory is handled here and nowhere else. The phase that ran out continues with half the lanes, warns
 once and keeps the lower number. Its prompts start over: a result does not depend on earlier work.
 """
 
+import dataclasses
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +25,7 @@ import torch
 from pez.errors import UserError
 from pez.methods.chains import phases_of
 from pez.methods.phase import OnStep, Phase, started
+from pez.methods.seen import SeenPrompts
 from pez.modes import own_modes
 from pez.objectives.objective import Objective
 from pez.settings import PezSettings
@@ -57,17 +61,19 @@ class Engine:
         with own_modes():
             self._phases = list(phases or phases_of(objective, vocabulary, settings, lanes))
         self._waiting: list[deque[Learned]] = [deque() for _ in self._phases]  # for a lane of each phase
+        self._ended: dict[int, list[Learned]] = {}  # of tasks, by id, whose other restarts are in progress
 
     def clear(self) -> None:
         """Forget all tasks, but keep the lane counts that fit in memory."""
         for phase, waiting in zip(self._phases, self._waiting, strict=True):
             phase.clear()
             waiting.clear()
+        self._ended.clear()
 
     @property
     def free(self) -> int:
-        """Tasks that would start in the next step if submitted now."""
-        return max(0, self._phases[0].free - len(self._waiting[0]))
+        """Tasks that would start in the next step if submitted now, with one of their restarts at least."""
+        return -(-max(0, self._phases[0].free - len(self._waiting[0])) // self.settings.restarts)
 
     @property
     def busy(self) -> bool:
@@ -76,15 +82,15 @@ class Engine:
 
     @property
     def learning(self) -> int:
-        """Prompts in progress."""
-        return sum(len(phase.prompts) for phase in self._phases) + sum(map(len, self._waiting[1:]))
+        """Tasks in progress."""
+        return len({id(prompt.task) for prompt in self._begun()})
 
     @property
     def steps(self) -> int:
-        """Gradient steps and rounds of swaps done so far for the prompts in progress."""
-        earlier = [prompt for waiting in self._waiting[1:] for prompt in list(waiting)]
-        earlier += [prompt for phase in self._phases for prompt in phase.prompts]
-        return sum(prompt.steps for prompt in earlier) + sum(phase.steps for phase in self._phases)
+        """Gradient steps and rounds of swaps done so far for the tasks in progress, over all restarts."""
+        ended = sum(len(restarts) for restarts in list(self._ended.values()))
+        taken = sum(prompt.steps for prompt in self._begun()) + sum(phase.steps for phase in self._phases)
+        return taken + ended * self.settings.rounds
 
     def submit(self, task: Task) -> None:
         """Add a task. It starts in the next step, or as soon as a lane is free.
@@ -96,7 +102,8 @@ class Engine:
         if ids is not None and ids.shape != (self.settings.tokens,):
             raise UserError(f"initial_ids have shape {tuple(ids.shape)}; expected ({self.settings.tokens},)")
         with own_modes():
-            self._waiting[0].append(started(task, self.vocabulary, self.settings))
+            restarts = range(self.settings.restarts)
+            self._waiting[0].extend(started(task, self.vocabulary, self.settings, restart) for restart in restarts)
 
     def step(self) -> list[Learned]:
         """Do one gradient step in every busy lane, and swap a batch when it is full or the walk is idle.
@@ -119,7 +126,7 @@ class Engine:
                 busy = more or bool(waiting or self._phases[i].prompts)
                 finished = self._step(i, more)
                 more = busy
-            return finished
+            return finished if self.settings.restarts == 1 else self._best_of_restarts(finished)
 
     def run(self, tasks: Iterable[Task]) -> Iterator[list[Learned]]:
         """Learn for all tasks.
@@ -144,6 +151,23 @@ class Engine:
             if finished := self.step():
                 yield finished
 
+    def _begun(self) -> list[Learned]:
+        """The searches of tasks in progress: those in a phase, between phases, and those that have ended."""
+        begun = [prompt for waiting in self._waiting[1:] for prompt in list(waiting)]
+        begun += [prompt for phase in self._phases for prompt in phase.prompts]
+        return begun + [prompt for ended in list(self._ended.values()) for prompt in list(ended)]
+
+    def _best_of_restarts(self, finished: Sequence[Learned]) -> list[Learned]:
+        """The results of tasks of which no restart is in progress any more."""
+        whole = []
+        for learned in finished:
+            ended = self._ended.setdefault(id(learned.task), [])
+            ended.append(learned)
+            if len(ended) == self.settings.restarts:
+                del self._ended[id(learned.task)]
+                whole.append(_best_of(sorted(ended, key=lambda one: one.restart), self.settings))
+        return whole
+
     def _step(self, i: int, more: bool) -> list[Learned]:
         """Step one phase; out of memory, it continues with half the lanes."""
         phase = self._phases[i]
@@ -159,3 +183,15 @@ class Engine:
         self._waiting[i].extendleft(reversed(phase.prompts))
         self._phases[i] = smaller
         return []
+
+
+def _best_of(ended: Sequence[Learned], settings: PezSettings) -> Learned:
+    """The restart with the best score, the first of several, with the steps and the best distinct prompts of all."""
+    best = max(ended, key=lambda learned: learned.score)
+    seen = None
+    if best.seen is not None:
+        kept = SeenPrompts(1, settings, torch.device("cpu"))
+        for ids, score in (learned.seen for learned in ended if learned.seen is not None):
+            kept.add(slice(0, 1), ids.unsqueeze(0), score.unsqueeze(0))
+        seen = kept.of(0)
+    return dataclasses.replace(best, steps=sum(learned.steps for learned in ended), seen=seen)

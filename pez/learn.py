@@ -212,7 +212,7 @@ def learn_for_targets(
     if lanes is None:
         lanes = lanes_for(clip.device.type)
         if clip.device.type != "cpu":
-            lanes = min(lanes, round_up_to_16(len(targets)))
+            lanes = min(lanes, round_up_to_16(len(targets) * settings.restarts))
     engine = engine_for(clip, settings, lanes, on_step)
     with own_modes():
         tasks = [

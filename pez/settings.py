@@ -14,7 +14,7 @@ from pez.fluency import read_texts
 from pez.methods.names import TRAITS, Method
 from pez.phrases import read_phrases
 
-ALGORITHM = 5
+ALGORITHM = 6
 """incremented whenever the same settings produce different prompts, so that no output mixes versions"""
 
 Names: TypeAlias = str | tuple[str, ...]
@@ -92,7 +92,7 @@ class PezSettings:
     tokens: int = 8
     """tokens per prompt; 8 to 16 work best for image generation"""
     steps: int = 350
-    """gradient steps per restart"""
+    """gradient steps of a search"""
     project_every: int = 10
     """with a large vocabulary, gradient steps from one search of all tokens to the next; in between, the nearest of the 64 that
     were nearest then is taken. 1 = every step searches all"""
@@ -117,7 +117,7 @@ class PezSettings:
     published, and tokens need not survive decoding and re-encoding; bank = phrases of --bank, chained. The others are there to
     compare with: autoprompt, fluentprompt, gcg, gaslite, random, and soft (a soft prompt, projected at the end)"""
     restarts: int = 1
-    """independent random starts; the best prompt is kept"""
+    """independent searches for each image, from different random starts; the best prompt is kept"""
     candidates_kept: int = 1
     """how many of the best distinct prompts to keep for each image, up to 64"""
     seed: int = 0
@@ -226,11 +226,6 @@ class PezSettings:
         return TRAITS[self.method].decay if self.weight_decay is None else self.weight_decay
 
     @property
-    def walk_steps(self) -> int:
-        """Gradient steps per prompt, over all restarts."""
-        return self.steps * self.restarts
-
-    @property
     def rounds(self) -> int:
         """Rounds of swaps per prompt after the gradient steps; 0 with the other methods."""
         return int(self._by_models("swaps")) if self.method == "default" else 0
@@ -273,9 +268,18 @@ class PezSettings:
         return _BY_MODELS[name][0] if value is None else value
 
     @property
+    def search_steps(self) -> int:
+        """Gradient steps and rounds of swaps of one search."""
+        return 1 if self.method == "bank" else self.steps + self.rounds
+
+    @property
     def total_steps(self) -> int:
-        """Gradient steps and rounds of swaps per prompt."""
-        return 1 if self.method == "bank" else self.walk_steps + self.rounds
+        """Gradient steps and rounds of swaps per prompt, over all restarts."""
+        return self.restarts * self.search_steps
+
+    def steps_for(self, prompts: int, lanes: int) -> int:
+        """Gradient steps and rounds of swaps of all lanes together, until so many prompts are learned."""
+        return -(-prompts * self.restarts // lanes) * self.search_steps
 
     @property
     def plain(self) -> bool:

@@ -31,13 +31,15 @@ class Learned:
     """(tokens,) int64, on the CPU; fewer with the method bank"""
     score: float
     steps: int
-    """gradient steps taken, over all restarts"""
+    """gradient steps taken; of a finished task, over all restarts"""
     soft_score: float | None = None
     """of the soft prompt that the tokens are the projection of; with the method soft only"""
     visited: Tensor | None = None
-    """(n,) int64 on the CPU, ascending: the tokens that a walk has scored, over all restarts; None = not recorded"""
+    """(n,) int64 on the CPU, ascending: the tokens that a walk has scored; None = not recorded"""
     seen: tuple[Tensor, Tensor] | None = None
     """the best distinct prompts scored so far, best first: (n, tokens) int64 and (n,) scores, on the CPU; None = not kept"""
+    restart: int = 0
+    """which of the task's independent searches this is"""
 
 
 @dataclasses.dataclass(frozen=True)

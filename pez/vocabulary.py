@@ -10,6 +10,7 @@ from pez.errors import UserError
 from pez.fluency import Bigrams
 
 _SIMILARITIES_AT_ONCE = 2**25  # (soft tokens x vocabulary) products in memory at a time
+_ON_A_CPU = 2**24  # of them: more than 32 MiB are mapped and cleared by the system each time
 _BLOCKS = 64  # of a row, for its maximum
 
 
@@ -102,7 +103,9 @@ class Vocabulary:
 
     def _products(self, soft: Tensor) -> Iterator[Tensor]:
         """Cosine similarities to all rows, times the lengths of the soft vectors: blocks of (lanes * tokens, rows)."""
-        for block in self._directions(soft).split(max(1, _SIMILARITIES_AT_ONCE // len(self.rows))):
+        directions = self._directions(soft)
+        at_once = (_ON_A_CPU if directions.device.type == "cpu" else _SIMILARITIES_AT_ONCE) // len(self.rows)
+        for block in directions.split(max(16, at_once // 16 * 16)):
             yield block @ self.units.T
 
     def _directions(self, soft: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from pez.models.token_features import TokenFeatures
 from pez.objectives.clip import ClipObjective
 from pez.tasks import Task
 
-BUDGETS = ((70, 16), (85, 16), (100, 16), (150, 16), (200, 16), (350, 16), (350, 32), (700, 32))
+BUDGETS = ((85, 16), (100, 16), (150, 16), (200, 16), (350, 16), (350, 32), (700, 32))
 """gradient steps and rounds of swaps, by growing cost"""
 _SAVE_EVERY = 60.0  # seconds
 

@@ -190,7 +190,7 @@ def waiting_engine(clip: Clip, method: pez.PezSettings, gpu: SimulatedGpu, image
     """The real engine, with phases that wait."""
     vocabulary = clip.vocabulary(method)
     objective = ClipObjective(clip.encoder(method.tokens))
-    walk = method.walk_steps * cost.step_flop(clip, method, vocabulary.allowed)
+    walk = method.restarts * method.steps * cost.step_flop(clip, method, vocabulary.allowed)
     whole = cost.method_flop(clip, method, vocabulary)
     seconds = gpu.lanes / images_per_second  # of all lanes, from start to end
     in_walk = seconds * walk / whole
@@ -200,7 +200,7 @@ def waiting_engine(clip: Clip, method: pez.PezSettings, gpu: SimulatedGpu, image
         return [dataclasses.replace(prompt, score=0.5, steps=method.total_steps) for prompt in prompts]
 
     phases: list[Phase] = [
-        _WaitingWalk(gpu, method.walk_steps, in_walk / method.walk_steps),
+        _WaitingWalk(gpu, method.steps, in_walk / method.steps),
         Batch(swap, "swaps", objective, vocabulary, method, gpu.lanes),
     ]
     return Engine(objective, vocabulary, method, gpu.lanes, phases=phases[: 1 if in_walk == seconds else 2])

@@ -21,10 +21,11 @@ class FluentPrompt(AutoPrompt):
 
     generators: dict[int, torch.Generator]
 
-    def start(self, lane: int, restart: int) -> None:
-        super().start(lane, restart)
+    def start(self, lane: int) -> None:
+        super().start(lane)
         self.generators = {i: made for i, made in getattr(self, "generators", {}).items() if i in self.started}
-        self.generators[lane] = generator_for(self.settings.seed, f"noise|{self.started[lane].task.key}", restart)
+        started = self.started[lane]
+        self.generators[lane] = generator_for(self.settings.seed, f"noise|{started.task.key}", started.restart)
 
     def move(self, rows: slice, look: Look) -> None:
         super().move(rows, look)

@@ -22,7 +22,6 @@ from torch import Tensor
 from pez.methods.phase import OnStep, half_of, round_up_to_16
 from pez.methods.seen import SeenPrompts
 from pez.objectives.objective import Objective
-from pez.seeds import generator_for
 from pez.settings import PezSettings
 from pez.tasks import Learned, Step
 from pez.vocabulary import Vocabulary
@@ -66,7 +65,7 @@ class Walk:
         self.started: dict[int, Learned] = {}
         """what the busy lanes started from, by lane"""
         self.taken = [0] * lanes
-        """steps taken for each lane's task, over all restarts; 0 if the lane is idle"""
+        """steps taken for each lane's task; 0 if the lane is idle"""
 
     @property
     def prompts(self) -> list[Learned]:
@@ -93,7 +92,7 @@ class Walk:
         self.best_score[lane] = -torch.inf
         if self.seen is not None:
             self.seen.clear(lane)
-        self.start(lane, restart=0)
+        self.start(lane)
 
     def clear(self) -> None:
         """Make all lanes idle."""
@@ -131,9 +130,6 @@ class Walk:
 
         for lane in self.started:
             self.taken[lane] += 1
-            restart, ended = divmod(self.taken[lane], self.settings.steps)
-            if ended == 0 and restart < self.settings.restarts:
-                self.start(lane, restart)
         return self._take_finished()
 
     def look(self, rows: slice) -> Look:
@@ -158,14 +154,9 @@ class Walk:
         soft, mean, square, count = (state[rows] for state in (self.soft, self.mean, self.square, self.count))
         adamw(soft, look.gradient, mean, square, count, settings.rate, settings.decay)
 
-    def start(self, lane: int, restart: int) -> None:
-        """Put a lane at the start of a restart; the first is the prompt that was admitted."""
-        started = self.started[lane]
-        ids = started.token_ids.to(self.soft.device)
-        if restart:
-            generator = generator_for(self.settings.seed, started.task.key, restart)
-            ids = self.vocabulary.random_ids(self.settings.tokens, generator)
-        self.soft[lane] = self.vocabulary.start(ids)
+    def start(self, lane: int) -> None:
+        """Put a lane at the prompt that was admitted to it."""
+        self.soft[lane] = self.vocabulary.start(self.started[lane].token_ids.to(self.soft.device))
         self.mean[lane] = 0
         self.square[lane] = 0
         self.count[lane] = 0
@@ -174,18 +165,18 @@ class Walk:
         """The results of lanes that have taken all their steps."""
         best_ids, best_score = self.best_ids[lanes].cpu(), self.best_score[lanes].tolist()
         return [
-            Learned(
-                self.started[lane].task,
-                token_ids,
-                score,
-                self.started[lane].steps + self.settings.walk_steps,
+            dataclasses.replace(
+                self.started[lane],
+                token_ids=token_ids,
+                score=score,
+                steps=self.started[lane].steps + self.settings.steps,
                 seen=None if self.seen is None else self.seen.of(lane),
             )
             for lane, token_ids, score in zip(lanes, best_ids, best_score, strict=True)
         ]
 
     def _take_finished(self) -> list[Learned]:
-        done = sorted(lane for lane in self.started if self.taken[lane] == self.settings.walk_steps)
+        done = sorted(lane for lane in self.started if self.taken[lane] == self.settings.steps)
         if not done:
             return []
         finished = self.finished(done)

@@ -148,12 +148,12 @@ class Batch:
         return min(self.lanes, round_up_to_16(len(self.prompts))) if cpu else self.lanes
 
 
-def started(task: Task, vocabulary: Vocabulary, settings: PezSettings) -> Learned:
-    """What the first phase of a method starts from: the task's initial ids, or random ones."""
-    ids = task.initial_ids
+def started(task: Task, vocabulary: Vocabulary, settings: PezSettings, restart: int = 0) -> Learned:
+    """What the first phase of a method starts from: in the first restart the task's initial ids, if any, or random ones."""
+    ids = None if restart else task.initial_ids
     if ids is None:
-        ids = vocabulary.random_ids(settings.tokens, generator_for(settings.seed, task.key, 0))
-    return Learned(task, ids.cpu(), -math.inf, 0)
+        ids = vocabulary.random_ids(settings.tokens, generator_for(settings.seed, task.key, restart))
+    return Learned(task, ids.cpu(), -math.inf, 0, restart=restart)
 
 
 def side_by_side(prompts: Sequence[Learned], lanes: int, device: torch.device) -> tuple[Tensor, Tensor, list[Task]]:

@@ -11,10 +11,11 @@ class RandomSearch(Walk):
 
     generators: dict[int, torch.Generator]
 
-    def start(self, lane: int, restart: int) -> None:
-        super().start(lane, restart)
+    def start(self, lane: int) -> None:
+        super().start(lane)
         self.generators = {i: made for i, made in getattr(self, "generators", {}).items() if i in self.started}
-        self.generators[lane] = generator_for(self.settings.seed, f"random|{self.started[lane].task.key}", restart)
+        started = self.started[lane]
+        self.generators[lane] = generator_for(self.settings.seed, f"random|{started.task.key}", started.restart)
         self.best_ids[lane] = self.started[lane].token_ids.to(self.best_ids.device)
 
     def look(self, rows: slice) -> Look:

@@ -32,7 +32,7 @@ class ShortlistWalk(RecordingWalk):
         if self.near is None:
             return super().project(rows)
         settings = self.settings
-        due = [lane for lane in self.started if self.taken[lane] % settings.steps % settings.project_every == 0]
+        due = [lane for lane in self.started if self.taken[lane] % settings.project_every == 0]
         if due:
             # Results are bitwise the same for any multiple of 16 lanes (EXPERIMENTS.md, "Lanes and bits").
             lanes = due + due[-1:] * (round_up_to_16(len(due)) - len(due))

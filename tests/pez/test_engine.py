@@ -16,6 +16,7 @@ from pez.engine import Engine
 from pez.methods.pez import adamw
 from pez.objectives.clip import ClipObjective, Target
 from pez.objectives.objective import Objective
+from pez.seeds import generator_for
 from pez.tasks import Learned, Step, Task
 from pez.vocabulary import Vocabulary
 
@@ -108,12 +109,62 @@ def test_the_best_of_all_steps_and_restarts_is_kept(demo_clip: pez.Clip, targets
     seen: list[Step] = []
     settings = dataclasses.replace(SETTINGS, restarts=3)
     learned = run(demo_clip, [Task("a", targets[0])], 16, settings, on_step=seen.append)["a"]
-    scores = torch.stack([step.score[0] for step in seen])
-    assert len(seen) == learned.steps == 90
+    scores = torch.stack([step.score for step in seen])  # (steps, restarts)
+    assert scores.shape == (30, 3)
+    assert learned.steps == 90
     assert learned.score == scores.max().item()
-    assert torch.equal(learned.token_ids, seen[int(scores.argmax())].token_ids[0])
-    starts = {tuple(seen[i].token_ids[0].tolist()) for i in (0, 30, 60)}
+    step, restart = divmod(int(scores.argmax()), 3)
+    assert torch.equal(learned.token_ids, seen[step].token_ids[restart])
+    starts = {tuple(row) for row in seen[0].token_ids.tolist()}
     assert len(starts) == 3
+
+
+WITH_SWAPS = dataclasses.replace(SETTINGS, method="default", steps=10, swaps=4)
+
+
+def test_a_restart_is_a_whole_search(demo_clip: pez.Clip, targets: Tensor) -> None:
+    """With swaps of its own: the best of three walks alone is not always the best after the swaps."""
+    tasks = [Task(f"{i}", t) for i, t in enumerate(targets[:8])]
+    vocabulary, best = demo_clip.vocabulary(WITH_SWAPS), run(demo_clip, tasks, 16, WITH_SWAPS)
+    for restart in (1, 2):
+        starts = [vocabulary.random_ids(4, generator_for(WITH_SWAPS.seed, task.key, restart)) for task in tasks]
+        others = [dataclasses.replace(task, initial_ids=ids) for task, ids in zip(tasks, starts, strict=True)]
+        for key, other in run(demo_clip, others, 16, WITH_SWAPS).items():
+            best[key] = max(best[key], other, key=lambda learned: learned.score)
+    found = run(demo_clip, tasks, 16, dataclasses.replace(WITH_SWAPS, restarts=3))
+    assert all(same(found[key], best[key]) for key in best)
+    assert {learned.steps for learned in found.values()} == {30}
+
+
+def test_restarts_do_not_depend_on_lanes_or_neighbors(demo_clip: pez.Clip, targets: Tensor) -> None:
+    settings = dataclasses.replace(WITH_SWAPS, restarts=20, candidates_kept=5)
+    tasks = [Task(f"{i}", t) for i, t in enumerate(targets[:5])]
+    one, other = run(demo_clip, tasks, 16, settings), run(demo_clip, tasks[::-1], 64, settings)
+    assert set(one) == set("01234"), "with fewer lanes than restarts, too"
+    for key, learned in one.items():
+        assert same(learned, other[key])
+        assert learned.seen is not None
+        assert learned.score == learned.seen[1].max() == learned.seen[1][0]
+        assert torch.equal(learned.seen[0], other[key].seen[0])
+        assert len({tuple(row) for row in learned.seen[0].tolist()}) == len(learned.seen[0]), "each prompt once"
+
+
+def test_progress_counts_tasks_and_the_steps_of_all_their_restarts(demo_clip: pez.Clip, targets: Tensor) -> None:
+    settings = dataclasses.replace(WITH_SWAPS, restarts=3)
+    engine = Engine(ClipObjective(demo_clip.encoder(4)), demo_clip.vocabulary(settings), settings, 16)
+    assert engine.free == 6, "the sixth starts with one of its restarts"
+    for i in range(6):
+        engine.submit(Task(f"{i}", targets[i]))
+    for step in range(1, 10):
+        assert engine.step() == []
+        assert (engine.learning, engine.steps) == (6, 16 * step)
+    assert len(engine.step()) == 5
+    assert (engine.learning, engine.steps) == (1, 10 + 4), "one of the three restarts of the sixth has ended"
+    engine.step()
+    assert (engine.learning, engine.steps) == (1, 10 + 4 + 2)
+    [last] = [learned for _ in range(10) for learned in engine.step()]
+    assert last.steps == 30
+    assert (engine.learning, engine.steps, engine.free) == (0, 0, 6)
 
 
 def test_initial_ids_are_the_first_step(demo_clip: pez.Clip, targets: Tensor) -> None:
@@ -187,6 +238,17 @@ class Small(ClipObjective):
         if lanes > room:
             self.failures.append(lanes)
             raise torch.OutOfMemoryError("no room")
+
+
+def test_out_of_memory_loses_no_restart(demo_clip: pez.Clip, targets: Tensor) -> None:
+    settings = dataclasses.replace(WITH_SWAPS, restarts=3)
+    tasks = [Task(f"{i}", t) for i, t in enumerate(targets[:12])]
+    engine = Engine(Small(demo_clip), demo_clip.vocabulary(settings), settings, 64)
+    with pytest.warns(UserWarning, match="out of memory with 64 lanes; continuing with 32"):
+        found = {learned.task.key: learned for finished in engine.run(tasks) for learned in finished}
+    alone = run(demo_clip, tasks, 16, settings)
+    assert len(found) == 12
+    assert all(same(found[key], alone[key]) for key in alone)
 
 
 def test_out_of_memory_halves_the_lanes_and_loses_no_task(demo_clip: pez.Clip, targets: Tensor) -> None:
