@@ -136,10 +136,8 @@ class Walk:
         """Score the projections of the soft prompts."""
         assert self.target is not None, "a lane is busy"
         ids = self.project(rows)
-        projected = self.vocabulary.embed(ids).requires_grad_()
-        score = self.objective.score(projected, self.target[rows])  # (rows,)
-        (gradient,) = torch.autograd.grad(-score.sum(), projected)
-        return Look(ids, score.detach(), gradient)
+        score, gradient = self.objective.score_with_gradient(self.vocabulary.embed(ids), self.target[rows])
+        return Look(ids, score, -gradient)
 
     def project(self, rows: slice) -> Tensor:
         """The nearest allowed tokens of the soft prompts, (rows, tokens) int64."""

@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pez.models.text_encoder import Past, TextEncoder
 from pez.models.token_features import TokenFeatures
 from pez.objectives.objective import Objective
+from pez.threads import in_threads, parts_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,13 @@ class ClipObjective(Objective):
         """(lanes, tokens, width) soft prompts and (lanes, dim) directions to (lanes,) scores."""
         return _cosine(self.encoder(soft), batch)
 
+    def score_with_gradient(self, soft: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The same scores, and the gradient of their sum."""
+        of_part = super().score_with_gradient
+        found = in_threads(lambda part: of_part(soft[part], batch[part]), parts_of(soft))
+        scores, gradients = zip(*found, strict=True)
+        return torch.cat(scores), torch.cat(gradients)
+
     def score_and_keep(self, soft: Tensor, batch: Tensor) -> tuple[Tensor, Past]:
         """The same scores, and the past of these prompts."""
         features, past = self.encoder.with_past(soft)
@@ -59,6 +68,12 @@ class ClipObjective(Objective):
 
     def score_changed(self, kept: Past, start: int, soft: Tensor, batch: Tensor) -> Tensor:
         """Score prompts by their tokens from position `start` on, (lanes, count, tokens - start, width)."""
+        parts = parts_of(soft)
+        return torch.cat(
+            in_threads(lambda part: self._score_changed(kept.rows(part), start, soft[part], batch[part]), parts)
+        )
+
+    def _score_changed(self, kept: Past, start: int, soft: Tensor, batch: Tensor) -> Tensor:
         return _cosine(self.encoder.continued(kept, start, soft), batch.unsqueeze(1))
 
     def score_for_all(self, soft: Tensor, batch: Tensor) -> Tensor:

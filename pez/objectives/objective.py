@@ -25,6 +25,13 @@ class Objective(Protocol):
         """
         ...
 
+    def score_with_gradient(self, soft: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The same scores, (lanes,), and the gradient of their sum at the soft prompts, (lanes, tokens, width)."""
+        leaf = soft.detach().requires_grad_()
+        score = self.score(leaf, batch)
+        (gradient,) = torch.autograd.grad(score.sum(), leaf)
+        return score.detach(), gradient
+
     def score_and_keep(self, soft: Tensor, batch: Tensor) -> tuple[Tensor, Any]:
         """The same scores, and what `score_changed` needs of these prompts; it has `rows(slice)`, for some of them."""
         return self.score(soft, batch), _Whole(soft.detach())

@@ -1,0 +1,61 @@
+"""Lanes in parts, each in a thread of its own, on a CPU.
+
+Several threads in every operation meet after each of some thousand operations of a step. Asleep between them (`OMP_WAIT_POLICY`
+is passive, see `pez/__init__.py`), they lose a third of the time; spinning, they lose most of it on a busy machine. Lanes are
+independent, so a thread can take some of them through all operations alone (figures in EXPERIMENTS.md).
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from pez.modes import own_modes
+
+T = TypeVar("T")
+
+_LANES = 16  # of a part at least; results are bitwise the same for any multiple of 16 in fp32
+_WIDTH = 256  # of soft tokens at least: a step of a small model is mostly Python, whose lock the threads would share
+
+
+def parts_of(soft: Tensor) -> list[slice]:
+    """Parts of the lanes of (lanes, ..., width) soft prompts: as many as PyTorch has threads, if that is worthwhile."""
+    lanes, count = len(soft), torch.get_num_threads()
+    if soft.device.type != "cpu" or soft.shape[-1] < _WIDTH:
+        return [slice(0, lanes)]
+    units = -(-lanes // _LANES)
+    size = -(-units // min(count, units)) * _LANES
+    return [slice(first, min(first + size, lanes)) for first in range(0, lanes, size)]
+
+
+def in_threads(compute: Callable[[slice], T], parts: Sequence[slice]) -> list[T]:
+    """`compute` of each part, side by side; the threads of PyTorch are shared between them."""
+    if len(parts) == 1:
+        return [compute(parts[0])]
+    threads, gradients = torch.get_num_threads(), torch.is_grad_enabled()
+    each = max(1, threads // len(parts))
+
+    def of(part: slice) -> T:
+        torch.set_num_threads(each)  # for this thread; of MKL for all, which wait for these
+        with own_modes(gradients):
+            return compute(part)
+
+    running = [_pool(len(parts)).submit(of, part) for part in parts]
+    try:
+        wait(running)
+    finally:
+        torch.set_num_threads(threads)
+    return [each.result() for each in running]
+
+
+@functools.cache
+def _pool(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="lanes")
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has no threads of its parent
+    os.register_at_fork(after_in_child=_pool.cache_clear)
