@@ -12,6 +12,7 @@ from pez.models.joint import AnyClip, models_of
 from pez.settings import lanes_for
 from pez.tasks import Step
 from pez.template import template_of
+from pez.threads import begin_thread
 
 _EVERY = 10  # steps between two updates
 
@@ -64,6 +65,7 @@ def learn_live(
             updates.put(Update(taken, steps, rows))
 
     def learn() -> None:
+        begin_thread()
         try:
             if together:
                 prompts = [pez.learn_prompt(clip, images, settings, on_step=on_step)]

@@ -103,6 +103,7 @@ class Engine:
             raise UserError(f"initial_ids have shape {tuple(ids.shape)}; expected ({self.settings.tokens},)")
         with own_modes():
             restarts = range(self.settings.restarts)
+            task = dataclasses.replace(task)  # restarts are told by it, even if a task is submitted twice
             self._waiting[0].extend(started(task, self.vocabulary, self.settings, restart) for restart in restarts)
 
     def step(self) -> list[Learned]:

@@ -7,8 +7,9 @@ independent, so a thread can take some of them through all operations alone (fig
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -33,23 +34,45 @@ def parts_of(soft: Tensor) -> list[slice]:
 
 
 def in_threads(compute: Callable[[slice], T], parts: Sequence[slice]) -> list[T]:
-    """`compute` of each part, side by side; the threads of PyTorch are shared between them."""
+    """`compute` of each part, side by side; the threads of PyTorch are shared between them.
+
+    Raises:
+        Whatever a part raises; the others end first.
+    """
+    global _count
     if len(parts) == 1:
         return [compute(parts[0])]
-    threads, gradients = torch.get_num_threads(), torch.is_grad_enabled()
-    each = max(1, threads // len(parts))
+    with _alone:
+        _count, gradients = torch.get_num_threads(), torch.is_grad_enabled()
+        each = max(1, round(_count / len(parts)))
 
-    def of(part: slice) -> T:
-        torch.set_num_threads(each)  # for this thread; of MKL for all, which wait for these
-        with own_modes(gradients):
-            return compute(part)
+        def of(part: slice) -> T:
+            torch.set_num_threads(each)  # of this thread; of MKL in all threads, and of threads that begin now
+            with own_modes(gradients):
+                return compute(part)
 
-    running = [_pool(len(parts)).submit(of, part) for part in parts]
-    try:
-        wait(running)
-    finally:
-        torch.set_num_threads(threads)
-    return [each.result() for each in running]
+        running: list[Future[T]] = []
+        try:
+            running += (_pool(len(parts)).submit(of, part) for part in parts)
+            wait(running)
+        finally:
+            for one in running:
+                one.cancel()
+            wait(running)
+            torch.set_num_threads(_count)
+            _count = None
+    return [one.result() for one in running]
+
+
+def begin_thread() -> None:
+    """Give a new thread as many threads of PyTorch as the process has, even if parts are being computed just now."""
+    if (count := _count) is not None:
+        torch.set_num_threads(count)
+
+
+_count: int | None = None
+"""threads of the caller while parts are computed"""
+_alone = threading.Lock()
 
 
 @functools.cache
@@ -57,5 +80,11 @@ def _pool(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="lanes")
 
 
+def _after_fork() -> None:
+    global _alone, _count
+    _alone, _count = threading.Lock(), None
+    _pool.cache_clear()
+
+
 if hasattr(os, "register_at_fork"):  # a forked process has no threads of its parent
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+    os.register_at_fork(after_in_child=_after_fork)

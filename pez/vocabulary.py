@@ -10,7 +10,7 @@ from pez.errors import UserError
 from pez.fluency import Bigrams
 
 _SIMILARITIES_AT_ONCE = 2**25  # (soft tokens x vocabulary) products in memory at a time
-_ON_A_CPU = 2**24  # of them: more than 32 MiB are mapped and cleared by the system each time
+_BYTES_ON_A_CPU = 2**25  # of them: the system maps and clears larger blocks anew each time
 _BLOCKS = 64  # of a row, for its maximum
 
 
@@ -104,7 +104,9 @@ class Vocabulary:
     def _products(self, soft: Tensor) -> Iterator[Tensor]:
         """Cosine similarities to all rows, times the lengths of the soft vectors: blocks of (lanes * tokens, rows)."""
         directions = self._directions(soft)
-        at_once = (_ON_A_CPU if directions.device.type == "cpu" else _SIMILARITIES_AT_ONCE) // len(self.rows)
+        on_a_cpu = directions.device.type == "cpu"
+        most = _BYTES_ON_A_CPU // directions.element_size() if on_a_cpu else _SIMILARITIES_AT_ONCE
+        at_once = most // len(self.rows)
         for block in directions.split(max(16, at_once // 16 * 16)):
             yield block @ self.units.T
 

@@ -192,12 +192,12 @@ def waiting_engine(clip: Clip, method: pez.PezSettings, gpu: SimulatedGpu, image
     objective = ClipObjective(clip.encoder(method.tokens))
     walk = method.restarts * method.steps * cost.step_flop(clip, method, vocabulary.allowed)
     whole = cost.method_flop(clip, method, vocabulary)
-    seconds = gpu.lanes / images_per_second  # of all lanes, from start to end
+    seconds = gpu.lanes / images_per_second / method.restarts  # of one search in all lanes, from start to end
     in_walk = seconds * walk / whole
 
     def swap(_: Any, __: Any, prompts: Sequence[Learned], *___: Any) -> list[Learned]:
         gpu.compute(seconds - in_walk, len(prompts))
-        return [dataclasses.replace(prompt, score=0.5, steps=method.total_steps) for prompt in prompts]
+        return [dataclasses.replace(prompt, score=0.5, steps=method.search_steps) for prompt in prompts]
 
     phases: list[Phase] = [
         _WaitingWalk(gpu, method.steps, in_walk / method.steps),

@@ -172,6 +172,8 @@ def score_tried(
 ) -> Tensor:
     """Scores of (lanes, count, tokens) prompts that differ from the kept ones only from `start` on, (lanes, count)."""
     lanes_per_batch = max(1, _ROWS_AT_ONCE // tried.shape[1])
+    if lanes_per_batch > 16:
+        lanes_per_batch = lanes_per_batch // 16 * 16
     return torch.cat(
         [
             objective.score_changed(

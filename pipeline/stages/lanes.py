@@ -23,6 +23,7 @@ from pez.models.joint import AnyClip
 from pez.prompt import Prompt
 from pez.settings import PezSettings
 from pez.tasks import Learned, Task
+from pez.threads import begin_thread
 
 T = TypeVar("T")
 
@@ -186,6 +187,7 @@ class SharedLanes:
 
     def _run(self) -> None:
         """The body of the thread: one action after another, until no stream is left."""
+        begin_thread()
         while (act := self._next_act()) is not None:
             act()
 

@@ -31,6 +31,18 @@ def test_the_first_of_equal_products_is_the_nearest_token(width: int, dtype: tor
     assert argmax(products).tolist() == products.double().numpy().argmax(-1).tolist()
 
 
+def test_blocks_of_products_find_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    vocabulary = Vocabulary(torch.randn(100, 8), torch.ones(100, dtype=torch.bool))
+    soft = torch.randn(9, 8, 8)
+    whole = vocabulary.nearest(soft), vocabulary.nearest_few(soft, 5).sort(-1).values
+    for size in (1, 20_000):  # one block of 16 rows, and of 32
+        monkeypatch.setattr("pez.vocabulary._BYTES_ON_A_CPU", size)
+        assert len(list(vocabulary._products(soft))) > 2
+        assert torch.equal(vocabulary.nearest(soft), whole[0])
+        assert torch.equal(vocabulary.nearest_few(soft, 5).sort(-1).values, whole[1])
+
+
 def test_no_allowed_token_is_an_error() -> None:
     with pytest.raises(ValueError, match="no token is allowed"):
         Vocabulary(torch.randn(5, 2), torch.zeros(5, dtype=torch.bool))
