@@ -146,7 +146,7 @@ def settings_of(method: Method, settings: pez.PezSettings, phrases: Sequence[str
     """
     if method == "default":
         return settings
-    restarts = settings.restarts if "restarts" in TRAITS[method].uses else 1
+    restarts = settings.restarts if "restarts" in TRAITS[method].uses else None
     bank = tuple(phrases) if method == "bank" else ()
     return dataclasses.replace(
         settings,
@@ -171,6 +171,7 @@ def compare(
 ) -> list[Scores]:
     """Learn with each of the settings, at the cost of the budget's settings, and score the prompts."""
     from pez import cost
+    from pez.learn import settings_for
 
     flop = cost.method_flop(guide, budget, guide.vocabulary(budget))
     settings = []
@@ -182,7 +183,8 @@ def compare(
     for each in settings:
         activity.now(f"{each.method}, {each.tokens} tokens")
         steps = activity.counted(
-            f"learning {len(originals.keys)} prompts, {each.method}", each.steps_for(len(originals.keys), lanes)
+            f"learning {len(originals.keys)} prompts, {each.method}",
+            settings_for(guide, each).steps_for(len(originals.keys), lanes),
         )
         found.append(_scores(guide, judges, originals, each, features, lanes, steps))
     return found

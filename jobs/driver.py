@@ -160,8 +160,8 @@ def run(job: TableJob) -> int:
 
 
 def _computation(settings: LearnSettings, device: str) -> str:
-    """`ViT-H-14 on cuda: bf16, 1,024 prompts side by side`."""
-    return f"{settings.name} on {device}: {settings.precision}, {settings.lanes:,} prompts side by side"
+    """`ViT-H-14 on cuda: bf16, 1,024 searches side by side`."""
+    return f"{settings.name} on {device}: {settings.precision}, {settings.lanes:,} searches side by side"
 
 
 @dataclasses.dataclass(frozen=True)

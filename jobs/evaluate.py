@@ -200,7 +200,7 @@ def evaluate(job: EvaluateJob) -> int:
         else:
             assert generator is not None, "checked above"
             learning = f"learning {count(len(originals.keys), 'prompt')}"
-            steps = activity.counted(learning, _steps_of(job, len(originals.keys), device))
+            steps = activity.counted(learning, _steps_of(job, guide, len(originals.keys), device))
             prompts = pez.learn_prompts(
                 guide, originals.images, job.method, originals.keys, lambda _: steps(), job.caption.lanes
             )
@@ -315,9 +315,11 @@ def _write_picture(job: EvaluateJob, originals: Originals, made: dict[str, list[
     return None
 
 
-def _steps_of(job: EvaluateJob, images: int, device: str) -> int:
+def _steps_of(job: EvaluateJob, guide: AnyClip, images: int, device: str) -> int:
     """Steps until all prompts are learned, `lanes` at a time."""
-    return job.method.steps_for(images, job.caption.on(device).side_by_side)
+    from pez.learn import settings_for
+
+    return settings_for(guide, job.method).steps_for(images, job.caption.on(device).side_by_side)
 
 
 def drawn(count: int) -> Originals:

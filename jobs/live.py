@@ -29,11 +29,12 @@ class LivePrompts:
     ) -> None:
         from rich.live import Live
 
+        from pez.learn import settings_for
         from pez.template import template_of
 
         self.clip, self.names, self.console, self.noun = clip, names, console, noun
         self.template = template_of(method)
-        self.steps = method.steps_for(len(names), lanes_for(clip.device.type))
+        self.steps = settings_for(clip, method).steps_for(len(names), lanes_for(clip.device.type))
         self.taken = 0
         self.best: dict[int, tuple[float, list[int], Task]] = {}
         self.shown: dict[int, float] = {}

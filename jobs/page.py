@@ -19,6 +19,7 @@ from pez.regeneration import seed_for
 _MOST_IMAGES = 16
 _MOST_VISITORS = 32  # that wait in the queue
 _LARGEST = "64mb"
+_SEARCHES = "the best one is kept"
 _TEMPLATE = "fixed words around the prompt, which stands at {}"
 STYLE = "#preview .fixed-height, #compared .fixed-height { min-height: 11rem !important; }"
 """galleries as high as their images; Gradio's have 450 pixels or more"""
@@ -37,6 +38,7 @@ def build_page(models: Models) -> Any:
         model: str,
         tokens: float,
         steps: float,
+        searches: float,
         template: str,
         blocklist: str,
         seed: float,
@@ -48,6 +50,7 @@ def build_page(models: Models) -> Any:
             settings = pez.PezSettings(
                 tokens=int(tokens),
                 steps=int(steps),
+                restarts=int(searches),
                 seed=int(seed),
                 template=template.strip() or None,
                 blocklist=blocked_words(blocklist),
@@ -83,7 +86,7 @@ def build_page(models: Models) -> Any:
         return [(image, text) for image, text in shown if image is not None]
 
     with gr.Blocks(title="pez: prompts from images") as page:
-        few, many = 100, pez.PezSettings().steps
+        default = pez.PezSettings()
         gr.Markdown(
             "# Prompts from images\nDrop images; a few plain words are learned that CLIP finds closest to them."
         )
@@ -95,8 +98,9 @@ def build_page(models: Models) -> Any:
                 model = gr.Dropdown(models.names, value=models.names[0], label="Model", elem_id="model")
                 with gr.Row():
                     tokens = gr.Slider(1, 24, 8, step=1, label="Tokens", elem_id="tokens")
-                    steps = gr.Slider(
-                        10, 2000, few if models.examples else many, step=10, label="Steps", elem_id="steps"
+                    steps = gr.Slider(10, 2000, default.gradient_steps, step=10, label="Steps", elem_id="steps")
+                    searches = gr.Slider(
+                        1, 16, default.searches, step=1, label="Searches", info=_SEARCHES, elem_id="searches"
                     )
                 template = gr.Textbox(
                     label="Template", placeholder="a tiger in the style of {}", info=_TEMPLATE, elem_id="template"
@@ -123,7 +127,7 @@ def build_page(models: Models) -> Any:
                     headers, widths = [*headers, "model"], ["20%", "44%", "16%", "20%"]
                     earlier = gr.Dataframe(headers=headers, column_widths=widths, **table, elem_id="history")
         files.change(lambda paths: paths or [], files, preview, show_progress="hidden")
-        inputs = [files, model, tokens, steps, template, blocklist, seed, together, history]
+        inputs = [files, model, tokens, steps, searches, template, blocklist, seed, together, history]
         learning = start.click(learn, inputs, [state, found, history, earlier, text, learned], concurrency_id="model")
         stop.click(lambda: _state("stopped"), None, state, cancels=[learning])
         again.click(regenerate, [found, learned], compared, concurrency_id="model")

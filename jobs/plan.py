@@ -16,7 +16,7 @@ from typing import Any
 from jobs import command
 from jobs.options import refuse_without
 from pez.errors import UserError
-from pez.settings import lanes_for
+from pez.settings import LARGE_VOCABULARY, PezSettings, lanes_for
 from pipeline.run.estimate import Plan, cores_per_gpu, parts_that_balance, plan_job, shard_size_that_balances
 from pipeline.settings import ClusterSettings
 from pipeline.terminal import count, duration, open_console, plain, say
@@ -125,10 +125,12 @@ def _lines(job: PlanJob, found: Throughput, planned: Plan, spent: CpuTime) -> li
         f"and write ({spent.seconds * 1e3:.1f} ms of CPU time per image, {spent.source})",
     ]
     lanes, at_once = lanes_for("cuda"), ClusterSettings().shards_at_once
-    if (filled := at_once * job.shard_size // job.parts) < lanes and planned.tasks > at_once * job.gpus:
+    searches = PezSettings().for_vocabulary(LARGE_VOCABULARY).searches
+    if (filled := at_once * job.shard_size * searches // job.parts) < lanes and planned.tasks > at_once * job.gpus:
         lines.append(
-            f"{at_once} tasks of {job.shard_size / job.parts:,.0f} images fill {filled:,} of a GPU's {lanes:,} lanes, "
-            f"which costs as much time as all: --shards-at-once {math.ceil(lanes * job.parts / job.shard_size) + 1}"
+            f"{at_once} tasks of {job.shard_size / job.parts:,.0f} images, {searches} searches each by default, fill "
+            f"{filled:,} of a GPU's {lanes:,} lanes, "
+            f"which costs as much time as all: --shards-at-once {math.ceil(lanes * job.parts / job.shard_size / searches) + 1}"
         )
     if planned.idle > _IDLE or planned.task_seconds > _LONG:
         most = _LONG * found.images_per_second
@@ -159,7 +161,6 @@ def _throughput(job: PlanJob) -> Throughput:
 
 
 def _of_reports(url: str, actors_per_gpu: int) -> Throughput:
-    from pez.settings import PezSettings
     from pipeline.description import model_of
     from pipeline.table import PromptTable
 
@@ -169,7 +170,8 @@ def _of_reports(url: str, actors_per_gpu: int) -> Throughput:
         raise UserError(f"no learned prompts in {table.url}; expected the output of a run of jobs.caption")
     ok, seconds = sum(r.ok for r in reports), sum(r.seconds for r in reports)
     method = dataclasses.asdict(PezSettings()) | table.settings["method"]
-    about = f"{model_of(table.settings).model}, {method['tokens']} tokens, {method['steps']} steps"
+    steps = f"{method['steps']} steps" if method["steps"] else "default steps"
+    about = f"{model_of(table.settings).model}, {method['tokens']} tokens, {steps}"
     source = f"measured: {count(ok, 'image')} in {count(len(reports), 'shard')} of {url}, {about}"
     if (device := table.settings["engine"]["device"]) != "cuda":
         source += f"; on a {device}, not a GPU"

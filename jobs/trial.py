@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from PIL import Image
 
 import pez
-from pez.models.joint import AnyClip, models_of
+from pez.learn import settings_for
+from pez.models.joint import AnyClip
 from pez.settings import lanes_for
 from pez.tasks import Step
 from pez.template import template_of
@@ -46,7 +47,7 @@ def learn_live(
     Raises:
         UserError: settings that the model cannot meet.
     """
-    names, settings = [" + ".join(names)] if together else list(names), settings.for_models(models_of(clip))
+    names, settings = [" + ".join(names)] if together else list(names), settings_for(clip, settings)
     updates: queue.Queue[Update | BaseException] = queue.Queue()
     gone = threading.Event()
     best: dict[int, tuple[float, list[int]]] = {}

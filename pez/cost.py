@@ -14,24 +14,25 @@ from pez.vocabulary import Vocabulary
 
 def method_flop(clip: Clip, settings: PezSettings, vocabulary: Vocabulary) -> float:
     """A prompt by the settings' method, without what is computed once for all prompts (phrases, tokens alone)."""
-    allowed = vocabulary.allowed
+    allowed, settings = vocabulary.allowed, settings.for_vocabulary(len(vocabulary.ids))
     if settings.method == "bank":
         return bank_flop(clip, settings.tokens, vocabulary)
-    flop = settings.steps * step_flop(clip, settings, allowed)
+    flop = settings.gradient_steps * step_flop(clip, settings, allowed)
     if settings.method == "soft":
         flop += projection_flop(clip, settings.tokens, allowed)
     flop += swaps_flop(clip, settings.tokens, settings.rounds, settings.tried, allowed)
-    return settings.restarts * flop
+    return settings.searches * flop
 
 
 def within(clip: Clip, settings: PezSettings, vocabulary: Vocabulary, flop: float) -> PezSettings:
     """The settings with as many steps as a budget pays, at least one; the method bank has no steps, and keeps its own cost."""
     if settings.method == "bank":
         return settings
-    step = step_flop(clip, settings, vocabulary.allowed)
-    rest = method_flop(clip, settings, vocabulary) / settings.restarts - settings.steps * step
-    steps = int((flop / settings.restarts - rest) / step)
-    return dataclasses.replace(settings, steps=max(1, steps))
+    settings = settings.for_vocabulary(len(vocabulary.ids))
+    searches, step = settings.searches, step_flop(clip, settings, vocabulary.allowed)
+    rest = method_flop(clip, settings, vocabulary) / searches - settings.gradient_steps * step
+    steps = int((flop / searches - rest) / step)
+    return dataclasses.replace(settings, steps=max(1, steps), restarts=searches)
 
 
 def step_flop(clip: Clip, settings: PezSettings, allowed: Tensor) -> float:

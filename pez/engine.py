@@ -44,7 +44,7 @@ class Engine:
         on_step: called after each gradient step and each round of swaps. Reading its tensors synchronizes with the device.
         phases: what every task passes through; default = the phases of the settings' method.
 
-    Use it from one thread; other threads may read `learning` and `steps`.
+    Use it from one thread; other threads may read `learning`, `busy_lanes` and `steps`.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Engine:
         on_step: OnStep | None = None,
         phases: Sequence[Phase] | None = None,
     ) -> None:
+        settings = settings.for_vocabulary(len(vocabulary.ids))
         self.objective, self.vocabulary, self.settings, self.lanes = objective, vocabulary, settings, lanes
         self._on_step = on_step
         with own_modes():
@@ -73,7 +74,7 @@ class Engine:
     @property
     def free(self) -> int:
         """Tasks that would start in the next step if submitted now, with one of their restarts at least."""
-        return -(-max(0, self._phases[0].free - len(self._waiting[0])) // self.settings.restarts)
+        return -(-max(0, self._phases[0].free - len(self._waiting[0])) // self.settings.searches)
 
     @property
     def busy(self) -> bool:
@@ -84,6 +85,11 @@ class Engine:
     def learning(self) -> int:
         """Tasks in progress."""
         return len({id(prompt.task) for prompt in self._begun()})
+
+    @property
+    def busy_lanes(self) -> int:
+        """Searches in progress: one for each restart of a task."""
+        return sum(len(waiting) for waiting in self._waiting[1:]) + sum(len(phase.prompts) for phase in self._phases)
 
     @property
     def steps(self) -> int:
@@ -102,7 +108,7 @@ class Engine:
         if ids is not None and ids.shape != (self.settings.tokens,):
             raise UserError(f"initial_ids have shape {tuple(ids.shape)}; expected ({self.settings.tokens},)")
         with own_modes():
-            restarts = range(self.settings.restarts)
+            restarts = range(self.settings.searches)
             task = dataclasses.replace(task)  # restarts are told by it, even if a task is submitted twice
             self._waiting[0].extend(started(task, self.vocabulary, self.settings, restart) for restart in restarts)
 
@@ -127,7 +133,7 @@ class Engine:
                 busy = more or bool(waiting or self._phases[i].prompts)
                 finished = self._step(i, more)
                 more = busy
-            return finished if self.settings.restarts == 1 else self._best_of_restarts(finished)
+            return finished if self.settings.searches == 1 else self._best_of_restarts(finished)
 
     def run(self, tasks: Iterable[Task]) -> Iterator[list[Learned]]:
         """Learn for all tasks.
@@ -164,7 +170,7 @@ class Engine:
         for learned in finished:
             ended = self._ended.setdefault(id(learned.task), [])
             ended.append(learned)
-            if len(ended) == self.settings.restarts:
+            if len(ended) == self.settings.searches:
                 del self._ended[id(learned.task)]
                 whole.append(_best_of(sorted(ended, key=lambda one: one.restart), self.settings))
         return whole

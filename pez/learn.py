@@ -212,7 +212,8 @@ def learn_for_targets(
     if lanes is None:
         lanes = lanes_for(clip.device.type)
         if clip.device.type != "cpu":
-            lanes = min(lanes, round_up_to_16(len(targets) * settings.restarts))
+            settings = settings_for(clip, settings)
+            lanes = min(lanes, round_up_to_16(len(targets) * settings.searches))
     engine = engine_for(clip, settings, lanes, on_step)
     with own_modes():
         tasks = [
@@ -227,6 +228,14 @@ def learn_for_targets(
     return [prompts[i] for i in range(len(targets))]
 
 
+def settings_for(clip: AnyClip, settings: PezSettings) -> PezSettings:
+    """The settings with those defaults that the number of models and of allowed tokens decides."""
+    settings = settings.for_models(models_of(clip))
+    if settings.restarts is not None and settings.token_weight is not None:
+        return settings
+    return settings.for_vocabulary(int(clip.allowed_tokens(settings).sum()))
+
+
 def engine_for(clip: AnyClip, settings: PezSettings, lanes: int, on_step: OnStep | None = None) -> Engine:
     """An engine for targets that are directions, (dim,) in the CLIP's full precision.
 
@@ -237,12 +246,14 @@ def engine_for(clip: AnyClip, settings: PezSettings, lanes: int, on_step: OnStep
         UserError: too many tokens for the model, an empty vocabulary, or a model that the method does not support.
     """
     settings = settings.for_models(models_of(clip))
+    vocabulary = clip.vocabulary(settings)
+    settings = settings.for_vocabulary(len(vocabulary.ids))
     token_features = clip.single_tokens() if settings.rounds and settings.weight_of_tokens else None
     encoder = clip.encoder(settings.tokens, template_of(settings))
     if settings.method == "bank" and not isinstance(encoder, CausalEncoder):
         raise UserError(f"the method bank needs a causal text tower, which {clip.name} has not; expected a CLIP model")
     objective = ClipObjective(encoder, token_features)
-    return Engine(objective, clip.vocabulary(settings), settings, lanes, on_step)
+    return Engine(objective, vocabulary, settings, lanes, on_step)
 
 
 def prompts_of(

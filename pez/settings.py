@@ -14,7 +14,7 @@ from pez.fluency import read_texts
 from pez.methods.names import TRAITS, Method
 from pez.phrases import read_phrases
 
-ALGORITHM = 6
+ALGORITHM = 7
 """incremented whenever the same settings produce different prompts, so that no output mixes versions"""
 
 Names: TypeAlias = str | tuple[str, ...]
@@ -78,8 +78,17 @@ def lanes_for(device: str) -> int:
     return 64 if device.partition(":")[0] == "cpu" else 1024
 
 
-_BY_MODELS = {"swaps": (16, 32), "candidates": (16, 32), "token_weight": (0.5, 0.0)}
-"""defaults with one model and with several"""
+_OF_ONE = {"swaps": 16, "candidates": 16}
+"""defaults with one model"""
+_OF_SEVERAL = {"swaps": 32, "candidates": 32, "token_weight": 0.0, "restarts": 1}
+"""defaults with several models"""
+_TOKEN_WEIGHT = 0.5
+_STEPS, _STEPS_ALONE = 96, 350
+"""gradient steps of one of several searches, and of a single one"""
+_SEARCHES, _SEARCHES_LARGE = 2, 6
+"""searches with a small vocabulary and with a large one"""
+LARGE_VOCABULARY = 256
+"""tokens of a large one, or more"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +100,9 @@ class PezSettings:
 
     tokens: int = 8
     """tokens per prompt; 8 to 16 work best for image generation"""
-    steps: int = 350
-    """gradient steps of a search"""
+    steps: int | None = None
+    """gradient steps of a search; default = 96, or 350 where there is one search: with several models, another method or
+    --restarts 1"""
     project_every: int = 10
     """with a large vocabulary, gradient steps from one search of all tokens to the next; in between, the nearest of the 64 that
     were nearest then is taken. 1 = every step searches all"""
@@ -104,8 +114,9 @@ class PezSettings:
     """tokens that swaps may take: visited = those that the gradient steps tried, which suit the image under other models
     too; all = the whole vocabulary"""
     token_weight: float | None = None
-    """in rounds of swaps, the weight of each token's own similarity to the image; default = 0.5, or 0 with several models. With
-    0, only the prompt's similarity counts: it ends higher under this model, and lower under other models"""
+    """in rounds of swaps, the weight of each token's own similarity to the image; default = 0.5, or 0 with several models or
+    fewer than 256 tokens. With 0, only the prompt's similarity counts: it ends higher under this model and, with many tokens,
+    lower under other models"""
     fluency: float = 0.0
     """in rounds of swaps, what a candidate pays for each nat of its mean surprise under a bigram model of --fluency-text, in
     units of similarity; values from 0.003 to 0.03 are useful"""
@@ -116,8 +127,9 @@ class PezSettings:
     """default = PEZ followed by rounds of token swaps; pez = the paper's algorithm alone: no swaps, weight decay as
     published, and tokens need not survive decoding and re-encoding; bank = phrases of --bank, chained. The others are there to
     compare with: autoprompt, fluentprompt, gcg, gaslite, random, and soft (a soft prompt, projected at the end)"""
-    restarts: int = 1
-    """independent searches for each image, from different random starts; the best prompt is kept"""
+    restarts: int | None = None
+    """independent searches for each image, from different random starts; the best prompt is kept. Default = 2, or 6 with the
+    vocabulary full and any other of 256 tokens or more; 1 with --steps, several models or another method"""
     candidates_kept: int = 1
     """how many of the best distinct prompts to keep for each image, up to 64"""
     seed: int = 0
@@ -167,9 +179,9 @@ class PezSettings:
             "seed": None,
         }
         for name, bound in least.items():
-            if (value := getattr(self, name)) is not None or name not in _BY_MODELS:
+            if (value := getattr(self, name)) is not None or name not in (*_OF_ONE, "steps", "restarts"):
                 _set(self, name, _whole(name, value, bound))
-        if self.restarts > 1 and "restarts" not in TRAITS[self.method].uses:
+        if self.searches > 1 and "restarts" not in TRAITS[self.method].uses:
             raise UserError(f"restarts is {self.restarts}; expected 1, since the method {self.method} has one start")
         if self.candidates_kept > 64:
             raise UserError(f"candidates_kept is {self.candidates_kept}; expected 64 or less")
@@ -226,19 +238,36 @@ class PezSettings:
         return TRAITS[self.method].decay if self.weight_decay is None else self.weight_decay
 
     @property
+    def searches(self) -> int:
+        """The effective `restarts`, after `for_vocabulary` if the vocabulary decides it."""
+        if self.restarts is not None:
+            return self.restarts
+        if self.method != "default" or self.steps is not None:
+            return 1
+        return _SEARCHES_LARGE if self.vocabulary == "full" and not self.allowlist and not self.bank else _SEARCHES
+
+    @property
+    def gradient_steps(self) -> int:
+        """The effective `steps`."""
+        if self.steps is not None:
+            return self.steps
+        return _STEPS_ALONE if self.searches == 1 else _STEPS
+
+    @property
     def rounds(self) -> int:
         """Rounds of swaps per prompt after the gradient steps; 0 with the other methods."""
-        return int(self._by_models("swaps")) if self.method == "default" else 0
+        swaps = _OF_ONE["swaps"] if self.swaps is None else self.swaps
+        return swaps if self.method == "default" else 0
 
     @property
     def tried(self) -> int:
         """Candidates per round of swaps."""
-        return int(self._by_models("candidates"))
+        return _OF_ONE["candidates"] if self.candidates is None else self.candidates
 
     @property
     def weight_of_tokens(self) -> float:
-        """The effective `token_weight`."""
-        return self._by_models("token_weight")
+        """The effective `token_weight`, after `for_vocabulary` if the vocabulary decides it."""
+        return _TOKEN_WEIGHT if self.token_weight is None else self.token_weight
 
     def for_models(self, count: int) -> Self:
         """These settings for so many models that guide together: several check each other, so they need other defaults.
@@ -247,39 +276,42 @@ class PezSettings:
         """
         if count == 1 or self.method != "default":
             return self
-        missing: dict[str, Any] = {
-            name: several for name, (_, several) in _BY_MODELS.items() if getattr(self, name) is None
-        }
+        missing: dict[str, Any] = {name: value for name, value in _OF_SEVERAL.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **missing)
 
+    def for_vocabulary(self, count: int) -> Self:
+        """These settings for a vocabulary of so many tokens, which decides the defaults of `restarts` and `token_weight`."""
+        if self.method != "default":
+            return self
+        large = count >= LARGE_VOCABULARY
+        searches = self.searches if self.searches == 1 or self.restarts is not None or not large else _SEARCHES_LARGE
+        weight = 0.0 if self.token_weight is None and not large else self.token_weight
+        return dataclasses.replace(self, restarts=searches, token_weight=weight)
+
     def with_defaults(self) -> Self:
-        """These settings with their defaults in place of None, as far as the number of models decides them."""
-        filled: dict[str, Any] = {name: self._by_models(name) for name in _BY_MODELS}
+        """These settings with their defaults in place of None, except for those that the vocabulary decides."""
+        filled: dict[str, Any] = {name: one for name, one in _OF_ONE.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **filled)
 
     def without_defaults(self) -> Self:
         """These settings with None for what is the default of one model anyway."""
-        same: dict[str, Any] = {name: None for name, (one, _) in _BY_MODELS.items() if getattr(self, name) == one}
+        same: dict[str, Any] = {name: None for name, one in _OF_ONE.items() if getattr(self, name) == one}
         rate = None if self.learning_rate == TRAITS[self.method].rate else self.learning_rate
         return dataclasses.replace(self, learning_rate=rate, **same)
-
-    def _by_models(self, name: str) -> float:
-        value: float | None = getattr(self, name)
-        return _BY_MODELS[name][0] if value is None else value
 
     @property
     def search_steps(self) -> int:
         """Gradient steps and rounds of swaps of one search."""
-        return 1 if self.method == "bank" else self.steps + self.rounds
+        return 1 if self.method == "bank" else self.gradient_steps + self.rounds
 
     @property
     def total_steps(self) -> int:
         """Gradient steps and rounds of swaps per prompt, over all restarts."""
-        return self.restarts * self.search_steps
+        return self.searches * self.search_steps
 
     def steps_for(self, prompts: int, lanes: int) -> int:
         """Gradient steps and rounds of swaps of all lanes together, until so many prompts are learned."""
-        return -(-prompts * self.restarts // lanes) * self.search_steps
+        return -(-prompts * self.searches // lanes) * self.search_steps
 
     @property
     def plain(self) -> bool:

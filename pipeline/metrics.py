@@ -46,7 +46,7 @@ class JobMetrics:
             gauge, "pez_mean_similarity", "mean similarity of the rows so far"
         )  # histograms have no exact sum
         self.left = make(gauge, "pez_units_left", "units that are not finished")
-        self.lanes = make(gauge, "pez_lanes_busy", "prompts being learned", ())
+        self.lanes = make(gauge, "pez_lanes_busy", "searches in progress", ())
         self.memory = make(gauge, "pez_gpu_memory_bytes", "GPU memory that PyTorch holds, of all actors", ())
         self._left = dict(units)
         self._sums: dict[str, tuple[float, int]] = {}
@@ -66,7 +66,7 @@ class JobMetrics:
     def look(self, busy: Sequence[Any]) -> None:
         """Take the progress of the busy actors."""
         learning = [progress for progress in busy if isinstance(progress, Progress)]
-        self.lanes.set(sum(progress.learning for progress in learning))
+        self.lanes.set(sum(progress.busy_lanes for progress in learning))
         self.memory.set(sum(progress.gpu_memory for progress in learning))
 
     def _count(

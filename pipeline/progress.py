@@ -236,7 +236,8 @@ class JobProgress:
         elif self.busy and not any(p.images for p in self.busy):
             parts.append(f"reading {self.noun}s")
         if memory := sum(p.gpu_memory for p in self.busy):
-            parts.append(f"{learning} lanes busy, {memory / 2**30:.0f} GiB of GPU memory")
+            lanes = sum(p.busy_lanes for p in self.busy)
+            parts.append(f"{lanes} lanes busy, {memory / 2**30:.0f} GiB of GPU memory")
         return parts
 
     def report_embedded(self, report: EmbedReport) -> None:

@@ -59,9 +59,9 @@ def count_costs(
         for count in tokens:
             if count + 2 > clip.context_length:
                 continue
-            chosen = dataclasses.replace(settings, tokens=count)
+            chosen = dataclasses.replace(settings, tokens=count).for_vocabulary(allowed)
             published = 3000 * cost.baseline_step_flop(clip, count)
-            swaps = cost.swaps_flop(clip, count, chosen.rounds, chosen.tried, vocabulary.allowed)
+            swaps = chosen.searches * cost.swaps_flop(clip, count, chosen.rounds, chosen.tried, vocabulary.allowed)
             walk = cost.method_flop(clip, chosen, vocabulary) - swaps
             one = Cost(model, count, published / 1e9, walk / 1e9, swaps / 1e9)
             found.append(one)
@@ -77,6 +77,7 @@ class _Words:
 
     def __init__(self, size: int, allowed: int) -> None:
         self.allowed = torch.arange(size) < allowed
+        self.ids = torch.arange(allowed)
 
 
 class _Shape:

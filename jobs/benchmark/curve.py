@@ -36,6 +36,7 @@ class Point:
 
     method: str
     steps: int
+    """gradient steps, of all searches"""
     similarity: float
     interval: float
     """half-width of the 95% interval of the mean"""
@@ -73,7 +74,7 @@ def curves(
     """Measure the three methods.
 
     Args:
-        settings: of the default method; its steps are those of the last default point.
+        settings: of the default method. Each point is one search, and the last one is that of the settings.
         baseline_steps: steps of the baseline, which learns one prompt after another.
         exact_steps: steps of the engine's exact mode, which learns all prompts at once.
     """
@@ -84,8 +85,11 @@ def curves(
         measure.warm_up()
     measure.baseline(baseline_steps)
     measure.exact(exact_steps)
-    for steps in _checkpoints(settings.steps):
-        measure.default(steps)
+    one = dataclasses.replace(settings, restarts=1)
+    for steps in CHECKPOINTS:
+        if steps < settings.gradient_steps or (steps == settings.gradient_steps and settings.searches > 1):
+            measure.default(dataclasses.replace(one, steps=steps))
+    measure.default(settings)
     return measure.points, measure.gain()
 
 
@@ -171,9 +175,9 @@ class _Measure:
 
         self.learn(self.plain, settings, look)
 
-    def default(self, steps: int) -> None:
+    def default(self, settings: pez.PezSettings) -> None:
         """A few gradient steps, then swaps."""
-        settings = dataclasses.replace(self.settings, steps=steps, method="default")
+        settings = settings.for_vocabulary(len(self.vocabulary.ids))
         # New ones for each measurement: what they cost is shared by the scenes, and not by the measurements.
         alone = TokenFeatures(self.clip.encoder(1), self.clip.tower.token_embedding.weight, self.clip.full)
         start = time.perf_counter()
@@ -181,6 +185,7 @@ class _Measure:
         seconds = time.perf_counter() - start
         flop = cost.method_flop(self.clip, settings, self.vocabulary)
         flop += alone.count / len(ids) * cost.token_flop(self.clip)
+        steps = settings.searches * settings.gradient_steps
         self._add("default", steps, torch.stack([ids[i] for i in range(len(ids))]), seconds, flop)
 
     def gain(self) -> Gain:

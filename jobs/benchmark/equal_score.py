@@ -124,7 +124,7 @@ def measure_equal_score(
     tried: list[Tried] = []
     for walk, swaps in budgets:
         of_steps.append(time_baseline(clip, targets[0], published, seconds).seconds_per_image_step)
-        chosen = dataclasses.replace(settings, method="default", steps=walk, swaps=swaps)
+        chosen = dataclasses.replace(settings, method="default", steps=walk, swaps=swaps, restarts=1)
         ours, taken = _learn_by_default(engine, targets, chosen)
         mean_difference, half_difference = mean_and_interval(ours - theirs)
         tried.append(Tried(walk, swaps, float(ours.mean()), mean_difference, half_difference, taken))
@@ -163,7 +163,7 @@ def learn_exactly(
     done = 0
     if checkpoint is not None and checkpoint.exists():
         done = _restore(walk, settings, checkpoint)
-        say(f"{checkpoint} has {done} of {settings.steps} steps")
+        say(f"{checkpoint} has {done} of {settings.gradient_steps} steps")
     start = last = time.monotonic()
     first, finished = done, list[Any]()
     while not finished:
@@ -173,8 +173,8 @@ def learn_exactly(
             last = now
             if checkpoint is not None and not finished:
                 _save(walk, settings, done, checkpoint)
-            left = (now - start) / (done - first) * (settings.steps - done)
-            say(f"exact mode: {done} of {settings.steps} steps, {left / 60:.1f} min left")
+            left = (now - start) / (done - first) * (settings.gradient_steps - done)
+            say(f"exact mode: {done} of {settings.gradient_steps} steps, {left / 60:.1f} min left")
         if not finished and now - start > stop_after:
             raise TimeoutError
     if checkpoint is not None:

@@ -152,9 +152,13 @@ def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[s
     print(f"{machine(device)}\n{clip.name}, {options.tokens} tokens\n")
     print(f"{'':38s}{'ms/image-step':>14s}{'ratio':>8s}{'GFLOP':>8s}{'of peak':>9s}{'peak MB':>9s}{'images/h':>10s}")
 
+    chosen = len(clip.vocabulary(settings).ids)
+    default = dataclasses.replace(settings, method="default").for_vocabulary(chosen)
+    steps = options.steps or default.searches * default.gradient_steps
+
     def show(speed: Speed) -> Speed:
         ratio = (speeds[0] if speeds else speed).seconds_per_image_step / speed.seconds_per_image_step
-        per_hour = 3600 / speed.seconds_per_image_step / options.steps
+        per_hour = 3600 / speed.seconds_per_image_step / steps
         print(
             f"{speed.name:38s}{speed.seconds_per_image_step * 1e3:14.3f}{ratio:8.1f}{speed.flop_per_image_step / 1e9:8.2f}"
             f"{speed.share:9.0%}{speed.peak_bytes / 2**20:9.0f}{per_hour:10.0f}",
@@ -164,7 +168,6 @@ def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[s
 
     speeds: list[Speed] = []
     speeds.append(show(time_baseline(clip, target[0], settings, options.seconds)))
-    chosen = len(clip.vocabulary(settings).ids)  # cached for all lane counts, and after the baseline was timed
     engine = clip.with_engine(precision, _compiled(options, device))  # type: ignore[arg-type]
     for count in lanes:
         try:
@@ -177,7 +180,7 @@ def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[s
     ratio = speeds[0].seconds_per_image_step / best.seconds_per_image_step
     print(
         f"\nratio {ratio:.1f}: image-steps per second, {best.name} over the baseline;"
-        f" images/h at {options.steps} gradient steps.\n"
+        f" images/h at {steps} gradient steps.\n"
         f"The baseline projects onto all {clip.tower.token_embedding.num_embeddings} tokens, the engine on {chosen}."
     )
     return {
@@ -185,7 +188,7 @@ def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[s
         "machine": machine(device),
         "model": clip.name,
         "tokens": options.tokens,
-        "steps": options.steps,
+        "steps": steps,
         "speeds": [{**dataclasses.asdict(speed), "share_of_peak": speed.share} for speed in speeds],
     }
 
@@ -226,8 +229,9 @@ def benchmark_overhead(options: argparse.Namespace, device: torch.device) -> dic
     from jobs.benchmark.overhead import measure_overhead
     from jobs.benchmark.speed import machine
 
-    overhead = measure_overhead(pez.PezSettings(tokens=options.tokens, steps=options.steps))
-    print(f"{machine(device)}\ndemo, {options.tokens} tokens, {options.steps} steps, {overhead.images} images\n")
+    method = pez.PezSettings(tokens=options.tokens, steps=options.steps)
+    overhead = measure_overhead(method)
+    print(f"{machine(device)}\ndemo, {options.tokens} tokens, {method.total_steps} steps, {overhead.images} images\n")
     print(f"bare {overhead.bare_seconds:.2f} s, pipeline {overhead.pipeline_seconds:.2f} s: {overhead.share:+.1%}")
     return {"machine": machine(device), **dataclasses.asdict(overhead)}
 

@@ -21,7 +21,7 @@ def parser(prog: str, description: str | None) -> argparse.ArgumentParser:
     options.add_argument("--pretrained", default="none", help="tag or checkpoint file; none = random weights")
     options.add_argument("--tokens", type=int, default=8)
     options.add_argument(
-        "--steps", type=int, default=_METHOD.steps, help="of an image, for images an hour and for --curve"
+        "--steps", type=int, help="gradient steps of an image, in one search; default = as the default method"
     )
     options.add_argument("--device", help="cpu or cuda; default = cuda if available")
     options.add_argument(

@@ -189,10 +189,11 @@ class SimulatedGpu:
 def waiting_engine(clip: Clip, method: pez.PezSettings, gpu: SimulatedGpu, images_per_second: float) -> Engine:
     """The real engine, with phases that wait."""
     vocabulary = clip.vocabulary(method)
+    method = method.for_vocabulary(len(vocabulary.ids))
     objective = ClipObjective(clip.encoder(method.tokens))
-    walk = method.restarts * method.steps * cost.step_flop(clip, method, vocabulary.allowed)
+    walk = method.searches * method.gradient_steps * cost.step_flop(clip, method, vocabulary.allowed)
     whole = cost.method_flop(clip, method, vocabulary)
-    seconds = gpu.lanes / images_per_second / method.restarts  # of one search in all lanes, from start to end
+    seconds = gpu.lanes / images_per_second / method.searches  # of one search in all lanes, from start to end
     in_walk = seconds * walk / whole
 
     def swap(_: Any, __: Any, prompts: Sequence[Learned], *___: Any) -> list[Learned]:
@@ -200,7 +201,7 @@ def waiting_engine(clip: Clip, method: pez.PezSettings, gpu: SimulatedGpu, image
         return [dataclasses.replace(prompt, score=0.5, steps=method.search_steps) for prompt in prompts]
 
     phases: list[Phase] = [
-        _WaitingWalk(gpu, method.steps, in_walk / method.steps),
+        _WaitingWalk(gpu, method.gradient_steps, in_walk / method.gradient_steps),
         Batch(swap, "swaps", objective, vocabulary, method, gpu.lanes),
     ]
     return Engine(objective, vocabulary, method, gpu.lanes, phases=phases[: 1 if in_walk == seconds else 2])

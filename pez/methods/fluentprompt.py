@@ -30,7 +30,7 @@ class FluentPrompt(AutoPrompt):
     def move(self, rows: slice, look: Look) -> None:
         super().move(rows, look)
         # beta_i = r^(i - 1) with r = exp(ln(LAST) / steps); count is i.
-        done = (self.count[rows] - 1) / self.settings.steps
+        done = (self.count[rows] - 1) / self.settings.gradient_steps
         scale = (2 * self.settings.rate * LAST**done).sqrt()  # (rows, 1, 1)
         noise = torch.zeros(self.soft[rows].shape)
         for lane in self.started:

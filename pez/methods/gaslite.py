@@ -40,7 +40,7 @@ def gaslite(
     count = min(settings.tried, len(vocabulary.ids))
     rows = torch.arange(len(ids), device=ids.device)
     score = objective_score(objective, vocabulary, ids, target)
-    for _ in range(settings.steps):
+    for _ in range(settings.gradient_steps):
         gradient = averaged_gradient(objective, vocabulary, ids, target, draws)
         for position in torch.randperm(settings.tokens, generator=rounds)[: positions(settings.tokens)].tolist():
             with torch.no_grad():
@@ -53,7 +53,7 @@ def gaslite(
                 ids = torch.where(better.unsqueeze(-1), tried[rows, where], ids)
                 score = torch.where(better, top, score)
         show(on_step, prompts, ids, score, ids, score)
-    return improved(prompts, ids, score, settings.steps)
+    return improved(prompts, ids, score, settings.gradient_steps)
 
 
 def averaged_gradient(

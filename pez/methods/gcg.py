@@ -43,7 +43,7 @@ def gcg(
     top = top_tokens(len(vocabulary.ids))
     best_ids, score = ids, objective_score(objective, vocabulary, ids, target)
     best = score
-    for _ in range(settings.steps):
+    for _ in range(settings.gradient_steps):
         soft = vocabulary.embed(ids).requires_grad_()
         now, kept = objective.score_and_keep(soft, target)
         (gradient,) = torch.autograd.grad(now.sum(), soft)
@@ -63,7 +63,7 @@ def gcg(
             better = score > best
             best_ids, best = torch.where(better.unsqueeze(-1), ids, best_ids), torch.where(better, score, best)
         show(on_step, prompts, ids, score, best_ids, best)
-    return improved(prompts, best_ids, best, settings.steps)
+    return improved(prompts, best_ids, best, settings.gradient_steps)
 
 
 def top_tokens(allowed: int) -> int:

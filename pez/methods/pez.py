@@ -167,14 +167,14 @@ class Walk:
                 self.started[lane],
                 token_ids=token_ids,
                 score=score,
-                steps=self.started[lane].steps + self.settings.steps,
+                steps=self.started[lane].steps + self.settings.gradient_steps,
                 seen=None if self.seen is None else self.seen.of(lane),
             )
             for lane, token_ids, score in zip(lanes, best_ids, best_score, strict=True)
         ]
 
     def _take_finished(self) -> list[Learned]:
-        done = sorted(lane for lane in self.started if self.taken[lane] == self.settings.steps)
+        done = sorted(lane for lane in self.started if self.taken[lane] == self.settings.gradient_steps)
         if not done:
             return []
         finished = self.finished(done)

@@ -55,7 +55,7 @@ def learn_as_published(
     published = dataclasses.replace(settings, method="pez")
     optimizer = torch.optim.AdamW([prompt], lr=published.rate, weight_decay=published.decay)
     best_ids, best = initial_ids, -torch.inf
-    for _ in range(settings.steps):
+    for _ in range(settings.gradient_steps):
         with torch.no_grad():
             units = F.normalize(embedding.weight if vocabulary is None else embedding.weight[rows], dim=-1)
             found = (F.normalize(prompt, dim=-1) @ units.T).topk(1, dim=-1).indices.cpu().tolist()

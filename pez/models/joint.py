@@ -122,11 +122,15 @@ class JointClip:
 
     def vocabulary(self, settings: PezSettings) -> JointVocabulary:
         """The tokens that the settings allow for every model."""
-        allowed = torch.stack([clip.allowed_tokens(settings) for clip in self.clips]).all(0)
+        allowed = self.allowed_tokens(settings)
         with own_modes():
             widths = [clip.width for clip in self.clips]
             bigrams = bigrams_of(self.tokens, expect_texts(settings)) if settings.fluency else None
             return JointVocabulary(self._embedding, widths, self.weights, allowed, self.clips[0].dtype, bigrams)
+
+    def allowed_tokens(self, settings: PezSettings) -> Tensor:
+        """(vocab,) bool: the tokens of the vocabulary."""
+        return torch.stack([clip.allowed_tokens(settings) for clip in self.clips]).all(0)
 
     @functools.cached_property
     def _embedding(self) -> Tensor:

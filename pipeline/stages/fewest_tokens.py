@@ -35,6 +35,11 @@ class FewestTokens:
         return sum(lanes.learning for lanes in list(self._by_tokens.values()))
 
     @property
+    def busy_lanes(self) -> int:
+        """Number of searches in progress."""
+        return sum(lanes.busy_lanes for lanes in list(self._by_tokens.values()))
+
+    @property
     def steps(self) -> int:
         """Total number of steps of these prompts so far, at the current length."""
         return sum(lanes.steps for lanes in list(self._by_tokens.values()))

@@ -102,6 +102,11 @@ class SharedLanes:
         return self._engine.learning
 
     @property
+    def busy_lanes(self) -> int:
+        """Number of searches in progress: one for each restart of a prompt."""
+        return self._engine.busy_lanes
+
+    @property
     def steps(self) -> int:
         """Total number of steps of these prompts so far."""
         return self._engine.steps

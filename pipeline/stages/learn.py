@@ -11,6 +11,7 @@ from torch import Tensor
 
 import pez
 from pez.images import ImageError, decode_image
+from pez.learn import settings_for
 from pez.models.joint import AnyClip
 from pez.models.load import load_model
 from pipeline.description import describe as describe
@@ -50,6 +51,8 @@ class Progress:
     """total number of steps of these prompts so far"""
     of: int = 0
     """steps per prompt"""
+    busy_lanes: int = 0
+    """number of searches in progress: one for each restart of a prompt"""
     shards_done: float = 0.0
     """finished share of the current shards, in shards; 0 if their size is unknown"""
     gpu_memory: int = 0
@@ -164,10 +167,10 @@ class Learner:
         lanes: SharedLanes | None = None,
     ) -> None:
         self.settings, self.threads = settings.on(str(device)), threads
-        self.method = method.for_models(len(settings.models))
         self.source = source or source_of(settings)
         with warning_log.recording() as self.opening:
             self.clip = lanes.clip if lanes else load_model(self.settings, device)
+            self.method = settings_for(self.clip, method)
         # Created here, so that a word that the model does not have fails at the start, not in each unit.
         self.caption_weight = settings.caption_weight if isinstance(settings, CaptionSettings) else 0.0
         side_by_side, keep = (
@@ -175,9 +178,9 @@ class Learner:
             settings.keep if isinstance(settings, DistillSettings) else None,
         )
         self.lanes: SharedLanes | FewestTokens = lanes or (
-            SharedLanes(self.clip, method, side_by_side, self.caption_weight)
+            SharedLanes(self.clip, self.method, side_by_side, self.caption_weight)
             if keep is None
-            else FewestTokens(self.clip, method, side_by_side, keep)
+            else FewestTokens(self.clip, self.method, side_by_side, keep)
         )
         self.clock = WorkClock()
         self._in_work: dict[int, _UnitInWork] = {}
@@ -194,7 +197,7 @@ class Learner:
         units = list(self._in_work.values())
         of = self.method.total_steps
         images, similarity = sum(s.images for s in units), sum(s.similarity for s in units)
-        found = Progress(images, similarity, self.lanes.learning, self.lanes.steps, of)
+        found = Progress(images, similarity, self.lanes.learning, self.lanes.steps, of, self.lanes.busy_lanes)
         if self.clip.device.type == "cuda":
             found.gpu_memory = torch.cuda.memory_reserved(self.clip.device)
         expected = [s.expected for s in units]

@@ -102,7 +102,7 @@ def test_a_rate_of_the_default_is_not_that_of_the_others() -> None:
     given = pez.PezSettings(learning_rate=0.2, restarts=2)
     assert settings_of("default", given, ()) == given
     assert settings_of("autoprompt", given, ()).rate == pez.PezSettings(method="autoprompt").rate
-    assert (settings_of("pez", given, ()).restarts, settings_of("gcg", given, ()).restarts) == (2, 1)
+    assert (settings_of("pez", given, ()).searches, settings_of("gcg", given, ()).searches) == (2, 1)
 
 
 def test_perplexity_is_compared_where_there_is_a_fluency_text(

@@ -159,11 +159,12 @@ def test_progress_counts_tasks_and_the_steps_of_all_their_restarts(demo_clip: pe
         engine.submit(Task(f"{i}", targets[i]))
     for step in range(1, 10):
         assert engine.step() == []
-        assert (engine.learning, engine.steps) == (6, 16 * step)
+        assert (engine.learning, engine.busy_lanes, engine.steps) == (6, 16, 16 * step)
     assert len(engine.step()) == 5
     assert (engine.learning, engine.steps) == (1, 10 + 4), "one of the three restarts of the sixth has ended"
+    assert engine.busy_lanes == 0, "its two others start in the next step"
     engine.step()
-    assert (engine.learning, engine.steps) == (1, 10 + 4 + 2)
+    assert (engine.learning, engine.busy_lanes, engine.steps) == (1, 2, 10 + 4 + 2)
     [last] = [learned for _ in range(10) for learned in engine.step()]
     assert last.steps == 30
     assert (engine.learning, engine.steps, engine.free) == (0, 0, 6)

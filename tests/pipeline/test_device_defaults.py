@@ -33,11 +33,13 @@ def test_a_default_that_is_written_out_describes_the_same_run() -> None:
 
 
 def test_defaults_of_the_search_may_be_written_out() -> None:
-    model, written = CaptionSettings(model="demo"), pez.PezSettings(swaps=16, candidates=16, token_weight=0.5)
+    model, written = CaptionSettings(model="demo"), pez.PezSettings(swaps=16, candidates=16)
     assert describe(model, written, "cpu") == describe(model, pez.PezSettings(), "cpu")
     assert in_full(model, pez.PezSettings(), "cpu")["method"] == in_full(model, written, "cpu")["method"]
     several = pez.PezSettings().for_models(2)
-    assert describe(model, several, "cpu")["method"] == {"swaps": 32, "candidates": 32, "token_weight": 0.0}
+    assert describe(model, several, "cpu")["method"] == {
+        "swaps": 32, "candidates": 32, "token_weight": 0.0, "restarts": 1
+    }  # fmt: skip
 
 
 def test_lanes_that_are_no_multiple_of_16_are_refused() -> None:

@@ -111,7 +111,7 @@ def test_a_budget_buys_as_many_steps_as_fit(demo_clip: pez.Clip) -> None:
         settings = small(method, restarts=restarts)
         vocabulary = demo_clip.vocabulary(settings)
         chosen = cost.within(demo_clip, settings, vocabulary, 1e9)
-        more = dataclasses.replace(chosen, steps=chosen.steps + 1)
+        more = dataclasses.replace(chosen, steps=chosen.gradient_steps + 1)
         assert cost.method_flop(demo_clip, chosen, vocabulary) <= 1e9 < cost.method_flop(demo_clip, more, vocabulary)
 
 

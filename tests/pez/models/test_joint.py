@@ -115,7 +115,7 @@ def test_several_models_search_longer_by_default(
     demo_clip: pez.Clip, judge: pez.Clip, images: list[Image.Image]
 ) -> None:
     few = pez.PezSettings(tokens=3, steps=5)
-    chosen = dataclasses.replace(few, swaps=32, candidates=32, token_weight=0.0)
+    chosen = dataclasses.replace(few, swaps=32, candidates=32, token_weight=0.0, restarts=1)
     assert few.for_models(2) == chosen
     assert pez.learn_prompts([demo_clip, judge], images[:2], few) == pez.learn_prompts(
         [demo_clip, judge], images[:2], chosen

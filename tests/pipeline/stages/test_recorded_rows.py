@@ -30,8 +30,12 @@ BEFORE_VERSION_3 = [
 
 @pytest.mark.parametrize(
     ("file", "settings"),
-    [("recorded_rows.json", []), ("recorded_rows_2.json", BEFORE_VERSION_3)],
-    ids=["now", "before"],
+    [
+        ("recorded_rows.json", []),
+        ("recorded_rows_6.json", ["--restarts", "1", "--token-weight", "0.5"]),  # the defaults of version 6
+        ("recorded_rows_2.json", BEFORE_VERSION_3),
+    ],
+    ids=["now", "version 6", "version 2"],
 )
 def test_the_demo_gives_the_recorded_rows(
     file: str, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

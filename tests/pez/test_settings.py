@@ -1,0 +1,65 @@
+"""Defaults of the search that depend on the models and on the size of the vocabulary."""
+
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import pez
+from pez import cost
+from pez.learn import engine_for, settings_for
+
+SMALL, LARGE = 61, 256
+
+
+def search(count: int, **given: Any) -> tuple[int, int, float]:
+    """Searches, gradient steps of each, and the weight of tokens, with a vocabulary of so many tokens."""
+    settings = pez.PezSettings(**given).for_vocabulary(count)
+    return settings.searches, settings.gradient_steps, settings.weight_of_tokens
+
+
+@pytest.mark.parametrize(
+    ("count", "given", "expected"),
+    [
+        (SMALL, {}, (2, 96, 0.0)),
+        (LARGE, {}, (6, 96, 0.5)),
+        (SMALL, {"vocabulary": "full"}, (6, 96, 0.0)),
+        (SMALL, {"vocabulary": "full", "allowlist": ("red", "square")}, (2, 96, 0.0)),
+        (LARGE - 1, {}, (2, 96, 0.0)),
+        (LARGE, {"steps": 20}, (1, 20, 0.5)),
+        (SMALL, {"steps": 20}, (1, 20, 0.0)),
+        (LARGE, {"restarts": 1}, (1, 350, 0.5)),
+        (LARGE, {"restarts": 3}, (3, 96, 0.5)),
+        (LARGE, {"restarts": 3, "steps": 20}, (3, 20, 0.5)),
+        (LARGE, {"token_weight": 0.0}, (6, 96, 0.0)),
+        (SMALL, {"token_weight": 0.5}, (2, 96, 0.5)),
+        (LARGE, {"method": "pez"}, (1, 350, 0.5)),
+        (SMALL, {"method": "gcg"}, (1, 350, 0.5)),
+    ],
+)
+def test_the_vocabulary_decides_how_often_an_image_is_searched(
+    count: int, given: dict[str, Any], expected: tuple[int, int, float]
+) -> None:
+    assert search(count, **given) == expected
+
+
+def test_several_models_search_once_and_longer() -> None:
+    joint = pez.PezSettings().for_models(2).for_vocabulary(LARGE)
+    assert (joint.searches, joint.gradient_steps, joint.rounds) == (1, 350, 32)
+
+
+def test_the_engine_fills_in_what_the_vocabulary_decides(demo_clip: pez.Clip, images: list[Image.Image]) -> None:
+    for given, expected in (
+        (pez.PezSettings(), (2, 0.0)),
+        (pez.PezSettings(vocabulary="full", untrained_tokens=True), (6, 0.5)),
+        (pez.PezSettings(steps=3), (1, 0.0)),
+    ):
+        found = engine_for(demo_clip, given, 16).settings
+        assert (found.searches, found.weight_of_tokens) == expected
+        assert settings_for(demo_clip, given) == found
+        flop = cost.method_flop(demo_clip, given, demo_clip.vocabulary(given))
+        assert flop == cost.method_flop(demo_clip, found, demo_clip.vocabulary(given))
+    written = pez.PezSettings(restarts=2, steps=96, token_weight=0.0)
+    [by_default] = pez.learn_prompts(demo_clip, images[:1], pez.PezSettings())
+    assert [by_default] == pez.learn_prompts(demo_clip, images[:1], written)
+    assert by_default.steps == 2 * 96, "the steps of both searches"
