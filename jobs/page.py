@@ -98,7 +98,9 @@ def build_page(models: Models) -> Any:
                 model = gr.Dropdown(models.names, value=models.names[0], label="Model", elem_id="model")
                 with gr.Row():
                     tokens = gr.Slider(1, 24, 8, step=1, label="Tokens", elem_id="tokens")
-                    steps = gr.Slider(10, 2000, default.gradient_steps, step=10, label="Steps", elem_id="steps")
+                    steps = gr.Slider(
+                        10, 2000, round(default.gradient_steps, -1), step=10, label="Steps", elem_id="steps"
+                    )
                     searches = gr.Slider(
                         1, 16, default.searches, step=1, label="Searches", info=_SEARCHES, elem_id="searches"
                     )
