@@ -152,10 +152,6 @@ def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[s
     print(f"{machine(device)}\n{clip.name}, {options.tokens} tokens\n")
     print(f"{'':38s}{'ms/image-step':>14s}{'ratio':>8s}{'GFLOP':>8s}{'of peak':>9s}{'peak MB':>9s}{'images/h':>10s}")
 
-    chosen = len(clip.vocabulary(settings).ids)
-    default = dataclasses.replace(settings, method="default").for_vocabulary(chosen)
-    steps = options.steps or default.searches * default.gradient_steps
-
     def show(speed: Speed) -> Speed:
         ratio = (speeds[0] if speeds else speed).seconds_per_image_step / speed.seconds_per_image_step
         per_hour = 3600 / speed.seconds_per_image_step / steps
@@ -167,7 +163,11 @@ def benchmark_speed(options: argparse.Namespace, device: torch.device) -> dict[s
         return speed
 
     speeds: list[Speed] = []
-    speeds.append(show(time_baseline(clip, target[0], settings, options.seconds)))
+    baseline = time_baseline(clip, target[0], settings, options.seconds)
+    chosen = len(clip.vocabulary(settings).ids)  # cached for all lane counts, and after the baseline was timed
+    default = dataclasses.replace(settings, method="default").for_vocabulary(chosen)
+    steps = options.steps or default.searches * default.gradient_steps
+    speeds.append(show(baseline))
     engine = clip.with_engine(precision, _compiled(options, device))  # type: ignore[arg-type]
     for count in lanes:
         try:
