@@ -128,8 +128,8 @@ class PezSettings:
     published, and tokens need not survive decoding and re-encoding; bank = phrases of --bank, chained. The others are there to
     compare with: autoprompt, fluentprompt, gcg, gaslite, random, and soft (a soft prompt, projected at the end)"""
     restarts: int | None = None
-    """independent searches for each image, from different random starts; the best prompt is kept. Default = 2, or 6 with the
-    vocabulary full and any other of 256 tokens or more; 1 with --steps, several models or another method"""
+    """independent searches for each image, from different random starts; the best prompt is kept. Default = 2, or 6 with
+    --vocabulary full or at least 256 tokens; 1 with --steps, several models or another method"""
     candidates_kept: int = 1
     """how many of the best distinct prompts to keep for each image, up to 64"""
     seed: int = 0

@@ -74,7 +74,7 @@ def curves(
     """Measure the three methods.
 
     Args:
-        settings: of the default method. Each point is one search, and the last one is that of the settings.
+        settings: of the default method. Points of fewer steps are one search; the last point is that of the settings.
         baseline_steps: steps of the baseline, which learns one prompt after another.
         exact_steps: steps of the engine's exact mode, which learns all prompts at once.
     """
@@ -87,7 +87,7 @@ def curves(
     measure.exact(exact_steps)
     one = dataclasses.replace(settings, restarts=1)
     for steps in CHECKPOINTS:
-        if steps < settings.gradient_steps or (steps == settings.gradient_steps and settings.searches > 1):
+        if steps < settings.gradient_steps:
             measure.default(dataclasses.replace(one, steps=steps))
     measure.default(settings)
     return measure.points, measure.gain()

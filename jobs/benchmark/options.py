@@ -21,7 +21,9 @@ def parser(prog: str, description: str | None) -> argparse.ArgumentParser:
     options.add_argument("--pretrained", default="none", help="tag or checkpoint file; none = random weights")
     options.add_argument("--tokens", type=int, default=8)
     options.add_argument(
-        "--steps", type=int, help="gradient steps of an image, in one search; default = as the default method"
+        "--steps",
+        type=int,
+        help="gradient steps of one search for each image; default = all those of the default method",
     )
     options.add_argument("--device", help="cpu or cuda; default = cuda if available")
     options.add_argument(

@@ -174,7 +174,8 @@ class Walk:
         ]
 
     def _take_finished(self) -> list[Learned]:
-        done = sorted(lane for lane in self.started if self.taken[lane] == self.settings.gradient_steps)
+        steps = self.settings.gradient_steps
+        done = sorted(lane for lane in self.started if self.taken[lane] == steps)
         if not done:
             return []
         finished = self.finished(done)
