@@ -20,8 +20,8 @@ def method_flop(clip: Clip, settings: PezSettings, vocabulary: Vocabulary) -> fl
     flop = settings.gradient_steps * step_flop(clip, settings, allowed)
     if settings.method == "soft":
         flop += projection_flop(clip, settings.tokens, allowed)
-    flop += swaps_flop(clip, settings.tokens, settings.rounds, settings.tried, allowed)
-    return settings.searches * flop
+    swaps = swaps_flop(clip, settings.tokens, settings.rounds, settings.tried, allowed)
+    return settings.searches * flop + settings.improved * swaps
 
 
 def within(clip: Clip, settings: PezSettings, vocabulary: Vocabulary, flop: float) -> PezSettings:
@@ -30,8 +30,8 @@ def within(clip: Clip, settings: PezSettings, vocabulary: Vocabulary, flop: floa
         return settings
     settings = settings.for_vocabulary(len(vocabulary.ids))
     searches, step = settings.searches, step_flop(clip, settings, vocabulary.allowed)
-    rest = method_flop(clip, settings, vocabulary) / searches - settings.gradient_steps * step
-    steps = int((flop / searches - rest) / step)
+    rest = method_flop(clip, settings, vocabulary) - searches * settings.gradient_steps * step
+    steps = int((flop - rest) / (searches * step))
     return dataclasses.replace(settings, steps=max(1, steps), restarts=searches)
 
 

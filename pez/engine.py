@@ -9,7 +9,10 @@ A method is a chain of phases (`methods/chains.py`). The default's first is the 
 per lane, and a finished lane takes the next task. The walk never settles, so a second phase improves prompts by swaps
 (`methods/swaps.py`). Swaps run in batches: as soon as there are as many prompts as lanes, or when the walk is idle.
 
-With restarts, each task is searched so many times, in lanes of their own, and the best prompt of them is returned.
+With restarts, each task is searched so many times, in lanes of their own, and the best prompt of them is returned. With
+finalists, only the best of a task's searches go on after the first phase, by the score of the prompt and the weighted scores
+of its tokens. To swap one of many is cheaper than to swap all, and the choice before the swaps is the better one under other
+models: swaps raise the score under this model most where they exploit it (EXPERIMENTS.md, "Swaps for the best search only").
 
 Running out of device memory is handled here and nowhere else. The phase that ran out continues with half the lanes, warns
 once and keeps the lower number. Its prompts start over: a result does not depend on earlier work.
@@ -62,6 +65,7 @@ class Engine:
         with own_modes():
             self._phases = list(phases or phases_of(objective, vocabulary, settings, lanes))
         self._waiting: list[deque[Learned]] = [deque() for _ in self._phases]  # for a lane of each phase
+        self._walked: dict[int, list[Learned]] = {}  # of tasks, by id, whose other restarts are in the first phase
         self._ended: dict[int, list[Learned]] = {}  # of tasks, by id, whose other restarts are in progress
 
     def clear(self) -> None:
@@ -69,6 +73,7 @@ class Engine:
         for phase, waiting in zip(self._phases, self._waiting, strict=True):
             phase.clear()
             waiting.clear()
+        self._walked.clear()
         self._ended.clear()
 
     @property
@@ -132,8 +137,10 @@ class Engine:
                     self._phases[i].admit(waiting.popleft())
                 busy = more or bool(waiting or self._phases[i].prompts)
                 finished = self._step(i, more)
+                if i == 0 and self.settings.improved < self.settings.searches:
+                    finished = self._finalists(finished)
                 more = busy
-            return finished if self.settings.searches == 1 else self._best_of_restarts(finished)
+            return finished if self.settings.improved == 1 else self._best_of_restarts(finished)
 
     def run(self, tasks: Iterable[Task]) -> Iterator[list[Learned]]:
         """Learn for all tasks.
@@ -162,17 +169,39 @@ class Engine:
         """The searches of tasks in progress: those in a phase, between phases, and those that have ended."""
         begun = [prompt for waiting in self._waiting[1:] for prompt in list(waiting)]
         begun += [prompt for phase in self._phases for prompt in phase.prompts]
-        return begun + [prompt for ended in list(self._ended.values()) for prompt in list(ended)]
+        held = [*list(self._walked.values()), *list(self._ended.values())]
+        return begun + [prompt for restarts in held for prompt in list(restarts)]
+
+    def _finalists(self, finished: Sequence[Learned]) -> list[Learned]:
+        """Of tasks of which no restart is in the first phase any more: the prompts that go on, the best first.
+
+        The best one takes the steps and the distinct prompts of those that do not go on.
+        """
+        count, chosen = self.settings.improved, list[Learned]()
+        for walked in _complete(self._walked, finished, self.settings.searches):
+            values = self._values(walked)
+            ranked = [walked[i] for i in sorted(range(len(walked)), key=lambda i: -values[i])]
+            chosen += [_merged(ranked[0], ranked[count:], self.settings), *ranked[1:count]]
+        return chosen
+
+    def _values(self, walked: Sequence[Learned]) -> list[float]:
+        """What the choice among a task's prompts goes by: the score, and the weighted mean score of the tokens alone."""
+        scores = [learned.score for learned in walked]
+        if not self.settings.weight_of_tokens or not self.settings.rounds:
+            return scores
+        device = self.vocabulary.embedding.device
+        ids = torch.stack([learned.token_ids for learned in walked]).to(device)  # (searches, tokens)
+        with torch.no_grad():  # shapes do not depend on other tasks, so neither do bits
+            alone = self.objective.score_tokens(ids.view(1, -1), walked[0].task.target.to(device).unsqueeze(0))
+        means = alone.view(ids.shape).double().mean(-1).tolist()
+        return [score + self.settings.weight_of_tokens * mean for score, mean in zip(scores, means, strict=True)]
 
     def _best_of_restarts(self, finished: Sequence[Learned]) -> list[Learned]:
-        """The results of tasks of which no restart is in progress any more."""
+        """The results of tasks of which no restart is in progress any more: the best score, the first of several."""
         whole = []
-        for learned in finished:
-            ended = self._ended.setdefault(id(learned.task), [])
-            ended.append(learned)
-            if len(ended) == self.settings.searches:
-                del self._ended[id(learned.task)]
-                whole.append(_best_of(sorted(ended, key=lambda one: one.restart), self.settings))
+        for ended in _complete(self._ended, finished, self.settings.improved):
+            best = max(ended, key=lambda learned: learned.score)
+            whole.append(_merged(best, [one for one in ended if one is not best], self.settings))
         return whole
 
     def _step(self, i: int, more: bool) -> list[Learned]:
@@ -192,13 +221,25 @@ class Engine:
         return []
 
 
-def _best_of(ended: Sequence[Learned], settings: PezSettings) -> Learned:
-    """The restart with the best score, the first of several, with the steps and the best distinct prompts of all."""
-    best = max(ended, key=lambda learned: learned.score)
-    seen = None
-    if best.seen is not None:
+def _complete(held: dict[int, list[Learned]], finished: Sequence[Learned], count: int) -> list[list[Learned]]:
+    """Hold what has finished, and take out what belongs to tasks of which so many restarts are there, in their order."""
+    whole = []
+    for learned in finished:
+        restarts = held.setdefault(id(learned.task), [])
+        restarts.append(learned)
+        if len(restarts) == count:
+            whole.append(sorted(held.pop(id(learned.task)), key=lambda one: one.restart))
+    return whole
+
+
+def _merged(best: Learned, others: Sequence[Learned], settings: PezSettings) -> Learned:
+    """The best of a task's restarts with the steps and the best distinct prompts of the others too."""
+    seen = best.seen
+    if seen is not None:
         kept = SeenPrompts(1, settings, torch.device("cpu"))
-        for ids, score in (learned.seen for learned in ended if learned.seen is not None):
-            kept.add(slice(0, 1), ids.unsqueeze(0), score.unsqueeze(0))
+        for one in sorted([best, *others], key=lambda one: one.restart):
+            if one.seen is not None:
+                ids, score = one.seen
+                kept.add(slice(0, 1), ids.unsqueeze(0), score.unsqueeze(0))
         seen = kept.of(0)
-    return dataclasses.replace(best, steps=sum(learned.steps for learned in ended), seen=seen)
+    return dataclasses.replace(best, steps=best.steps + sum(one.steps for one in others), seen=seen)

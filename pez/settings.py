@@ -2,19 +2,15 @@
 
 import dataclasses
 import math
-import numbers
-import operator
-import os
-from collections.abc import Iterable
 from typing import Any, Literal, Self, TypeAlias, get_args
 
-from pez import offensive
+from pez.checks import expect_template, number, whole, words
 from pez.errors import UserError
 from pez.fluency import read_texts
 from pez.methods.names import TRAITS, Method
 from pez.phrases import read_phrases
 
-ALGORITHM = 7
+ALGORITHM = 8
 """incremented whenever the same settings produce different prompts, so that no output mixes versions"""
 
 Names: TypeAlias = str | tuple[str, ...]
@@ -82,11 +78,11 @@ _OF_ONE = {"swaps": 16, "candidates": 16}
 """defaults with one model"""
 _OF_SEVERAL = {"swaps": 32, "candidates": 32, "token_weight": 0.0, "restarts": 1}
 """defaults with several models"""
-_TOKEN_WEIGHT = 0.5
+_TOKEN_WEIGHT = 0.4
 _STEPS, _STEPS_ALONE = 96, 350
 """gradient steps of one of several searches, and of a single one"""
-_SEARCHES, _SEARCHES_LARGE = 2, 6
-"""searches with a small vocabulary and with a large one"""
+_SEARCHES, _SEARCHES_FULL, _SEARCHES_LARGE = 2, 6, 12
+"""searches with a small vocabulary, with one that is small though it is full, and with a large one"""
 LARGE_VOCABULARY = 256
 """tokens of a large one, or more"""
 
@@ -114,9 +110,9 @@ class PezSettings:
     """tokens that swaps may take: visited = those that the gradient steps tried, which suit the image under other models
     too; all = the whole vocabulary"""
     token_weight: float | None = None
-    """in rounds of swaps, the weight of each token's own similarity to the image; default = 0.5, or 0 with several models or
-    fewer than 256 tokens. With 0, only the prompt's similarity counts: it ends higher under this model and, with many tokens,
-    lower under other models"""
+    """in rounds of swaps and in the choice for them, the weight of the tokens' own similarity to the image; default = 0.4, or 0
+    with several models or fewer than 256 tokens. With 0, only the prompt's similarity counts: it ends higher under this model
+    and, with many tokens, lower under other models"""
     fluency: float = 0.0
     """in rounds of swaps, what a candidate pays for each nat of its mean surprise under a bigram model of --fluency-text, in
     units of similarity; values from 0.003 to 0.03 are useful"""
@@ -128,8 +124,11 @@ class PezSettings:
     published, and tokens need not survive decoding and re-encoding; bank = phrases of --bank, chained. The others are there to
     compare with: autoprompt, fluentprompt, gcg, gaslite, random, and soft (a soft prompt, projected at the end)"""
     restarts: int | None = None
-    """independent searches for each image, from different random starts; the best prompt is kept. Default = 2, or 6 with
-    --vocabulary full or at least 256 tokens; 1 with --steps, several models or another method"""
+    """independent searches for each image, from different random starts; the best prompt is kept. Default = 12 with at least
+    256 tokens, otherwise 2, or 6 with --vocabulary full; 1 with --steps, several models or another method"""
+    finalists: int | None = None
+    """how many of an image's searches go on to the rounds of swaps: those whose prompts are best after the gradient steps, with
+    the tokens' weight. Default = 1 with at least 256 tokens, otherwise all"""
     candidates_kept: int = 1
     """how many of the best distinct prompts to keep for each image, up to 64"""
     seed: int = 0
@@ -172,6 +171,7 @@ class PezSettings:
             "tokens": 1,
             "steps": 1,
             "restarts": 1,
+            "finalists": 1,
             "swaps": 0,
             "candidates": 1,
             "candidates_kept": 1,
@@ -179,8 +179,8 @@ class PezSettings:
             "seed": None,
         }
         for name, bound in least.items():
-            if (value := getattr(self, name)) is not None or name not in (*_OF_ONE, "steps", "restarts"):
-                _set(self, name, _whole(name, value, bound))
+            if (value := getattr(self, name)) is not None or name not in (*_OF_ONE, "steps", "restarts", "finalists"):
+                _set(self, name, whole(name, value, bound))
         if self.searches > 1 and "restarts" not in TRAITS[self.method].uses:
             raise UserError(f"restarts is {self.restarts}; expected 1, since the method {self.method} has one start")
         if self.candidates_kept > 64:
@@ -190,14 +190,14 @@ class PezSettings:
                 f"candidates_kept is {self.candidates_kept}; expected 1, since the method {self.method} keeps one prompt"
             )
         if self.learning_rate is not None:
-            _set(self, "learning_rate", _number("learning_rate", self.learning_rate))
+            _set(self, "learning_rate", number("learning_rate", self.learning_rate))
         if not self.rate > 0:
             raise UserError(f"learning_rate is {self.learning_rate}; expected more than 0")
         if self.token_weight is not None:
-            _set(self, "token_weight", _number("token_weight", self.token_weight))
+            _set(self, "token_weight", number("token_weight", self.token_weight))
         if self.weight_of_tokens < 0:
             raise UserError(f"token_weight is {self.token_weight}; expected 0 or more")
-        _set(self, "fluency", _number("fluency", self.fluency))
+        _set(self, "fluency", number("fluency", self.fluency))
         if self.fluency < 0:
             raise UserError(f"fluency is {self.fluency}; expected 0 or more")
         if self.fluency and "fluency" not in TRAITS[self.method].uses:
@@ -206,7 +206,7 @@ class PezSettings:
             )
         _set(self, "fluency_text", read_texts(self.fluency_text))
         if self.weight_decay is not None:
-            _set(self, "weight_decay", _number("weight_decay", self.weight_decay))
+            _set(self, "weight_decay", number("weight_decay", self.weight_decay))
         if self.decay < 0:
             raise UserError(f"weight_decay is {self.decay}; expected 0 or more")
         if self.swap_among not in get_args(SwapAmong):
@@ -214,13 +214,13 @@ class PezSettings:
         if self.vocabulary not in get_args(Vocabularies):
             raise UserError(f"vocabulary is {self.vocabulary!r}; expected one of {', '.join(get_args(Vocabularies))}")
         for name in ("blocklist", "allowlist"):
-            _set(self, name, _words(name, getattr(self, name)))
+            _set(self, name, words(name, getattr(self, name)))
         if self.plain_text not in (None, True, False):
             raise UserError(f"plain_text is {self.plain_text!r}; expected True, False or None")
         if self.untrained_tokens not in (None, True, False):
             raise UserError(f"untrained_tokens is {self.untrained_tokens!r}; expected True, False or None")
         if self.template is not None:
-            _expect_template(self.template)
+            expect_template(self.template)
         _set(self, "bank", read_phrases(self.bank))
         if self.method == "bank" and not self.bank:
             raise UserError("method is bank, but bank has no phrases; expected phrases, or @FILE with one per line")
@@ -244,7 +244,12 @@ class PezSettings:
             return self.restarts
         if self.method != "default" or self.steps is not None:
             return 1
-        return _SEARCHES_LARGE if self.vocabulary == "full" and not self.allowlist and not self.bank else _SEARCHES
+        return _SEARCHES_FULL if self.vocabulary == "full" and not self.allowlist and not self.bank else _SEARCHES
+
+    @property
+    def improved(self) -> int:
+        """The effective `finalists`, after `for_vocabulary` if the vocabulary decides it."""
+        return self.searches if self.finalists is None or not self.rounds else min(self.finalists, self.searches)
 
     @property
     def gradient_steps(self) -> int:
@@ -280,13 +285,14 @@ class PezSettings:
         return dataclasses.replace(self, **missing)
 
     def for_vocabulary(self, count: int) -> Self:
-        """These settings for a vocabulary of so many tokens, which decides the defaults of `restarts` and `token_weight`."""
+        """These settings for a vocabulary of so many tokens, which decides `restarts`, `finalists` and `token_weight`."""
         if self.method != "default":
             return self
         large = count >= LARGE_VOCABULARY
         searches = self.searches if self.searches == 1 or self.restarts is not None or not large else _SEARCHES_LARGE
+        finalists = 1 if self.finalists is None and large else self.finalists
         weight = 0.0 if self.token_weight is None and not large else self.token_weight
-        return dataclasses.replace(self, restarts=searches, token_weight=weight)
+        return dataclasses.replace(self, restarts=searches, finalists=finalists, token_weight=weight)
 
     def with_defaults(self) -> Self:
         """These settings with their defaults in place of None, except for those that the vocabulary decides."""
@@ -300,18 +306,16 @@ class PezSettings:
         return dataclasses.replace(self, learning_rate=rate, **same)
 
     @property
-    def search_steps(self) -> int:
-        """Gradient steps and rounds of swaps of one search."""
-        return 1 if self.method == "bank" else self.gradient_steps + self.rounds
-
-    @property
     def total_steps(self) -> int:
         """Gradient steps and rounds of swaps per prompt, over all restarts."""
-        return self.searches * self.search_steps
+        return self.steps_for(1, 1)
 
     def steps_for(self, prompts: int, lanes: int) -> int:
         """Gradient steps and rounds of swaps of all lanes together, until so many prompts are learned."""
-        return -(-prompts * self.searches // lanes) * self.search_steps
+        if self.method == "bank":
+            return -(-prompts // lanes)
+        walks, swapped = -(-prompts * self.searches // lanes), -(-prompts * self.improved // lanes)
+        return walks * self.gradient_steps + swapped * self.rounds
 
     @property
     def plain(self) -> bool:
@@ -330,65 +334,5 @@ class PezSettings:
         return self.method == "pez"
 
 
-def _listed(name: str, word: str) -> list[str]:
-    """The words of a list, which is named by @; a word is itself."""
-    if word.startswith(offensive.NAME) and name == "blocklist":
-        return [offensive.with_version(word)]
-    if not word.startswith("@") or len(word) == 1:
-        return [word]
-    try:
-        with open(os.path.expanduser(word[1:]), encoding="utf-8-sig") as file:
-            lines = [line.strip() for line in file]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise UserError(
-            f"{name} has {word}, which cannot be read: {reason}; expected a file with one word per line"
-        ) from error
-    words = [line for line in lines if line and not line.startswith("#")]
-    if not words:
-        raise UserError(f"{name} has {word}, which lists no words; expected one per line")
-    return words
-
-
 def _set(settings: PezSettings, name: str, value: Any) -> None:
     object.__setattr__(settings, name, value)  # the dataclass is frozen
-
-
-def _whole(name: str, value: Any, least: int | None) -> int:
-    """Accept any integer type (NumPy's too), but no float."""
-    try:
-        found = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        found = None
-    if found is None:
-        raise UserError(f"{name} is {value!r}; expected a whole number")
-    if least is not None and found < least:
-        raise UserError(f"{name} is {value}; expected {least} or more")
-    return found
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise UserError(f"{name} is {value!r}; expected a finite number")
-    return float(value)
-
-
-def _expect_template(value: Any) -> None:
-    """Refuse a template that does not say where the prompt stands."""
-    places = value.count("{}") if isinstance(value, str) else 0
-    if places != 1:
-        found = f"with {places} of {{}}" if places else "without {}"
-        raise UserError(f"template is {value!r}, {found}; expected it once, as in 'a tiger in the style of {{}}'")
-
-
-def _words(name: str, value: Any) -> tuple[str, ...]:
-    """Words as a tuple; a plain string is one word, not a sequence of letters."""
-    words = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else None
-    if words is not None and all(isinstance(word, str) for word in words):
-        words = tuple(one for word in words for one in _listed(name, word))
-    if words is None or not all(isinstance(word, str) and word.strip() for word in words):
-        raise UserError(f"{name} is {value!r}; expected words, like ('red', 'blue*')")
-    # "red, blue" would be read as one phrase, and only one of its words would be blocked.
-    if joined := next((word for word in words if "," in word.strip(" ,")), None):
-        raise UserError(f"{name} contains {joined!r}; expected one word or phrase each, without commas")
-    return words

@@ -61,7 +61,7 @@ def count_costs(
                 continue
             chosen = dataclasses.replace(settings, tokens=count).for_vocabulary(allowed)
             published = 3000 * cost.baseline_step_flop(clip, count)
-            swaps = chosen.searches * cost.swaps_flop(clip, count, chosen.rounds, chosen.tried, vocabulary.allowed)
+            swaps = chosen.improved * cost.swaps_flop(clip, count, chosen.rounds, chosen.tried, vocabulary.allowed)
             walk = cost.method_flop(clip, chosen, vocabulary) - swaps
             one = Cost(model, count, published / 1e9, walk / 1e9, swaps / 1e9)
             found.append(one)

@@ -191,20 +191,22 @@ def waiting_engine(clip: Clip, method: pez.PezSettings, gpu: SimulatedGpu, image
     vocabulary = clip.vocabulary(method)
     method = method.for_vocabulary(len(vocabulary.ids))
     objective = ClipObjective(clip.encoder(method.tokens))
-    walk = method.searches * method.gradient_steps * cost.step_flop(clip, method, vocabulary.allowed)
     whole = cost.method_flop(clip, method, vocabulary)
-    seconds = gpu.lanes / images_per_second / method.searches  # of one search in all lanes, from start to end
-    in_walk = seconds * walk / whole
+    walk = method.gradient_steps * cost.step_flop(clip, method, vocabulary.allowed)
+    swaps = cost.swaps_flop(clip, method.tokens, method.rounds, method.tried, vocabulary.allowed)
+    in_walk, in_swaps = (
+        gpu.lanes / images_per_second * flop / whole for flop in (walk, swaps)
+    )  # seconds, of all lanes
 
     def swap(_: Any, __: Any, prompts: Sequence[Learned], *___: Any) -> list[Learned]:
-        gpu.compute(seconds - in_walk, len(prompts))
-        return [dataclasses.replace(prompt, score=0.5, steps=method.search_steps) for prompt in prompts]
+        gpu.compute(in_swaps, len(prompts))
+        return [dataclasses.replace(prompt, score=0.5) for prompt in prompts]
 
     phases: list[Phase] = [
         _WaitingWalk(gpu, method.gradient_steps, in_walk / method.gradient_steps),
         Batch(swap, "swaps", objective, vocabulary, method, gpu.lanes),
     ]
-    return Engine(objective, vocabulary, method, gpu.lanes, phases=phases[: 1 if in_walk == seconds else 2])
+    return Engine(objective, vocabulary, method, gpu.lanes, phases=phases[: 2 if method.rounds else 1])
 
 
 class _WaitingWalk:

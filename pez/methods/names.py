@@ -22,7 +22,7 @@ class Traits:
 
 _WALK = frozenset({"steps", "restarts", "learning_rate", "weight_decay"})
 _SEEN = frozenset({"candidates_kept"})
-_SWAPS = frozenset({"project_every", "swaps", "candidates", "swap_among", "token_weight", "fluency"})
+_SWAPS = frozenset({"project_every", "finalists", "swaps", "candidates", "swap_among", "token_weight", "fluency"})
 
 TRAITS: dict[Method, Traits] = {
     "default": Traits("PEZ, then swaps", _WALK | _SWAPS | _SEEN, decay=0.5),

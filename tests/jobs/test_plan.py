@@ -103,14 +103,14 @@ def test_a_plan_warns_of_tasks_too_small_for_the_lanes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     warning = (
-        "4 tasks of 40 images, 6 searches each by default, fill 960 of a GPU's 1,024 lanes, which costs as much time as all: "
+        "4 tasks of 20 images, 12 searches each by default, fill 960 of a GPU's 1,024 lanes, which costs as much time as all: "
         "--shards-at-once 6"
     )
     words = ["--images-per-second", 40, "--shard-size"]
-    assert warning in run([*words, 40], monkeypatch, capsys)[1].splitlines()
-    assert warning in run([*words, 400, "--parts", 10], monkeypatch, capsys)[1].splitlines()
-    assert "lanes" not in run([*words, 43], monkeypatch, capsys)[1]
-    assert "lanes" not in run([*words, 40, "--images", 160, "--gpus", 1], monkeypatch, capsys)[1]
+    assert warning in run([*words, 20], monkeypatch, capsys)[1].splitlines()
+    assert warning in run([*words, 200, "--parts", 10], monkeypatch, capsys)[1].splitlines()
+    assert "lanes" not in run([*words, 22], monkeypatch, capsys)[1]
+    assert "lanes" not in run([*words, 20, "--images", 80, "--gpus", 1], monkeypatch, capsys)[1]
 
 
 def test_a_throughput_of_reports(

@@ -151,6 +151,33 @@ def test_restarts_do_not_depend_on_lanes_or_neighbors(demo_clip: pez.Clip, targe
             assert torch.equal(mine, others)
 
 
+def test_finalists_lose_nothing_when_memory_ends(demo_clip: pez.Clip, targets: Tensor) -> None:
+    settings = dataclasses.replace(WITH_SWAPS, restarts=12, finalists=1)
+    tasks = [Task(f"{i}", t) for i, t in enumerate(targets[:12])]
+    engine = Engine(Small(demo_clip), demo_clip.vocabulary(settings), settings, 64)
+    with pytest.warns(UserWarning, match="out of memory with 64 lanes; continuing with 32"):
+        found = {learned.task.key: learned for finished in engine.run(tasks) for learned in finished}
+    alone = run(demo_clip, tasks, 16, settings)
+    assert len(found) == 12
+    assert all(same(found[key], alone[key]) for key in alone)
+    assert (engine.learning, engine.busy_lanes, engine.steps, engine.busy) == (0, 0, 0, False)
+
+
+def test_progress_of_finalists(demo_clip: pez.Clip, targets: Tensor) -> None:
+    settings = dataclasses.replace(WITH_SWAPS, restarts=10, finalists=1)
+    engine = Engine(ClipObjective(demo_clip.encoder(4)), demo_clip.vocabulary(settings), settings, 16)
+    engine.submit(Task("0", targets[0]))
+    engine.submit(Task("1", targets[1]))
+    assert [engine.step() for _ in range(9)] == [[]] * 9
+    assert (engine.learning, engine.busy_lanes, engine.steps) == (2, 16, 9 * 16)
+    [] = engine.step()
+    assert engine.learning == 2, "the first waits for swaps, the second for the rest of its searches"
+    assert engine.steps == 16 * 10
+    found = [learned for _ in range(11) for learned in engine.step()]
+    assert [learned.task.key for learned in found] == ["0", "1"]
+    assert {learned.steps for learned in found} == {100}
+
+
 def test_progress_counts_tasks_and_the_steps_of_all_their_restarts(demo_clip: pez.Clip, targets: Tensor) -> None:
     settings = dataclasses.replace(WITH_SWAPS, restarts=3)
     engine = Engine(ClipObjective(demo_clip.encoder(4)), demo_clip.vocabulary(settings), settings, 16)

@@ -12,33 +12,37 @@ from pez.learn import engine_for, settings_for
 SMALL, LARGE = 61, 256
 
 
-def search(count: int, **given: Any) -> tuple[int, int, float]:
-    """Searches, gradient steps of each, and the weight of tokens, with a vocabulary of so many tokens."""
+def search(count: int, **given: Any) -> tuple[int, int, int, float]:
+    """Searches, those that are improved, gradient steps of each, and the weight of tokens, with so many tokens."""
     settings = pez.PezSettings(**given).for_vocabulary(count)
-    return settings.searches, settings.gradient_steps, settings.weight_of_tokens
+    return settings.searches, settings.improved, settings.gradient_steps, settings.weight_of_tokens
 
 
 @pytest.mark.parametrize(
     ("count", "given", "expected"),
     [
-        (SMALL, {}, (2, 96, 0.0)),
-        (LARGE, {}, (6, 96, 0.5)),
-        (SMALL, {"vocabulary": "full"}, (6, 96, 0.0)),
-        (SMALL, {"vocabulary": "full", "allowlist": ("red", "square")}, (2, 96, 0.0)),
-        (LARGE - 1, {}, (2, 96, 0.0)),
-        (LARGE, {"steps": 20}, (1, 20, 0.5)),
-        (SMALL, {"steps": 20}, (1, 20, 0.0)),
-        (LARGE, {"restarts": 1}, (1, 350, 0.5)),
-        (LARGE, {"restarts": 3}, (3, 96, 0.5)),
-        (LARGE, {"restarts": 3, "steps": 20}, (3, 20, 0.5)),
-        (LARGE, {"token_weight": 0.0}, (6, 96, 0.0)),
-        (SMALL, {"token_weight": 0.5}, (2, 96, 0.5)),
-        (LARGE, {"method": "pez"}, (1, 350, 0.5)),
-        (SMALL, {"method": "gcg"}, (1, 350, 0.5)),
+        (SMALL, {}, (2, 2, 96, 0.0)),
+        (LARGE, {}, (12, 1, 96, 0.4)),
+        (SMALL, {"vocabulary": "full"}, (6, 6, 96, 0.0)),
+        (LARGE, {"vocabulary": "full"}, (12, 1, 96, 0.4)),
+        (SMALL, {"vocabulary": "full", "allowlist": ("red", "square")}, (2, 2, 96, 0.0)),
+        (LARGE - 1, {}, (2, 2, 96, 0.0)),
+        (LARGE, {"steps": 20}, (1, 1, 20, 0.4)),
+        (SMALL, {"steps": 20}, (1, 1, 20, 0.0)),
+        (LARGE, {"restarts": 1}, (1, 1, 350, 0.4)),
+        (LARGE, {"restarts": 3}, (3, 1, 96, 0.4)),
+        (LARGE, {"restarts": 3, "finalists": 2}, (3, 2, 96, 0.4)),
+        (LARGE, {"restarts": 3, "finalists": 9}, (3, 3, 96, 0.4)),
+        (SMALL, {"finalists": 1}, (2, 1, 96, 0.0)),
+        (LARGE, {"restarts": 3, "steps": 20}, (3, 1, 20, 0.4)),
+        (LARGE, {"token_weight": 0.0}, (12, 1, 96, 0.0)),
+        (SMALL, {"token_weight": 0.5}, (2, 2, 96, 0.5)),
+        (LARGE, {"method": "pez"}, (1, 1, 350, 0.4)),
+        (SMALL, {"method": "gcg"}, (1, 1, 350, 0.4)),
     ],
 )
 def test_the_vocabulary_decides_how_often_an_image_is_searched(
-    count: int, given: dict[str, Any], expected: tuple[int, int, float]
+    count: int, given: dict[str, Any], expected: tuple[int, int, int, float]
 ) -> None:
     assert search(count, **given) == expected
 
@@ -50,12 +54,12 @@ def test_several_models_search_once_and_longer() -> None:
 
 def test_the_engine_fills_in_what_the_vocabulary_decides(demo_clip: pez.Clip, images: list[Image.Image]) -> None:
     for given, expected in (
-        (pez.PezSettings(), (2, 0.0)),
-        (pez.PezSettings(vocabulary="full", untrained_tokens=True), (6, 0.5)),
-        (pez.PezSettings(steps=3), (1, 0.0)),
+        (pez.PezSettings(), (2, 2, 0.0)),
+        (pez.PezSettings(vocabulary="full", untrained_tokens=True), (12, 1, 0.4)),
+        (pez.PezSettings(steps=3), (1, 1, 0.0)),
     ):
         found = engine_for(demo_clip, given, 16).settings
-        assert (found.searches, found.weight_of_tokens) == expected
+        assert (found.searches, found.improved, found.weight_of_tokens) == expected
         assert settings_for(demo_clip, given) == found
         flop = cost.method_flop(demo_clip, given, demo_clip.vocabulary(given))
         assert flop == cost.method_flop(demo_clip, found, demo_clip.vocabulary(given))
@@ -63,3 +67,11 @@ def test_the_engine_fills_in_what_the_vocabulary_decides(demo_clip: pez.Clip, im
     [by_default] = pez.learn_prompts(demo_clip, images[:1], pez.PezSettings())
     assert [by_default] == pez.learn_prompts(demo_clip, images[:1], written)
     assert by_default.steps == 2 * 96, "the steps of both searches"
+
+
+def test_steps_are_counted_for_all_searches_and_rounds_for_the_improved_ones() -> None:
+    settings = pez.PezSettings(restarts=12, finalists=3, steps=100, swaps=16)
+    assert settings.total_steps == 12 * 100 + 3 * 16
+    assert settings.steps_for(10, 64) == 2 * 100 + 16, "two lanefuls of searches, one of finalists"
+    assert settings.steps_for(64, 64) == settings.total_steps
+    assert pez.PezSettings(method="bank", bank=("a cat",)).total_steps == 1

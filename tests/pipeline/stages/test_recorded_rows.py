@@ -27,15 +27,18 @@ BEFORE_VERSION_3 = [
     "32",
 ]
 
+WIDE = ["--vocabulary", "full", "--untrained-tokens", "--restarts", "3", "--steps", "20", "--swaps", "8"]
+
 
 @pytest.mark.parametrize(
     ("file", "settings"),
     [
         ("recorded_rows.json", []),
+        ("recorded_rows_7.json", [*WIDE, "--finalists", "3", "--token-weight", "0.5"]),  # as version 7 with many tokens
         ("recorded_rows_6.json", ["--restarts", "1", "--token-weight", "0.5"]),  # the defaults of version 6
         ("recorded_rows_2.json", BEFORE_VERSION_3),
     ],
-    ids=["now", "version 6", "version 2"],
+    ids=["now", "version 7", "version 6", "version 2"],
 )
 def test_the_demo_gives_the_recorded_rows(
     file: str, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
