@@ -101,9 +101,8 @@ def build_page(models: Models) -> Any:
                     steps = gr.Slider(
                         10, 2000, round(default.gradient_steps, -1), step=10, label="Steps", elem_id="steps"
                     )
-                    searches = gr.Slider(
-                        1, 16, default.searches, step=1, label="Searches", info=_SEARCHES, elem_id="searches"
-                    )
+                    often = models.searches(models.names[0])
+                    searches = gr.Slider(1, 16, often, step=1, label="Searches", info=_SEARCHES, elem_id="searches")
                 template = gr.Textbox(
                     label="Template", placeholder="a tiger in the style of {}", info=_TEMPLATE, elem_id="template"
                 )
@@ -129,6 +128,7 @@ def build_page(models: Models) -> Any:
                     headers, widths = [*headers, "model"], ["20%", "44%", "16%", "20%"]
                     earlier = gr.Dataframe(headers=headers, column_widths=widths, **table, elem_id="history")
         files.change(lambda paths: paths or [], files, preview, show_progress="hidden")
+        model.change(models.searches, model, searches, show_progress="hidden")
         inputs = [files, model, tokens, steps, searches, template, blocklist, seed, together, history]
         learning = start.click(learn, inputs, [state, found, history, earlier, text, learned], concurrency_id="model")
         stop.click(lambda: _state("stopped"), None, state, cancels=[learning])

@@ -9,9 +9,9 @@ from pez.errors import UserError
 from pez.models.joint import AnyClip
 from pez.models.load import check_models, load_model
 from pez.models.local import local_models
-from pez.models.names import carries_weights, guides_of
+from pez.models.names import carries_weights, guides_of, is_demo
 from pez.regeneration import Generator
-from pez.settings import ModelSettings
+from pez.settings import LARGE_VOCABULARY, ModelSettings, PezSettings
 
 LOCAL = "local"
 """stands for every model whose weights are on this machine"""
@@ -53,6 +53,12 @@ class Models:
         if name not in self.choices:
             raise UserError(f"no model {name!r}; expected {' or '.join(self.choices)}")
         return self._load(name)
+
+    def searches(self, name: str) -> int:
+        """How often the default searches an image with a model: a demo has few words, others have many. Loads nothing."""
+        model = self.choices[name]
+        settings = PezSettings().for_models(len(model.models))
+        return (settings if is_demo(model) else settings.for_vocabulary(LARGE_VOCABULARY)).searches
 
 
 def choices_of(model: ModelSettings, also: Sequence[str]) -> dict[str, ModelSettings]:

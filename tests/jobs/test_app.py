@@ -106,6 +106,7 @@ def test_the_operator_names_the_models_of_the_page(tmp_path: Path) -> None:
         "fp32",
     )
     models = Models(choices, "cpu")
+    assert [models.searches(name) for name in models.names] == [12, 2, 12, 1]
     assert models.clip("demo") is models.clip("demo"), "it is loaded once"
     with pytest.raises(UserError, match="no model 'demo-judge'; expected ViT-L-14/openai or demo or"):
         models.clip("demo-judge")

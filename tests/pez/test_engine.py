@@ -151,18 +151,6 @@ def test_restarts_do_not_depend_on_lanes_or_neighbors(demo_clip: pez.Clip, targe
             assert torch.equal(mine, others)
 
 
-def test_finalists_lose_nothing_when_memory_ends(demo_clip: pez.Clip, targets: Tensor) -> None:
-    settings = dataclasses.replace(WITH_SWAPS, restarts=12, finalists=1)
-    tasks = [Task(f"{i}", t) for i, t in enumerate(targets[:12])]
-    engine = Engine(Small(demo_clip), demo_clip.vocabulary(settings), settings, 64)
-    with pytest.warns(UserWarning, match="out of memory with 64 lanes; continuing with 32"):
-        found = {learned.task.key: learned for finished in engine.run(tasks) for learned in finished}
-    alone = run(demo_clip, tasks, 16, settings)
-    assert len(found) == 12
-    assert all(same(found[key], alone[key]) for key in alone)
-    assert (engine.learning, engine.busy_lanes, engine.steps, engine.busy) == (0, 0, 0, False)
-
-
 def test_progress_of_finalists(demo_clip: pez.Clip, targets: Tensor) -> None:
     settings = dataclasses.replace(WITH_SWAPS, restarts=10, finalists=1)
     engine = Engine(ClipObjective(demo_clip.encoder(4)), demo_clip.vocabulary(settings), settings, 16)
@@ -270,8 +258,9 @@ class Small(ClipObjective):
             raise torch.OutOfMemoryError("no room")
 
 
-def test_out_of_memory_loses_no_restart(demo_clip: pez.Clip, targets: Tensor) -> None:
-    settings = dataclasses.replace(WITH_SWAPS, restarts=3)
+@pytest.mark.parametrize(("restarts", "finalists"), [(3, 3), (12, 1), (5, 2)])
+def test_out_of_memory_loses_no_restart(demo_clip: pez.Clip, targets: Tensor, restarts: int, finalists: int) -> None:
+    settings = dataclasses.replace(WITH_SWAPS, restarts=restarts, finalists=finalists)
     tasks = [Task(f"{i}", t) for i, t in enumerate(targets[:12])]
     engine = Engine(Small(demo_clip), demo_clip.vocabulary(settings), settings, 64)
     with pytest.warns(UserWarning, match="out of memory with 64 lanes; continuing with 32"):
@@ -279,6 +268,7 @@ def test_out_of_memory_loses_no_restart(demo_clip: pez.Clip, targets: Tensor) ->
     alone = run(demo_clip, tasks, 16, settings)
     assert len(found) == 12
     assert all(same(found[key], alone[key]) for key in alone)
+    assert (engine.learning, engine.busy_lanes, engine.steps, engine.busy) == (0, 0, 0, False)
 
 
 def test_out_of_memory_halves_the_lanes_and_loses_no_task(demo_clip: pez.Clip, targets: Tensor) -> None:
