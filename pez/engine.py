@@ -84,7 +84,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a task is unfinished."""
-        return any(self._waiting) or any(phase.prompts for phase in self._phases)
+        return any(self._waiting) or any(phase.prompts for phase in self._phases) or bool(self._walked)
 
     @property
     def learning(self) -> int:
@@ -127,10 +127,8 @@ class Engine:
             torch.OutOfMemoryError: not enough memory for 16 lanes.
         """
         with own_modes():
-            more, finished = (
-                False,
-                list[Learned](),
-            )  # of the earlier phases: whether they are busy, and what they returned
+            more = False  # whether an earlier phase is busy
+            finished: list[Learned] = []  # what the phase before returned
             for i, waiting in enumerate(self._waiting):
                 waiting.extend(finished)
                 while waiting and self._phases[i].free:
@@ -179,15 +177,27 @@ class Engine:
         """
         count, chosen = self.settings.improved, list[Learned]()
         for walked in _complete(self._walked, finished, self.settings.searches):
-            values = self._values(walked)
+            values = self._values_in_memory(walked)
+            del self._walked[id(walked[0].task)]
             ranked = [walked[i] for i in sorted(range(len(walked)), key=lambda i: -values[i])]
             chosen += [_merged(ranked[0], ranked[count:], self.settings), *ranked[1:count]]
         return chosen
 
+    def _values_in_memory(self, walked: Sequence[Learned]) -> list[float]:
+        """The values; out of memory, the first phase continues with half the lanes."""
+        while True:
+            try:
+                return self._values(walked)
+            except torch.OutOfMemoryError:
+                halved = self._phases[0].halved()
+                if halved is None:
+                    raise
+            self._continue_with(0, *halved)
+
     def _values(self, walked: Sequence[Learned]) -> list[float]:
         """What the choice among a task's prompts goes by: the score, and the weighted mean score of the tokens alone."""
         scores = [learned.score for learned in walked]
-        if not self.settings.weight_of_tokens or not self.settings.rounds:
+        if not self.settings.weight_of_tokens:
             return scores
         device = self.vocabulary.embedding.device
         ids = torch.stack([learned.token_ids for learned in walked]).to(device)  # (searches, tokens)
@@ -200,6 +210,7 @@ class Engine:
         """The results of tasks of which no restart is in progress any more: the best score, the first of several."""
         whole = []
         for ended in _complete(self._ended, finished, self.settings.improved):
+            del self._ended[id(ended[0].task)]
             best = max(ended, key=lambda learned: learned.score)
             whole.append(_merged(best, [one for one in ended if one is not best], self.settings))
         return whole
@@ -214,22 +225,21 @@ class Engine:
             if halved is None:
                 raise
         # Outside the except block, because the error keeps the failed step's tensors alive.
-        smaller, message = halved
-        warnings.warn(message, stacklevel=3)
-        self._waiting[i].extendleft(reversed(phase.prompts))
-        self._phases[i] = smaller
+        self._continue_with(i, *halved)
         return []
+
+    def _continue_with(self, i: int, smaller: Phase, message: str) -> None:
+        """Replace a phase that is too large for the memory; its prompts start over."""
+        warnings.warn(message, stacklevel=4)
+        self._waiting[i].extendleft(reversed(self._phases[i].prompts))
+        self._phases[i] = smaller
 
 
 def _complete(held: dict[int, list[Learned]], finished: Sequence[Learned], count: int) -> list[list[Learned]]:
-    """Hold what has finished, and take out what belongs to tasks of which so many restarts are there, in their order."""
-    whole = []
+    """Hold what has finished; returns the held restarts, in their order, of each task that has so many."""
     for learned in finished:
-        restarts = held.setdefault(id(learned.task), [])
-        restarts.append(learned)
-        if len(restarts) == count:
-            whole.append(sorted(held.pop(id(learned.task)), key=lambda one: one.restart))
-    return whole
+        held.setdefault(id(learned.task), []).append(learned)
+    return [sorted(restarts, key=lambda one: one.restart) for restarts in held.values() if len(restarts) == count]
 
 
 def _merged(best: Learned, others: Sequence[Learned], settings: PezSettings) -> Learned:

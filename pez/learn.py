@@ -231,7 +231,7 @@ def learn_for_targets(
 def settings_for(clip: AnyClip, settings: PezSettings) -> PezSettings:
     """The settings with those defaults that the number of models and of allowed tokens decides."""
     settings = settings.for_models(models_of(clip))
-    if settings.method != "default" or (settings.restarts is not None and settings.token_weight is not None):
+    if settings.method != "default" or None not in (settings.restarts, settings.finalists, settings.token_weight):
         return settings
     return settings.for_vocabulary(int(clip.allowed_tokens(settings).sum()))
 

@@ -110,9 +110,9 @@ class PezSettings:
     """tokens that swaps may take: visited = those that the gradient steps tried, which suit the image under other models
     too; all = the whole vocabulary"""
     token_weight: float | None = None
-    """in rounds of swaps and in the choice for them, the weight of the tokens' own similarity to the image; default = 0.4, or 0
-    with several models or fewer than 256 tokens. With 0, only the prompt's similarity counts: it ends higher under this model
-    and, with many tokens, lower under other models"""
+    """weight of the tokens' own similarity to the image, in the choice of the searches that get swaps and in the swaps. With 0,
+    only the prompt's similarity counts: it ends higher under this model and, with many tokens, lower under other models.
+    Default = 0.4, or 0 with several models or fewer than 256 tokens"""
     fluency: float = 0.0
     """in rounds of swaps, what a candidate pays for each nat of its mean surprise under a bigram model of --fluency-text, in
     units of similarity; values from 0.003 to 0.03 are useful"""
@@ -124,11 +124,12 @@ class PezSettings:
     published, and tokens need not survive decoding and re-encoding; bank = phrases of --bank, chained. The others are there to
     compare with: autoprompt, fluentprompt, gcg, gaslite, random, and soft (a soft prompt, projected at the end)"""
     restarts: int | None = None
-    """independent searches for each image, from different random starts; the best prompt is kept. Default = 12 with at least
-    256 tokens, otherwise 2, or 6 with --vocabulary full; 1 with --steps, several models or another method"""
+    """independent searches for each image, from different random starts, of which --finalists get swaps; the best prompt is
+    kept. Default = 12 with at least 256 tokens, otherwise 2, or 6 with --vocabulary full; 1 with --steps, several models or
+    another method"""
     finalists: int | None = None
-    """how many of an image's searches go on to the rounds of swaps: those whose prompts are best after the gradient steps, with
-    the tokens' weight. Default = 1 with at least 256 tokens, otherwise all"""
+    """how many of an image's searches get rounds of swaps: after the gradient steps, those with the highest similarity plus
+    --token-weight times the mean of their tokens' own. Default = 1 with at least 256 tokens, otherwise all"""
     candidates_kept: int = 1
     """how many of the best distinct prompts to keep for each image, up to 64"""
     seed: int = 0
@@ -314,8 +315,12 @@ class PezSettings:
         """Gradient steps and rounds of swaps of all lanes together, until so many prompts are learned."""
         if self.method == "bank":
             return -(-prompts // lanes)
-        walks, swapped = -(-prompts * self.searches // lanes), -(-prompts * self.improved // lanes)
+        walks, swapped = -(-prompts * self.searches // lanes), -(-prompts * self.improved // self.swap_lanes(lanes))
         return walks * self.gradient_steps + swapped * self.rounds
+
+    def swap_lanes(self, lanes: int) -> int:
+        """Lanes of the rounds of swaps: the share of the searches that get there, rounded up to a multiple of 16."""
+        return min(lanes, -(-lanes * self.improved // (16 * self.searches)) * 16)
 
     @property
     def plain(self) -> bool:

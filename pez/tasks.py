@@ -31,7 +31,7 @@ class Learned:
     """(tokens,) int64, on the CPU; fewer with the method bank"""
     score: float
     steps: int
-    """gradient steps taken; of a finished task, over all restarts"""
+    """gradient steps taken; of a finished task, and of the best finalist, over all restarts"""
     soft_score: float | None = None
     """of the soft prompt that the tokens are the projection of; with the method soft only"""
     visited: Tensor | None = None

@@ -160,14 +160,14 @@ class SimulatedGpu:
         if self._admitted in (self.lanes, self._images):
             self._marks.append((self._now(), self.computing, self.useful))
 
-    def compute(self, seconds: float, prompts: int) -> None:
-        """Compute for some prompts, in the time that all lanes take."""
+    def compute(self, seconds: float, filled: float) -> None:
+        """Compute with a share of the lanes filled, in the time that all take."""
         if self._thread != (here := threading.get_ident()):  # it ends when no shard is left, and another follows
             self._thread, self._thread_start = here, time.thread_time() - self.thread_seconds
         self.thread_seconds = time.thread_time() - self._thread_start
         self._sleep(seconds)
         self.computing += seconds
-        self.useful += seconds * prompts / self.lanes
+        self.useful += seconds * filled
 
     @property
     def busy(self) -> float:
@@ -194,17 +194,17 @@ def waiting_engine(clip: Clip, method: pez.PezSettings, gpu: SimulatedGpu, image
     whole = cost.method_flop(clip, method, vocabulary)
     walk = method.gradient_steps * cost.step_flop(clip, method, vocabulary.allowed)
     swaps = cost.swaps_flop(clip, method.tokens, method.rounds, method.tried, vocabulary.allowed)
-    in_walk, in_swaps = (
-        gpu.lanes / images_per_second * flop / whole for flop in (walk, swaps)
-    )  # seconds, of all lanes
+    lanes = method.swap_lanes(gpu.lanes)
+    in_walk = gpu.lanes / images_per_second * walk / whole  # seconds, of all lanes
+    in_swaps = lanes / images_per_second * swaps / whole
 
     def swap(_: Any, __: Any, prompts: Sequence[Learned], *___: Any) -> list[Learned]:
-        gpu.compute(in_swaps, len(prompts))
+        gpu.compute(in_swaps, len(prompts) / lanes)
         return [dataclasses.replace(prompt, score=0.5) for prompt in prompts]
 
     phases: list[Phase] = [
         _WaitingWalk(gpu, method.gradient_steps, in_walk / method.gradient_steps),
-        Batch(swap, "swaps", objective, vocabulary, method, gpu.lanes),
+        Batch(swap, "swaps", objective, vocabulary, method, lanes),
     ]
     return Engine(objective, vocabulary, method, gpu.lanes, phases=phases[: 2 if method.rounds else 1])
 
@@ -236,7 +236,7 @@ class _WaitingWalk:
     def step(self, more: bool, on_step: OnStep | None) -> list[Learned]:
         if not self._taken:
             return []
-        self.gpu.compute(self._seconds, len(self._taken))
+        self.gpu.compute(self._seconds, len(self._taken) / self.lanes)
         self._step += 1
         done = [prompt for prompt, first in self._taken if self._step - first == self._steps]
         self._taken = [(prompt, first) for prompt, first in self._taken if self._step - first < self._steps]

@@ -35,8 +35,9 @@ METHODS: dict[Method, tuple[MakePhase, ...]] = {
 
 
 def phases_of(objective: Objective, vocabulary: Vocabulary, settings: PezSettings, lanes: int) -> list[Phase]:
-    """The phases of the settings' method, idle."""
+    """The phases of the settings' method, idle. Where few searches go on after the first, the others have fewer lanes."""
     phases = METHODS[settings.method]
     if settings.method == "default" and not settings.rounds:
         phases = phases[:1]
-    return [phase(objective, vocabulary, settings, lanes) for phase in phases]
+    of_each = [lanes] + [settings.swap_lanes(lanes)] * (len(phases) - 1)
+    return [phase(objective, vocabulary, settings, count) for phase, count in zip(phases, of_each, strict=True)]

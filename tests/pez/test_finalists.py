@@ -5,9 +5,12 @@ import dataclasses
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import pez
+from pez.engine import Engine
 from pez.learn import engine_for
+from pez.objectives.clip import ClipObjective
 from pez.seeds import generator_for
 from pez.tasks import Learned, Task
 
@@ -53,3 +56,33 @@ def test_only_the_best_walks_are_swapped(demo_clip: pez.Clip, images: list[Image
         assert seen is not None
         assert of_a_loser.score <= seen[1].max(), "prompts of the others are kept too"
         assert len(seen[1]) > 5
+
+
+class Narrow(ClipObjective):
+    """Has too little memory for single tokens, the first few times."""
+
+    def __init__(self, clip: pez.Clip, failures: int) -> None:
+        super().__init__(clip.encoder(4), clip.single_tokens())
+        self.failures = failures
+
+    def score_tokens(self, ids: Tensor, batch: Tensor) -> Tensor:
+        if self.failures:
+            self.failures -= 1
+            raise torch.OutOfMemoryError("no room")
+        return super().score_tokens(ids, batch)
+
+
+def test_a_choice_without_memory_is_made_with_fewer_lanes(demo_clip: pez.Clip, images: list[Image.Image]) -> None:
+    tasks = [Task(f"{i}", t) for i, t in enumerate(demo_clip.image_features(images[:6]))]
+    settings = dataclasses.replace(SETTINGS, restarts=12, finalists=1, token_weight=0.5)
+    whole = learned(demo_clip, tasks, 64, settings)
+    engine = Engine(Narrow(demo_clip, 2), demo_clip.vocabulary(settings), settings, 64)
+    with pytest.warns(UserWarning, match="out of memory with 64 lanes; continuing with 32"):
+        found = {one.task.key: one for finished in engine.run(tasks) for one in finished}
+    assert set(found) == set(whole)
+    assert all(same(found[key], whole[key]) and found[key].steps == 120 for key in whole)
+
+    engine = Engine(Narrow(demo_clip, 9), demo_clip.vocabulary(settings), settings, 64)
+    with pytest.warns(UserWarning, match="continuing with 16"), pytest.raises(torch.OutOfMemoryError):
+        list(engine.run(tasks))
+    assert (engine.learning, engine.busy) == (6, True), "nothing is lost"

@@ -57,6 +57,7 @@ def test_the_engine_fills_in_what_the_vocabulary_decides(demo_clip: pez.Clip, im
         (pez.PezSettings(), (2, 2, 0.0)),
         (pez.PezSettings(vocabulary="full", untrained_tokens=True), (12, 1, 0.4)),
         (pez.PezSettings(steps=3), (1, 1, 0.0)),
+        (pez.PezSettings(vocabulary="full", untrained_tokens=True, restarts=5, token_weight=0.1), (5, 1, 0.1)),
     ):
         found = engine_for(demo_clip, given, 16).settings
         assert (found.searches, found.improved, found.weight_of_tokens) == expected
@@ -72,6 +73,7 @@ def test_the_engine_fills_in_what_the_vocabulary_decides(demo_clip: pez.Clip, im
 def test_steps_are_counted_for_all_searches_and_rounds_for_the_improved_ones() -> None:
     settings = pez.PezSettings(restarts=12, finalists=3, steps=100, swaps=16)
     assert settings.total_steps == 12 * 100 + 3 * 16
-    assert settings.steps_for(10, 64) == 2 * 100 + 16, "two lanefuls of searches, one of finalists"
-    assert settings.steps_for(64, 64) == settings.total_steps
+    assert [settings.swap_lanes(lanes) for lanes in (5, 16, 64, 1024)] == [5, 16, 16, 256], "a quarter"
+    assert settings.steps_for(10, 64) == 2 * 100 + 2 * 16, "two lanefuls of searches, two of 16 finalists"
+    assert settings.steps_for(64, 64) == settings.total_steps + 9 * 16
     assert pez.PezSettings(method="bank", bank=("a cat",)).total_steps == 1
