@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pez.classification import SEARCH, Question, SearchMethod, SearchSettings
 from pipeline.description import chosen
+from pipeline.parquet import table_of
 from pipeline.rows import ShardReport
 from pipeline.sources.base import Unit
 from pipeline.table import PromptTable
@@ -146,4 +146,4 @@ class PromptRows(PromptTable):
     def read_prompts(self, unit: Unit) -> list[PromptRow]:
         """The rows of a finished unit."""
         with self.fs.open(self.at(f"{unit.stem}.parquet"), "rb") as file:
-            return [PromptRow(**values) for values in pq.read_table(file).to_pylist()]
+            return [PromptRow(**values) for values in table_of(file).to_pylist()]

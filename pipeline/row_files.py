@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.description import fingerprint
 from pipeline.folder import Bookkeeping, DamagedError, OutputFolder
+from pipeline.parquet import is_damage, opened, table_of
 from pipeline.rows import CAPTIONED, SCHEMA, VERIFIED, Row
 from pipeline.sources.base import Unit
 
@@ -60,7 +61,7 @@ class RowFiles(OutputFolder):
         """Publish a table as one Parquet file, atomically."""
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd", row_group_size=65536)
-        if pq.read_metadata(io.BytesIO(buffer.getvalue())).num_rows != table.num_rows:
+        if opened(buffer).metadata.num_rows != table.num_rows:
             raise RuntimeError(f"{name} does not read back")
         self.put(name, buffer.getvalue())
 
@@ -71,11 +72,11 @@ class RowFiles(OutputFolder):
             FileNotFoundError: there is no such file.
         """
         with self.fs.open(self.at(name), "rb") as file:
-            extra = [field.name for field in self.columns]
-            table = pq.read_table(file, columns=[*CAPTIONED.names, *extra])
-            own, others = table.select(CAPTIONED.names).to_pylist(), table.select(extra).to_pylist()
-            others = others if extra else [{}] * len(own)
-            return [Row(**values, columns=dict(more)) for values, more in zip(own, others, strict=True)]
+            table = table_of(file)
+        extra = [field.name for field in self.columns]
+        own, others = table.select(CAPTIONED.names).to_pylist(), table.select(extra).to_pylist()
+        others = others if extra else [{}] * len(own)
+        return [Row(**values, columns=dict(more)) for values, more in zip(own, others, strict=True)]
 
     def read_metadata(self, name: str) -> dict[bytes, bytes] | None:
         """The schema metadata of a Parquet file; None if there is no Parquet file.
@@ -84,34 +85,37 @@ class RowFiles(OutputFolder):
             UserError: it cannot be opened, for example because it is a folder.
         """
         try:
-            with self.reading(name):
-                file = self.fs.open(self.at(name), "rb")
-            with file:
-                return pq.read_schema(file).metadata or {}
-        except (FileNotFoundError, pa.ArrowInvalid):
+            with self._opened(name) as file:
+                return opened(file).schema_arrow.metadata or {}
+        except (FileNotFoundError, DamagedError):
             return None
 
     def schema(self, shard: Unit) -> pa.Schema:
         """The columns of a finished shard. Raises as `read` does."""
-        with self._table(shard) as file:
-            return pq.read_schema(file)
+        with self._opened(f"{shard.stem}.parquet") as file:
+            return opened(file).schema_arrow
 
     def read(self, shard: Unit) -> pa.Table:
         """The rows of a finished shard.
 
         Raises:
-            DamagedError: they cannot be read.
+            FileNotFoundError: there is no such file.
+            DamagedError: its contents are damaged.
+            UserError: it cannot be read.
         """
-        with self._table(shard) as file:
-            return pq.read_table(file)
+        with self._opened(f"{shard.stem}.parquet") as file:
+            return table_of(file)
 
     @contextlib.contextmanager
-    def _table(self, shard: Unit) -> Iterator[IO[bytes]]:
-        """The file of a finished shard, opened."""
-        try:
-            with self.fs.open(self.at(f"{shard.stem}.parquet"), "rb") as file:
-                yield file
-        except pa.ArrowInvalid as error:
-            raise DamagedError(
-                f"{self.url}/{shard.stem}.parquet is damaged; remove it and re-run the command to recreate it"
-            ) from error
+    def _opened(self, name: str) -> Iterator[IO[bytes]]:
+        """A Parquet file, opened. Errors are those of `read`."""
+        with self.reading(name):
+            try:
+                with self.fs.open(self.at(name), "rb") as file:
+                    yield file
+            except Exception as error:
+                if not is_damage(error):
+                    raise
+                raise DamagedError(
+                    f"{self.url}/{name} is damaged; remove it and re-run the command to recreate it"
+                ) from error

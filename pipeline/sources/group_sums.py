@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.folder import OutputFolder
+from pipeline.parquet import opened, rows_between
 from pipeline.sources.base import UnitError
 
 Vector = npt.NDArray[np.float64]
@@ -165,9 +166,9 @@ def read_sums(folder: OutputFolder, name: str, partition: int, partitions: int) 
 def _read(folder: OutputFolder, name: str, partition: int, partitions: int) -> Iterator[tuple[str, GroupSum]]:
     first, last = bounds(partition, partitions)
     with folder.fs.open(folder.at(f"_sums/{name}.parquet"), "rb") as file:
-        index = pq.read_table(file, filters=[("hash", ">=", first), ("hash", "<=", last)])
-    about = json.loads((index.schema.metadata or {})[_ABOUT])
-    groups = index.to_pylist()
+        index = opened(file)
+        about = json.loads((index.schema_arrow.metadata or {})[_ABOUT])
+        groups = rows_between(index, "hash", first, last)
     at = [group["row"] for group in groups if group["row"] is not None]
     matrix = np.zeros((0, about["dim"]))
     if at:

@@ -135,7 +135,7 @@ class ImageTableSource:
 
     def _parquet_rows(self, unit: Unit) -> Iterator[TableRow]:
         columns = list(self.named.values())
-        with open_parquet(unit, pre_buffer=False, buffer_size=_BUFFER) as file:
+        with open_parquet(unit, buffer_size=_BUFFER) as file:
             for option, name in self.named.items():
                 _expect_column(unit, file.schema_arrow, name, option)
             yield from rows_in(file, unit, columns, _BATCH)

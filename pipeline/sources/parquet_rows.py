@@ -8,6 +8,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.parquet import batches_of, opened
 from pipeline.sources.base import Unit, UnitError
 from pipeline.sources.stores import listing_options, unreadable, words_of
 from pipeline.sources.table_rows import BadValue, TableRow
@@ -37,7 +38,7 @@ def rows_in(file: pq.ParquetFile, unit: Unit, columns: Sequence[str], batch_size
         UnitError: the file is damaged.
     """
     try:
-        for batch in file.iter_batches(batch_size, columns=list(dict.fromkeys(columns))):
+        for batch in batches_of(file, batch_size, list(dict.fromkeys(columns))):
             cells = [cells_of(batch.column(batch.schema.get_field_index(name))) for name in columns]
             for row in zip(*cells, strict=True):
                 yield TableRow(row)
@@ -50,7 +51,7 @@ def open_parquet(unit: Unit, **options: Any) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file.
 
     Args:
-        options: arguments of pyarrow's ParquetFile.
+        options: arguments of pyarrow's ParquetFile, except `pre_buffer`.
 
     Raises:
         UnitError: not readable, damaged or truncated.
@@ -62,7 +63,7 @@ def open_parquet(unit: Unit, **options: Any) -> Iterator[pq.ParquetFile]:
         except Exception as error:  # each filesystem has its own errors
             raise unreadable(unit.source, unit.url, error) from error
         try:
-            parquet = pq.ParquetFile(file, **options)
+            parquet = opened(file, **options)
         except pa.ArrowException as error:
             found = words_of(error, unit.source)
             raise UnitError(
