@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from PIL import Image
 
 import pez
+from jobs.live import BestPrompts
 from pez.learn import settings_for
 from pez.models.joint import AnyClip
 from pez.settings import lanes_for
@@ -50,7 +51,7 @@ def learn_live(
     names, settings = [" + ".join(names)] if together else list(names), settings_for(clip, settings)
     updates: queue.Queue[Update | BaseException] = queue.Queue()
     gone = threading.Event()
-    best: dict[int, tuple[float, list[int]]] = {}
+    best = BestPrompts(settings)
     taken, steps, template = 0, settings.steps_for(len(names), lanes_for(clip.device.type)), template_of(settings)
 
     def on_step(step: Step) -> None:
@@ -58,11 +59,9 @@ def learn_live(
         if gone.is_set():
             raise _AbandonedError
         taken += 1
-        for task, score, ids in zip(step.tasks, step.best_score.tolist(), step.best_ids.tolist(), strict=True):
-            if score > best.get(task.handle, (-1.0,))[0]:
-                best[task.handle] = score, ids
+        best.add(step)
         if taken % _EVERY == 1:
-            rows = [(names[i], template.around(clip.text_of(ids)), score) for i, (score, ids) in sorted(best.items())]
+            rows = [(names[i], template.around(clip.text_of(ids)), score) for i, score, ids, _ in best]
             updates.put(Update(taken, steps, rows))
 
     def learn() -> None:

@@ -55,3 +55,5 @@ class Step:
     """(tasks, tokens) int64, the best of each task so far, including this step"""
     best_score: Tensor
     """(tasks,) float"""
+    swapped: bool = False
+    """after a round of swaps"""

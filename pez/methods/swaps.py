@@ -69,7 +69,7 @@ def improve(
 
     def show(ids: Tensor, score: Tensor) -> None:
         ids, score = ids[: len(tasks)], score[: len(tasks)]
-        on_step(Step(tasks, ids, score, ids, score))
+        on_step(Step(tasks, ids, score, ids, score, swapped=True))
 
     ids, score = swap_rounds(
         objective,
