@@ -66,12 +66,8 @@ class RowFiles(OutputFolder):
         self.put(name, buffer.getvalue())
 
     def read_rows(self, name: str) -> list[Row]:
-        """Read what `write_rows` wrote, without the columns of verification.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-        """
-        with self.fs.open(self.at(name), "rb") as file:
+        """Read what `write_rows` wrote, without the columns of verification. Raises as `read` does."""
+        with self._opened(name) as file:
             table = table_of(file)
         extra = [field.name for field in self.columns]
         own, others = table.select(CAPTIONED.names).to_pylist(), table.select(extra).to_pylist()

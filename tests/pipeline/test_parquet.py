@@ -131,6 +131,8 @@ def test_a_damaged_table_is_named(out: Path, kind: str) -> None:
     table = PromptTable(str(out), {"kind": "test"})
     with pytest.raises(DamagedError, match="out/a.parquet is damaged; remove it and re-run the command to recreate it"):
         table.read(Unit("a.tar", "a"))
+    with pytest.raises(DamagedError, match="out/a.parquet is damaged"):
+        table.read_rows("a.parquet")
     assert (table.read_metadata("a.parquet") is None) == (kind != "page")  # with pages, only the rows are lost
 
 
