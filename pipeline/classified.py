@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from pez.classification import SEARCH, Question, SearchMethod, SearchSettings
 from pipeline.description import chosen
-from pipeline.parquet import table_of
 from pipeline.rows import ShardReport
 from pipeline.sources.base import Unit
 from pipeline.table import PromptTable
@@ -144,6 +143,5 @@ class PromptRows(PromptTable):
         return report
 
     def read_prompts(self, unit: Unit) -> list[PromptRow]:
-        """The rows of a finished unit."""
-        with self.fs.open(self.at(f"{unit.stem}.parquet"), "rb") as file:
-            return [PromptRow(**values) for values in table_of(file).to_pylist()]
+        """The rows of a finished unit. Raises as `read` does."""
+        return [PromptRow(**values) for values in self.read(unit).to_pylist()]

@@ -1,7 +1,7 @@
 """Parquet files read through file objects of Python, only in the calling thread.
 
 PyArrow's own threads may hold such an object a little longer than the read. If Python has ended by then, the process aborts
-or hangs although its work is done: in 87 of 300 runs on a busy machine (EXPERIMENTS.md; apache/arrow issues 34314 and 50482).
+although its work is done, in 87 of 300 runs on a busy machine (EXPERIMENTS.md), or hangs (apache/arrow issues 34314 and 50482).
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,7 +8,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.parquet import batches_of, opened
+from pipeline.parquet import batches_of, is_damage, opened
 from pipeline.sources.base import Unit, UnitError
 from pipeline.sources.stores import listing_options, unreadable, words_of
 from pipeline.sources.table_rows import BadValue, TableRow
@@ -64,13 +64,13 @@ def open_parquet(unit: Unit, **options: Any) -> Iterator[pq.ParquetFile]:
             raise unreadable(unit.source, unit.url, error) from error
         try:
             parquet = opened(file, **options)
-        except pa.ArrowException as error:
+        except Exception as error:  # each filesystem has its own errors
+            if not is_damage(error):
+                raise unreadable(unit.source, unit.url, error) from error
             found = words_of(error, unit.source)
             raise UnitError(
                 f"{unit.url} is a Parquet file that is damaged or truncated ({found}); make or copy it again"
             ) from error
-        except Exception as error:  # each filesystem has its own errors
-            raise unreadable(unit.source, unit.url, error) from error
         yield parquet
 
 

@@ -16,7 +16,8 @@ from pez.errors import UserError
 from pipeline.folder import DamagedError
 from pipeline.parquet import batches_of, is_damage, opened, rows_between, table_of
 from pipeline.rows import Row
-from pipeline.sources.base import Unit
+from pipeline.sources.base import Unit, UnitError
+from pipeline.sources.parquet_rows import read_parquet
 from pipeline.table import PromptTable
 
 ROWS = 4000
@@ -134,6 +135,14 @@ def test_a_damaged_table_is_named(out: Path, kind: str) -> None:
     with pytest.raises(DamagedError, match="out/a.parquet is damaged"):
         table.read_rows("a.parquet")
     assert (table.read_metadata("a.parquet") is None) == (kind != "page")  # with pages, only the rows are lost
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DAMAGE if kind != "page"])
+def test_a_damaged_input_is_named(out: Path, kind: str) -> None:
+    file = out / "a.parquet"
+    file.write_bytes(DAMAGE[kind](file.read_bytes()))
+    with pytest.raises(UnitError, match="a.parquet is a Parquet file that is damaged or truncated"):
+        list(read_parquet(Unit(str(file), "a"), ["prompt"]))
 
 
 def test_a_table_that_cannot_be_read_is_not_called_damaged(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
